@@ -1,0 +1,168 @@
+// Package contract owns what the webhook and the containers it injects agree on: the names in a pod, the paths in its containers, tee's
+// flags, and the one environment variable that configures the shipper. The webhook encodes, tee and the shipper decode.
+package contract
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Names that people and other tools see.
+const (
+	// InjectKey is the namespace label that turns shiplog on with InjectEnabled, and the annotation that turns it off for one TaskRun or
+	// PipelineRun with InjectDisabled (Tekton copies annotations from PipelineRun to TaskRun to pod).
+	InjectKey      = "shiplog.dev/inject"
+	InjectEnabled  = "enabled"
+	InjectDisabled = "false"
+	// SkippedAnnotation on a pod says what was left alone and why: "container=reason" pairs joined by ",", or "pod=reason".
+	SkippedAnnotation = "shiplog.dev/skipped"
+
+	// Audience is the audience of the service-account token that the shipper trades for an upload ticket.
+	Audience = "shiplog"
+)
+
+// Names within an injected pod.
+const (
+	// ShipperContainer has neither of the prefixes "step-" and "sidecar-", which mean something to Tekton.
+	ShipperContainer = "shiplog-shipper"
+	SpoolVolume      = "shiplog-spool"
+	TokenVolume      = "shiplog-token"
+
+	// BinSubPath is the folder of the spool volume that holds tee; LogsSubPath the folder with one folder per container;
+	// StateSubPath is the shipper's own and is mounted into no other container.
+	BinSubPath   = "bin"
+	LogsSubPath  = "logs"
+	StateSubPath = "state"
+
+	// TeeMount and SpoolMount are where a captured container sees tee (read-only) and its own folder of the spool (read-write).
+	TeeMount   = "/shiplog/bin"
+	SpoolMount = "/shiplog/spool"
+	TeePath    = TeeMount + "/tee"
+
+	// VolumeMount is where the shipper sees the whole spool volume.
+	VolumeMount = "/shiplog"
+	TokenMount  = "/var/run/secrets/shiplog.dev"
+	TokenFile   = TokenMount + "/token"
+
+	// ShipperBinary and TeeSource are paths in the shipper's image. "ShipperBinary install" is the postStart hook.
+	ShipperBinary = "/shipper"
+	TeeSource     = "/tee"
+)
+
+// ConfigEnv is the environment variable that holds the shipper's Config as JSON.
+const ConfigEnv = "SHIPLOG_CONFIG"
+
+// Config is what the webhook tells the shipper. It holds nothing secret: whoever may read the pod can read it.
+type Config struct {
+	// TicketURL is the address of the ticket service, such as https://shiplog-webhook.shiplog-system.svc/v1/tickets.
+	TicketURL string `json:"ticketURL"`
+	// CABundle holds PEM certificates that sign the ticket service's certificate; empty means the system's roots.
+	CABundle string `json:"caBundle,omitempty"`
+	// Containers are the captured containers, in the order of the pod. Each has a folder of that name in the spool.
+	Containers []string `json:"containers"`
+	// SegmentBytes is the number of archive bytes at which a segment is cut.
+	SegmentBytes int64 `json:"segmentBytes"`
+	// FlushInterval is the age at which a segment is cut in a log that has just begun or resumed; SlowFlushInterval in one that has trickled for long.
+	FlushInterval     Duration `json:"flushInterval"`
+	SlowFlushInterval Duration `json:"slowFlushInterval"`
+	// DrainTimeout bounds the time from SIGTERM to the shipper's end. Zero means until the kubelet kills it.
+	DrainTimeout Duration `json:"drainTimeout,omitempty"`
+}
+
+// Duration is a time.Duration that is text such as "1.5s" in JSON.
+type Duration time.Duration
+
+// MarshalText makes text such as "1.5s".
+func (d Duration) MarshalText() ([]byte, error) { return []byte(time.Duration(d).String()), nil }
+
+// UnmarshalText reads text such as "1.5s".
+func (d *Duration) UnmarshalText(b []byte) error {
+	v, err := time.ParseDuration(string(b))
+	*d = Duration(v)
+	return err
+}
+
+// Encode makes the value of ConfigEnv.
+func (c Config) Encode() (string, error) {
+	if err := c.Validate(); err != nil {
+		return "", err
+	}
+	b, err := json.Marshal(c)
+	if err != nil {
+		return "", fmt.Errorf("encode %s: %w", ConfigEnv, err)
+	}
+	return string(b), nil
+}
+
+// Decode reads the value of ConfigEnv. Unknown fields are ignored, so that a newer webhook can talk to an older shipper.
+func Decode(s string) (Config, error) {
+	var c Config
+	if s == "" {
+		return c, fmt.Errorf("%s is empty: the shipper runs only in pods that shiplog's webhook has injected it into", ConfigEnv)
+	}
+	if err := json.Unmarshal([]byte(s), &c); err != nil {
+		return c, fmt.Errorf("decode %s: %w", ConfigEnv, err)
+	}
+	return c, c.Validate()
+}
+
+// Validate returns every fault at once.
+func (c Config) Validate() error {
+	var errs []error
+	if !strings.HasPrefix(c.TicketURL, "https://") && !strings.HasPrefix(c.TicketURL, "http://") {
+		errs = append(errs, fmt.Errorf("ticketURL %q is not an http(s) address", c.TicketURL))
+	}
+	if len(c.Containers) == 0 {
+		errs = append(errs, errors.New("containers is empty"))
+	}
+	for _, name := range c.Containers {
+		if name == "" || name == "." || name == ".." || strings.ContainsAny(name, "/\x00") {
+			errs = append(errs, fmt.Errorf("container %q cannot be a folder's name", name))
+		}
+	}
+	if c.SegmentBytes <= 0 || c.FlushInterval <= 0 || c.SlowFlushInterval < c.FlushInterval || c.DrainTimeout < 0 {
+		errs = append(errs, fmt.Errorf("segmentBytes %d, flushInterval %v, slowFlushInterval %v (at least flushInterval) must be positive, drainTimeout %v not negative",
+			c.SegmentBytes, time.Duration(c.FlushInterval), time.Duration(c.SlowFlushInterval), time.Duration(c.DrainTimeout)))
+	}
+	if len(errs) > 0 {
+		return fmt.Errorf("%s: %w", ConfigEnv, errors.Join(errs...))
+	}
+	return nil
+}
+
+// Tee is tee's command line: "--spool DIR --limit BYTES --grace DURATION -- command args…".
+type Tee struct {
+	Spool string        // the container's own folder
+	Limit int64         // the most unshipped bytes that tee leaves in it
+	Grace time.Duration // the pod's own grace period: tee kills its child this long after SIGTERM
+	Argv  []string      // the container's command and arguments
+}
+
+// Args makes the command line behind tee's own path.
+func (t Tee) Args() []string {
+	return append([]string{"--spool", t.Spool, "--limit", strconv.FormatInt(t.Limit, 10), "--grace", t.Grace.String(), "--"}, t.Argv...)
+}
+
+// ParseTee reads what Args made. The form is fixed, not a general command line: only the webhook writes it.
+func ParseTee(args []string) (Tee, error) {
+	const form = "--spool DIR --limit BYTES --grace DURATION -- COMMAND [ARG…]"
+	if len(args) < 8 || args[0] != "--spool" || args[2] != "--limit" || args[4] != "--grace" || args[6] != "--" {
+		return Tee{}, fmt.Errorf("tee: arguments are not %s", form)
+	}
+	limit, err := strconv.ParseInt(args[3], 10, 64)
+	if err != nil || limit <= 0 {
+		return Tee{}, fmt.Errorf("tee: --limit %q is not a positive number of bytes", args[3])
+	}
+	grace, err := time.ParseDuration(args[5])
+	if err != nil || grace < 0 {
+		return Tee{}, fmt.Errorf("tee: --grace %q is not a duration like 30s", args[5])
+	}
+	if args[1] == "" {
+		return Tee{}, errors.New("tee: --spool is empty")
+	}
+	return Tee{Spool: args[1], Limit: limit, Grace: grace, Argv: args[7:]}, nil
+}

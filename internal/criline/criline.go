@@ -1,0 +1,199 @@
+// Package criline owns the line format of the archive: the CRI log format that the kubelet writes, with a fixed prefix of
+// [PrefixLen] bytes:
+//
+//	2006-01-02T15:04:05.000000000Z stdout F text
+//
+// The time is UTC with nine digits, so that prefixes have one length and text order is time order. The tag is F where the
+// text ends a line, and P where it is a piece of a line that goes on. A log that does not end with a newline ends with a P.
+// A third stream, "marker", carries shiplog's own notices (see [Marker]); a step cannot write to it, because whatever a step prints
+// stands behind a prefix that says stdout or stderr.
+//
+// The format is docs/format.md; it must not change.
+package criline
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"time"
+)
+
+// Stream names where a line comes from.
+type Stream string
+
+// The streams. All have six letters, so that every prefix has the same length.
+const (
+	Stdout  Stream = "stdout"
+	Stderr  Stream = "stderr"
+	Markers Stream = "marker"
+)
+
+const (
+	// TimeLayout is the time format of a line, always in UTC.
+	TimeLayout = "2006-01-02T15:04:05.000000000Z"
+	// PrefixLen is the number of bytes before a line's text.
+	PrefixLen = len(TimeLayout) + 1 + 6 + 1 + 1 + 1
+	// MaxText is the largest number of bytes of text that a writer puts behind one prefix. Longer lines are cut into P pieces.
+	MaxText = 64 << 10
+	// MaxLen is the largest length of a whole line with its prefix and newline. What is longer was not written by shiplog.
+	MaxLen = PrefixLen + MaxText + 1
+)
+
+// ErrMalformed is wrapped by every error of Parse.
+var ErrMalformed = errors.New("malformed CRI line")
+
+// Line is one parsed line. Text shares the memory that was parsed.
+type Line struct {
+	Time   time.Time
+	Stream Stream
+	Full   bool // F: a newline followed the text when it was printed
+	Text   []byte
+}
+
+// Printed is the number of bytes that the container printed for this line: its text, and the newline of a full line. A marker's is 0.
+func (l Line) Printed() int64 {
+	switch {
+	case l.Stream == Markers:
+		return 0
+	case l.Full:
+		return int64(len(l.Text)) + 1
+	default:
+		return int64(len(l.Text))
+	}
+}
+
+// Append adds one line with its prefix and newline to dst. The text must not contain a newline and be at most MaxText long.
+func Append(dst []byte, t time.Time, s Stream, full bool, text []byte) []byte {
+	dst = AppendPrefix(dst, t, s, full)
+	dst = append(dst, text...)
+	return append(dst, '\n')
+}
+
+// AppendPrefix adds a line's prefix to dst.
+func AppendPrefix(dst []byte, t time.Time, s Stream, full bool) []byte {
+	dst = t.UTC().AppendFormat(dst, TimeLayout)
+	dst = append(dst, ' ')
+	dst = append(dst, s...)
+	if full {
+		return append(dst, " F "...)
+	}
+	return append(dst, " P "...)
+}
+
+// Parse reads one line, given without its final newline.
+func Parse(line []byte) (Line, error) {
+	if len(line) < PrefixLen {
+		return Line{}, fmt.Errorf("%w: %d bytes are shorter than the prefix of %d", ErrMalformed, len(line), PrefixLen)
+	}
+	if len(line) >= MaxLen {
+		return Line{}, fmt.Errorf("%w: %d bytes are longer than the limit of %d", ErrMalformed, len(line), MaxLen-1)
+	}
+	t, err := parseTime(line[:len(TimeLayout)])
+	if err != nil {
+		return Line{}, err
+	}
+	rest := line[len(TimeLayout):PrefixLen]
+	if rest[0] != ' ' || rest[7] != ' ' || rest[9] != ' ' {
+		return Line{}, fmt.Errorf("%w: no blanks between time, stream and tag", ErrMalformed)
+	}
+	l := Line{Time: t, Text: line[PrefixLen:]}
+	switch string(rest[1:7]) {
+	case string(Stdout):
+		l.Stream = Stdout
+	case string(Stderr):
+		l.Stream = Stderr
+	case string(Markers):
+		l.Stream = Markers
+	default:
+		return Line{}, fmt.Errorf("%w: unknown stream %q", ErrMalformed, rest[1:7])
+	}
+	switch rest[8] {
+	case 'F':
+		l.Full = true
+	case 'P':
+	default:
+		return Line{}, fmt.Errorf("%w: unknown tag %q", ErrMalformed, rest[8])
+	}
+	return l, nil
+}
+
+// parseTime is time.Parse(TimeLayout) for the one shape that is allowed; it is on the path of every line.
+func parseTime(b []byte) (time.Time, error) {
+	bad := func() (time.Time, error) {
+		return time.Time{}, fmt.Errorf("%w: time %q is not like %s", ErrMalformed, b, TimeLayout)
+	}
+	if b[4] != '-' || b[7] != '-' || b[10] != 'T' || b[13] != ':' || b[16] != ':' || b[19] != '.' || b[29] != 'Z' {
+		return bad()
+	}
+	ok := true
+	num := func(from, to int) int {
+		n := 0
+		for _, c := range b[from:to] {
+			if c < '0' || c > '9' {
+				ok = false
+				return 0
+			}
+			n = n*10 + int(c-'0')
+		}
+		return n
+	}
+	year, month, day := num(0, 4), num(5, 7), num(8, 10)
+	hour, minute, sec, nano := num(11, 13), num(14, 16), num(17, 19), num(20, 29)
+	if !ok || month < 1 || month > 12 || day < 1 || day > 31 || hour > 23 || minute > 59 || sec > 59 {
+		return bad()
+	}
+	t := time.Date(year, time.Month(month), day, hour, minute, sec, nano, time.UTC)
+	if t.Day() != day { // 31 February
+		return bad()
+	}
+	return t, nil
+}
+
+// Marker is a notice of shiplog's own within a log, the JSON text of a full line of the stream "marker".
+type Marker struct {
+	// Kind is "gap": bytes that were printed here and are not in the archive.
+	Kind string `json:"kind"`
+	// Reason says why, as one of the Reason constants.
+	Reason Reason `json:"reason"`
+	// Stdout and Stderr count the lost bytes; Unknown says that at least these were lost.
+	Stdout  int64 `json:"stdout"`
+	Stderr  int64 `json:"stderr"`
+	Unknown bool  `json:"unknown,omitempty"`
+	// Detail is free text for a person, such as an error.
+	Detail string `json:"detail,omitempty"`
+}
+
+// Gap is the kind of a marker for lost bytes.
+const Gap = "gap"
+
+// Reason says why bytes are missing.
+type Reason string
+
+// The reasons for a gap.
+const (
+	ReasonSpoolLimit Reason = "spool-limit" // unshipped bytes reached the spool limit
+	ReasonSpoolError Reason = "spool-error" // the spool could not be written, as ENOSPC or EIO
+	ReasonMalformed  Reason = "malformed"   // the spool held bytes that are no CRI lines
+	ReasonTruncated  Reason = "truncated"   // spool bytes vanished before they were shipped
+)
+
+// AppendMarker adds a marker line to dst.
+func AppendMarker(dst []byte, t time.Time, m Marker) ([]byte, error) {
+	text, err := json.Marshal(m)
+	if err != nil {
+		return dst, fmt.Errorf("encode marker: %w", err)
+	}
+	if len(text) > MaxText {
+		return dst, fmt.Errorf("encode marker: %d bytes are over the limit of %d", len(text), MaxText)
+	}
+	return Append(dst, t, Markers, true, text), nil
+}
+
+// ParseMarker reads the text of a line of the stream "marker".
+func ParseMarker(text []byte) (Marker, error) {
+	var m Marker
+	if err := json.Unmarshal(text, &m); err != nil {
+		return Marker{}, fmt.Errorf("parse marker: %w", err)
+	}
+	return m, nil
+}

@@ -1,0 +1,134 @@
+// Package record owns the small JSON objects beside the segments: run.json, pod.json, alive.json, seal.json and the index pointers. Readers ignore
+// fields that they do not know, so that fields can be added.
+package record
+
+import (
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/shiplog-dev/shiplog/internal/criline"
+	"github.com/shiplog-dev/shiplog/internal/layout"
+)
+
+// Run is run.json, written with the first ticket of a run.
+type Run struct {
+	Kind      layout.RunKind    `json:"kind"`
+	Namespace string            `json:"namespace"`
+	Name      string            `json:"name"` // of the PipelineRun, or of the TaskRun that has none
+	UID       string            `json:"uid"`
+	Created   time.Time         `json:"created"`
+	Pipeline  string            `json:"pipeline,omitempty"` // the Pipeline or Task it refers to by name
+	Tasks     []string          `json:"tasks,omitempty"`    // names of the pipeline's tasks in spec order, as far as known, with finally tasks last
+	Labels    map[string]string `json:"labels,omitempty"`
+}
+
+// ContainerKind is a container's part in the pod.
+type ContainerKind string
+
+// The kinds of containers.
+const (
+	Step    ContainerKind = "step"
+	Sidecar ContainerKind = "sidecar"
+	Init    ContainerKind = "init"
+)
+
+// Container is one container of a pod.
+type Container struct {
+	Name string        `json:"name"` // in the pod, as "step-build"
+	Kind ContainerKind `json:"kind"`
+	// Captured says that its log is archived. Otherwise Skipped says why it is not.
+	Captured bool   `json:"captured"`
+	Skipped  string `json:"skipped,omitempty"`
+}
+
+// Pod is pod.json, written with the pod's first ticket.
+type Pod struct {
+	Namespace    string            `json:"namespace"`
+	PodName      string            `json:"podName"`
+	PodUID       string            `json:"podUID"`
+	TaskRun      string            `json:"taskRun"`
+	TaskRunUID   string            `json:"taskRunUID"`
+	PipelineTask string            `json:"pipelineTask,omitempty"`
+	Created      time.Time         `json:"created"`
+	Containers   []Container       `json:"containers"` // in the pod's order: init containers, then the others
+	Labels       map[string]string `json:"labels,omitempty"`
+}
+
+// Alive is alive.json, overwritten about once a minute while the pod lives. The store's time of its last change tells a running log from a partial one.
+type Alive struct {
+	Time time.Time `json:"time"`
+}
+
+// Pointer is the content of an index object by pod name or UID: where the logs are.
+type Pointer struct {
+	Run     layout.Run `json:"run"`
+	TaskRun string     `json:"taskRun,omitempty"` // empty: the whole run
+	PodUID  string     `json:"podUID,omitempty"`  // empty: every pod of the TaskRun
+}
+
+// End says how a container's log ended.
+type End string
+
+// How a log ends.
+const (
+	// EndExited: the container's process ended and tee saw it; Exit says how.
+	EndExited End = "exited"
+	// EndKilled: the container ended without tee saying so, as after SIGKILL or an OOM kill. All that was written to the spool is archived.
+	EndKilled End = "killed"
+	// EndNeverStarted: the container's process was never started.
+	EndNeverStarted End = "never-started"
+)
+
+// Exit is how a process ended.
+type Exit struct {
+	Code   int    `json:"code"`             // the container's exit code; 128 + signal number after a signal
+	Signal string `json:"signal,omitempty"` // such as "killed"
+}
+
+// Printed counts printed bytes per stream.
+type Printed struct {
+	Stdout int64 `json:"stdout"`
+	Stderr int64 `json:"stderr"`
+}
+
+// Total is the sum over the streams.
+func (p Printed) Total() int64 { return p.Stdout + p.Stderr }
+
+// Seal is seal.json, the last object of a container's log: the archive is complete up to Bytes, and nothing will follow.
+type Seal struct {
+	Bytes    int64            `json:"bytes"`    // archive bytes: the sum of the segments' lengths
+	Printed  Printed          `json:"printed"`  // archived bytes as printed
+	Lines    int64            `json:"lines"`    // newlines printed
+	Segments int64            `json:"segments"` // number of segments
+	SHA256   string           `json:"sha256"`   // of the archive bytes in hex: zstdcat *.log.zst | sha256sum
+	End      End              `json:"end"`
+	Exit     *Exit            `json:"exit,omitempty"` // with EndExited
+	Gaps     []criline.Marker `json:"gaps,omitempty"` // the first MaxGaps
+	GapCount int64            `json:"gapCount"`       // all of them
+	Lost     Printed          `json:"lost"`           // bytes printed and not archived, over all gaps
+	First    time.Time        `json:"first,omitzero"` // time of the first and last line; zero for an empty log
+	Last     time.Time        `json:"last,omitzero"`
+	Sealed   time.Time        `json:"sealed"`
+}
+
+// MaxGaps bounds Seal.Gaps, so that the seal stays small.
+const MaxGaps = 100
+
+// Encode makes the object's bytes.
+func Encode[T Run | Pod | Alive | Pointer | Seal](v T) ([]byte, error) {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return nil, fmt.Errorf("encode %T: %w", v, err)
+	}
+	return append(b, '\n'), nil
+}
+
+// Decode reads the object's bytes.
+func Decode[T Run | Pod | Alive | Pointer | Seal](b []byte) (T, error) {
+	var v T
+	if err := json.Unmarshal(b, &v); err != nil {
+		return v, fmt.Errorf("decode %T: %w", v, err)
+	}
+	return v, nil
+}
