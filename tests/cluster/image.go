@@ -1,0 +1,218 @@
+package main
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	_ "embed"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path"
+	"path/filepath"
+	"strings"
+	"sync"
+)
+
+//go:embed components/pause/pause.c
+var pauseSource string
+
+// image is an image of static binaries on an empty base.
+type image struct {
+	ref        string // without the registry, as "tekton/controller:v1.15.1"
+	entrypoint []string
+	user       string            // as "65532:65532"; empty is root
+	files      map[string]string // path in the image → file on the host
+	links      map[string]string // path in the image → target of a symbolic link
+	texts      map[string]string // path in the image → content
+}
+
+// push assembles the image and pushes it to the local registry. It returns the reference with the digest, as pods pull it.
+func (img image) push(ctx context.Context, n node) (string, error) {
+	layer, err := os.CreateTemp("", "shiplog-layer-*.tar")
+	if err != nil {
+		return "", fmt.Errorf("image %s: %w", img.ref, err)
+	}
+	defer os.Remove(layer.Name())
+	if err := errors.Join(img.writeLayer(layer), layer.Close()); err != nil {
+		return "", fmt.Errorf("image %s: %w", img.ref, err)
+	}
+	crane := n.bin("crane", "crane")
+	target := nodeIP + ":" + registryPort + "/" + img.ref
+	run := func(args ...string) (string, error) {
+		var stdout, stderr bytes.Buffer
+		cmd := exec.CommandContext(ctx, crane, args...)
+		cmd.Stdout, cmd.Stderr = &stdout, &stderr
+		if err := cmd.Run(); err != nil {
+			return "", fmt.Errorf("image %s: crane %s: %w: %s", img.ref, args[0], err, lastLines(stderr.String(), 3))
+		}
+		return strings.TrimSpace(stdout.String()), nil
+	}
+	if _, err := run("append", "--insecure", "--oci-empty-base", "--platform", "linux/amd64", "-f", layer.Name(), "-t", target); err != nil {
+		return "", err
+	}
+	args := []string{"mutate", "--insecure", target, "--set-platform", "linux/amd64", "--env", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "-t", target}
+	if len(img.entrypoint) > 0 {
+		args = append(args, "--entrypoint", strings.Join(img.entrypoint, ","))
+	}
+	if img.user != "" {
+		args = append(args, "--user", img.user)
+	}
+	out, err := run(args...)
+	if err != nil {
+		return "", err
+	}
+	_, digest, ok := strings.Cut(out, "@")
+	if !ok {
+		return "", fmt.Errorf("image %s: crane mutate printed no digest: %q", img.ref, out)
+	}
+	return "localhost:" + registryPort + "/" + img.ref + "@" + digest, nil
+}
+
+func (img image) writeLayer(f *os.File) error {
+	w := tar.NewWriter(f)
+	made := map[string]bool{}
+	mkdir := func(dir string, mode int64) error {
+		if dir == "." || dir == "/" || made[dir] {
+			return nil
+		}
+		made[dir] = true
+		return w.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: dir + "/", Mode: mode})
+	}
+	parents := func(name string) error {
+		var errs []error
+		for dir := path.Dir(name); dir != "." && dir != "/"; dir = path.Dir(dir) {
+			errs = append([]error{mkdir(dir, 0o755)}, errs...)
+		}
+		return errors.Join(errs...)
+	}
+	add := func(name string, mode int64, content []byte) error {
+		name = strings.TrimPrefix(name, "/")
+		if err := parents(name); err != nil {
+			return err
+		}
+		if err := w.WriteHeader(&tar.Header{Name: name, Mode: mode, Size: int64(len(content))}); err != nil {
+			return err
+		}
+		_, err := w.Write(content)
+		return err
+	}
+	if err := mkdir("tmp", 0o1777); err != nil {
+		return err
+	}
+	for name, file := range img.files {
+		b, err := os.ReadFile(file)
+		if err != nil {
+			return err
+		}
+		if err := add(name, 0o755, b); err != nil {
+			return err
+		}
+	}
+	for name, text := range img.texts {
+		if err := add(name, 0o644, []byte(text)); err != nil {
+			return err
+		}
+	}
+	for name, target := range img.links {
+		name = strings.TrimPrefix(name, "/")
+		if err := parents(name); err != nil {
+			return err
+		}
+		if err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeSymlink, Name: name, Linkname: target, Mode: 0o777}); err != nil {
+			return err
+		}
+	}
+	return w.Close()
+}
+
+// clusterImages are the images of the cluster itself.
+func clusterImages(ctx context.Context, n node) ([]image, error) {
+	source, pause := n.path("pause.c"), n.path("pause")
+	if err := os.WriteFile(source, []byte(pauseSource), 0o644); err != nil {
+		return nil, fmt.Errorf("image pause: %w", err)
+	}
+	if out, err := exec.CommandContext(ctx, "gcc", "-static", "-Os", "-o", pause, source).CombinedOutput(); err != nil {
+		return nil, fmt.Errorf("image pause: gcc: %w: %s", err, lastLines(string(out), 5))
+	}
+	images := []image{{ref: "pause:local", entrypoint: []string{"/pause"}, files: map[string]string{"pause": pause}}}
+
+	applets, err := exec.CommandContext(ctx, "/bin/busybox", "--list").Output()
+	if err != nil {
+		return nil, fmt.Errorf("image busybox: list applets: %w", err)
+	}
+	links := map[string]string{}
+	for _, name := range strings.Fields(string(applets)) {
+		if name != "busybox" {
+			links["bin/"+name] = "/bin/busybox"
+		}
+	}
+	busybox := image{
+		entrypoint: nil, files: map[string]string{"bin/busybox": "/bin/busybox"}, links: links,
+		texts: map[string]string{
+			"etc/passwd": "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n",
+			"etc/group":  "root:x:0:\nnobody:x:65534:\n",
+		},
+	}
+	for _, ref := range []string{"busybox:latest", "library/busybox:latest"} { // the second for docker.io/library/busybox
+		busybox.ref = ref
+		images = append(images, busybox)
+	}
+	// With set-security-context Tekton's own containers must not be root, and its images say so.
+	const nonroot = "65532:65532"
+	busybox.ref, busybox.user = "tekton/shell:local", nonroot
+	images = append(images, busybox)
+	for _, c := range components {
+		if c.name != "tekton" {
+			continue
+		}
+		for _, p := range c.packages {
+			name := path.Base(p)
+			files := map[string]string{"ko-app/" + name: n.bin("tekton", name)}
+			if name == "resolvers" { // Tekton's base image for it has git and tini; its command is tini
+				files["sbin/tini"] = "/usr/bin/tini-static"
+			}
+			images = append(images, image{ref: "tekton/" + name + ":local", entrypoint: []string{"/ko-app/" + name}, user: nonroot, files: files})
+		}
+	}
+	return images, nil
+}
+
+// pushAll pushes images side by side.
+func pushAll(ctx context.Context, n node, images []image) error {
+	var wg sync.WaitGroup
+	errs := make([]error, len(images))
+	for i, img := range images {
+		wg.Go(func() { _, errs[i] = img.push(ctx, n) })
+	}
+	wg.Wait()
+	return errors.Join(errs...)
+}
+
+// parseImage reads the arguments of load-image: NAME:TAG --entrypoint PATH path=file…
+func parseImage(args []string) (image, error) {
+	const usage = "usage: load-image NAME:TAG [--entrypoint PATH] PATH-IN-IMAGE=FILE …"
+	img := image{files: map[string]string{}}
+	for i := 0; i < len(args); i++ {
+		switch inside, file, found := strings.Cut(args[i], "="); {
+		case args[i] == "--entrypoint" && i+1 < len(args):
+			i++
+			img.entrypoint = strings.Split(args[i], ",")
+		case found:
+			abs, err := filepath.Abs(file)
+			if err != nil {
+				return image{}, err
+			}
+			img.files[inside] = abs
+		case img.ref == "":
+			img.ref = strings.TrimPrefix(strings.TrimPrefix(args[i], "localhost:"+registryPort+"/"), nodeIP+":"+registryPort+"/")
+		default:
+			return image{}, fmt.Errorf("load-image: unexpected argument %q; %s", args[i], usage)
+		}
+	}
+	if img.ref == "" || len(img.files) == 0 {
+		return image{}, errors.New("load-image: " + usage)
+	}
+	return img, nil
+}

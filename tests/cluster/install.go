@@ -1,0 +1,205 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+// kubectl runs kubectl against the cluster with an optional standard input.
+func (n node) kubectl(ctx context.Context, stdin string, args ...string) (string, error) {
+	cmd := exec.CommandContext(ctx, n.bin("kubernetes", "kubectl"), append([]string{"--kubeconfig", n.kubeconfig()}, args...)...)
+	cmd.Stdin = strings.NewReader(stdin)
+	out, err := cmd.Output()
+	if err != nil {
+		return "", fmt.Errorf("kubectl %s: %w", strings.Join(args[:min(3, len(args))], " "), exitError(err))
+	}
+	return string(out), nil
+}
+
+// until tries again until a condition holds. The error says what was awaited, and what the last try said.
+func until(ctx context.Context, what string, timeout time.Duration, try func(context.Context) error) error {
+	ctx, cancel := context.WithTimeout(ctx, timeout)
+	defer cancel()
+	tick := time.NewTicker(200 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		err := try(ctx)
+		if err == nil {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("%s is not ready after %s: %w", what, timeout, err)
+		case <-tick.C:
+		}
+	}
+}
+
+// answers says whether a server answers an HTTP request at all.
+func answers(address string) func(context.Context) error {
+	return func(ctx context.Context) error {
+		ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+		defer cancel()
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, address, nil)
+		if err != nil {
+			return err
+		}
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			return err
+		}
+		return resp.Body.Close()
+	}
+}
+
+func (n node) apiReady(ctx context.Context) error {
+	_, err := n.kubectl(ctx, "", "get", "--raw", "/readyz")
+	return err
+}
+
+// clusterDNS gives CoreDNS, a process of the node, the address that pods ask.
+const clusterDNS = `apiVersion: v1
+kind: Service
+metadata: {name: kube-dns, namespace: kube-system}
+spec:
+  clusterIP: ` + dnsIP + `
+  ports:
+    - {name: dns, port: 53, protocol: UDP}
+    - {name: dns-tcp, port: 53, protocol: TCP}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata:
+  name: kube-dns
+  namespace: kube-system
+  labels: {kubernetes.io/service-name: kube-dns}
+addressType: IPv4
+ports:
+  - {name: dns, port: 53, protocol: UDP}
+  - {name: dns-tcp, port: 53, protocol: TCP}
+endpoints:
+  - addresses: ["` + nodeIP + `"]
+`
+
+// applyBase makes what does not need a node: DNS' address, cert-manager's and Tekton's objects.
+func applyBase(ctx context.Context, n node) error {
+	apply := func(text string) error {
+		_, err := n.kubectl(ctx, text, "apply", "--server-side", "--force-conflicts", "-f", "-")
+		return err
+	}
+	certManager, err := moduleDir(ctx, "certmanager", "github.com/cert-manager/cert-manager")
+	if err != nil {
+		return err
+	}
+	crds, err := readAll(filepath.Join(certManager, "deploy", "crds", "*.yaml"))
+	if err != nil {
+		return err
+	}
+	tekton, err := moduleDir(ctx, "tekton", "github.com/tektoncd/pipeline")
+	if err != nil {
+		return err
+	}
+	config := filepath.Join(tekton, "config")
+	// Namespaces, accounts, roles and CRDs come before what uses them, as their numbers say.
+	first, err := readAll(config+"/100-namespace/*.yaml", config+"/resolvers/100-namespace.yaml", config+"/20*.yaml", config+"/300-crds/*.yaml", config+"/resolvers/20*.yaml")
+	if err != nil {
+		return err
+	}
+	rest, err := readAll(config+"/500-webhooks.yaml", config+"/config-*.yaml", config+"/clusterrole-aggregate-*.yaml",
+		config+"/controller.yaml", config+"/events.yaml", config+"/webhook.yaml", config+"/resolvers/*config*.yaml", config+"/resolvers/resolvers-*.yaml")
+	if err != nil {
+		return err
+	}
+	if rest, err = localTekton(rest); err != nil {
+		return err
+	}
+	namespace := "apiVersion: v1\nkind: Namespace\nmetadata: {name: cert-manager}\n---\n"
+	for _, text := range []string{namespace + clusterDNS + "---\n" + crds, first, rest} {
+		if err := apply(text); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// localTekton makes Tekton's own YAML use the local registry's images and comply with Pod Security "restricted".
+func localTekton(text string) (string, error) {
+	local := "localhost:" + registryPort
+	var out []string
+	for line := range strings.Lines(text) {
+		const ko = "ko://github.com/tektoncd/pipeline/cmd/"
+		if i := strings.Index(line, ko); i >= 0 {
+			name := line[i+len(ko):]
+			end := strings.IndexAny(name, "\"\n")
+			line = line[:i] + local + "/tekton/" + name[:end] + ":local" + name[end:]
+		}
+		if i := strings.Index(line, `"-shell-image",`); i >= 0 {
+			line = line[:i] + `"-shell-image", "` + local + `/tekton/shell:local",` + "\n"
+		}
+		if strings.HasPrefix(line, "  set-security-context:") {
+			line = "  set-security-context: \"true\"\n"
+		}
+		out = append(out, line)
+	}
+	text = strings.Join(out, "")
+	if strings.Contains(text, "ko://") || !strings.Contains(text, `set-security-context: "true"`) {
+		return "", errors.New("tekton: its configuration is not of the known shape: see localTekton in tests/cluster/install.go")
+	}
+	return text, nil
+}
+
+// readAll joins YAML files. A pattern without files is an error, since files move between versions.
+func readAll(patterns ...string) (string, error) {
+	var b strings.Builder
+	for _, pattern := range patterns {
+		names, err := filepath.Glob(pattern)
+		if err != nil || len(names) == 0 {
+			return "", fmt.Errorf("no file is like %s: %w", pattern, err)
+		}
+		for _, name := range names {
+			text, err := os.ReadFile(name)
+			if err != nil {
+				return "", err
+			}
+			b.WriteString("\n---\n")
+			b.Write(text)
+		}
+	}
+	return b.String(), nil
+}
+
+// waitReady waits until the node and Tekton work. Tekton's webhook must answer, or the first Task that is made fails.
+func waitReady(ctx context.Context, n node, progress io.Writer) error {
+	err := until(ctx, "the node", time.Minute, func(ctx context.Context) error {
+		_, err := n.kubectl(ctx, "", "wait", "--for=condition=Ready", "node/"+nodeName, "--timeout=60s")
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("%w; logs %s, %s", err, n.logPath("kubelet"), n.logPath("containerd"))
+	}
+	fmt.Fprintln(progress, "  node           ready")
+	for _, ns := range []string{"tekton-pipelines", "tekton-pipelines-resolvers"} {
+		if _, err := n.kubectl(ctx, "", "-n", ns, "wait", "--for=condition=Available", "deployment", "--all", "--timeout=180s"); err != nil {
+			pods, _ := n.kubectl(ctx, "", "-n", ns, "get", "pods", "-o", "wide") // only explains
+			return fmt.Errorf("tekton is not ready: %w\n%s", err, pods)
+		}
+	}
+	task := "apiVersion: tekton.dev/v1\nkind: Task\nmetadata: {name: probe, namespace: default}\nspec: {steps: [{name: s, image: busybox, script: 'true'}]}\n"
+	err = until(ctx, "tekton's webhook", time.Minute, func(ctx context.Context) error {
+		_, err := n.kubectl(ctx, task, "create", "--dry-run=server", "-f", "-")
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	fmt.Fprintln(progress, "  tekton         ready")
+	return nil
+}

@@ -1,0 +1,149 @@
+// Command cluster is a real Kubernetes with a real Tekton, cert-manager and S3 server on one Linux machine, built from Go modules, without a
+// container engine and without pulling images. The demo and the end-to-end tests run on it.
+//
+// It owns how the components are pinned and built (versions.go, build.go, components/), how they run as one machine in namespaces of their own
+// (machine.go, parts.go), what is installed in it (install.go, image.go), and that nothing is left when it is taken down (up.go).
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+)
+
+const usage = `usage: go run ./tests/cluster COMMAND
+
+  up                       build what is not cached, start everything, wait until it is ready
+  down                     stop everything and leave nothing behind
+  status                   say how each part is; exit 1 if one is not running
+  env                      print the variables to reach it, as in: eval "$(go run ./tests/cluster env)"
+  load-image NAME:TAG [--entrypoint PATH] PATH=FILE…
+                           make an image of static binaries in its registry
+  build [COMPONENT…]       only build, into the cache
+  binary NAME              print the path of a built binary; build it if need be
+  start PART, stop PART [SIGNAL-NUMBER]
+                           start or stop one part, for tests that break things
+`
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	err := run(ctx, os.Args[1:])
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "cluster:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, args []string) error {
+	if len(args) == 0 {
+		return errors.New("no command\n\n" + usage)
+	}
+	switch command, rest := args[0], args[1:]; command {
+	case "up":
+		return up(ctx, os.Stdout)
+	case "down":
+		return down(ctx, os.Stdout)
+	case "status":
+		return status(ctx, os.Stdout)
+	case "env":
+		n, err := loadNode()
+		if err != nil {
+			return err
+		}
+		for _, line := range n.envLines() {
+			fmt.Println("export " + line)
+		}
+		return nil
+	case "load-image":
+		img, err := parseImage(rest)
+		if err != nil {
+			return err
+		}
+		n, err := loadNode()
+		if err != nil {
+			return err
+		}
+		ref, err := img.push(ctx, n)
+		if err != nil {
+			return err
+		}
+		fmt.Println(ref)
+		return nil
+	case "build":
+		if err := installPackages(ctx, os.Stdout); err != nil {
+			return err
+		}
+		_, err := buildAll(ctx, os.Stdout, rest...)
+		return err
+	case "binary":
+		if len(rest) != 1 {
+			return errors.New("usage: binary NAME")
+		}
+		name, err := binary(ctx, rest[0], os.Stderr)
+		if err != nil {
+			return err
+		}
+		fmt.Println(name)
+		return nil
+	case "start", "stop":
+		return startStop(ctx, command, rest)
+	case "machine": // started by up
+		n, err := loadNode()
+		if err != nil {
+			return err
+		}
+		return runMachine(n)
+	case "help", "-h", "--help":
+		fmt.Print(usage)
+		return nil
+	default:
+		return fmt.Errorf("unknown command %q\n\n%s", command, usage)
+	}
+}
+
+func startStop(ctx context.Context, command string, args []string) error {
+	if len(args) == 0 {
+		return errors.New("usage: start PART, stop PART [SIGNAL-NUMBER]")
+	}
+	if _, ok := findPart(args[0]); !ok {
+		return fmt.Errorf("there is no part %q: see \"status\"", args[0])
+	}
+	sig := syscall.SIGTERM
+	if len(args) > 1 {
+		number, err := strconv.Atoi(args[1])
+		if err != nil || number <= 0 {
+			return fmt.Errorf("signal %q is not a positive number", args[1])
+		}
+		sig = syscall.Signal(number)
+	}
+	n, err := loadNode()
+	if err != nil {
+		return err
+	}
+	if machinePID(n) == 0 {
+		return errNoCluster
+	}
+	return newMachineClient(n).call(ctx, command, args[0], sig)
+}
+
+// inCheckout says whether the command runs where the component modules are.
+func inCheckout() error {
+	dir, err := componentsDir()
+	if err != nil {
+		return err
+	}
+	if _, err := os.Stat(filepath.Join(dir, "kubernetes", "go.mod")); err != nil {
+		return fmt.Errorf("the checkout is not whole: %w", err)
+	}
+	return nil
+}
+
+// join is for messages.
+func join(names []string) string { return strings.Join(names, ", ") }

@@ -1,0 +1,247 @@
+package main
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+)
+
+// part is one process of the node.
+type part struct {
+	name string
+	// command writes the part's configuration and returns its command line and what it needs in its environment.
+	command func(n node) (argv, env []string, err error)
+}
+
+// parts are in the order in which status lists them.
+var parts = []part{
+	{"etcd", etcdCommand},
+	{"kube-apiserver", apiServerCommand},
+	{"kube-controller-manager", controllerManagerCommand},
+	{"kube-scheduler", schedulerCommand},
+	{"containerd", containerdCommand},
+	{"kubelet", kubeletCommand},
+	{"kube-proxy", proxyCommand},
+	{"coredns", corednsCommand},
+	{"registry", registryCommand},
+	{"certmanager", certManagerCommand},
+	{"versitygw", versityCommand},
+}
+
+func findPart(name string) (part, bool) {
+	for _, p := range parts {
+		if p.name == name {
+			return p, true
+		}
+	}
+	return part{}, false
+}
+
+// writeFile writes a part's configuration.
+func writeFile(name, text string) error {
+	if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
+		return err
+	}
+	return os.WriteFile(name, []byte(text), 0o644)
+}
+
+func etcdCommand(n node) ([]string, []string, error) {
+	return []string{
+		"/usr/bin/etcd", "--data-dir", n.path("etcd"), "--name", "etcd",
+		"--listen-client-urls", "http://127.0.0.1:2379", "--advertise-client-urls", "http://127.0.0.1:2379",
+		"--listen-peer-urls", "http://127.0.0.1:2380", "--initial-advertise-peer-urls", "http://127.0.0.1:2380",
+		"--initial-cluster", "etcd=http://127.0.0.1:2380", "--unsafe-no-fsync", "--log-level", "warn",
+	}, nil, nil
+}
+
+func apiServerCommand(n node) ([]string, []string, error) {
+	pki := func(name string) string { return n.path("pki", name) }
+	return []string{
+		n.bin("kubernetes", "kube-apiserver"), "--etcd-servers=http://127.0.0.1:2379",
+		"--advertise-address=" + nodeIP, "--bind-address=0.0.0.0", "--secure-port=6443",
+		"--tls-cert-file=" + pki("apiserver.crt"), "--tls-private-key-file=" + pki("apiserver.key"),
+		"--client-ca-file=" + pki("ca.crt"),
+		"--kubelet-client-certificate=" + pki("apiserver-kubelet-client.crt"), "--kubelet-client-key=" + pki("apiserver-kubelet-client.key"),
+		"--kubelet-preferred-address-types=InternalIP", // the node's name does not resolve
+		"--service-account-issuer=https://kubernetes.default.svc.cluster.local",
+		"--service-account-key-file=" + pki("sa.pub"), "--service-account-signing-key-file=" + pki("sa.key"),
+		"--service-cluster-ip-range=" + serviceCIDR,
+		"--requestheader-client-ca-file=" + pki("front-proxy-ca.crt"), "--requestheader-allowed-names=front-proxy-client",
+		"--requestheader-extra-headers-prefix=X-Remote-Extra-", "--requestheader-group-headers=X-Remote-Group", "--requestheader-username-headers=X-Remote-User",
+		"--proxy-client-cert-file=" + pki("front-proxy-client.crt"), "--proxy-client-key-file=" + pki("front-proxy-client.key"),
+		"--allow-privileged=true", "--authorization-mode=Node,RBAC", "--enable-admission-plugins=NodeRestriction",
+	}, nil, nil
+}
+
+func controllerManagerCommand(n node) ([]string, []string, error) {
+	return []string{
+		n.bin("kubernetes", "kube-controller-manager"), "--kubeconfig=" + n.path("pki", "controller-manager.kubeconfig"),
+		"--root-ca-file=" + n.path("pki", "ca.crt"), "--service-account-private-key-file=" + n.path("pki", "sa.key"),
+		"--use-service-account-credentials=true", "--leader-elect=false", "--service-cluster-ip-range=" + serviceCIDR,
+		"--cluster-cidr=" + podCIDR, "--allocate-node-cidrs=false",
+	}, nil, nil
+}
+
+func schedulerCommand(n node) ([]string, []string, error) {
+	return []string{n.bin("kubernetes", "kube-scheduler"), "--kubeconfig=" + n.path("pki", "scheduler.kubeconfig"), "--leader-elect=false"}, nil, nil
+}
+
+func containerdCommand(n node) ([]string, []string, error) {
+	hosts := func(dir string) error {
+		return writeFile(n.path("containerd-certs", dir, "hosts.toml"), fmt.Sprintf("server = \"http://127.0.0.1:%s\"\n\n[host.\"http://127.0.0.1:%s\"]\n  capabilities = [\"pull\", \"resolve\"]\n", registryPort, registryPort))
+	}
+	// docker.io too, so that public Task definitions find "busybox".
+	for _, dir := range []string{"localhost_" + registryPort + "_", "localhost:" + registryPort, "docker.io"} {
+		if err := hosts(dir); err != nil {
+			return nil, nil, err
+		}
+	}
+	config := fmt.Sprintf(`version = 3
+root = %q
+state = "/run/containerd"
+disabled_plugins = ["io.containerd.nri.v1.nri"]
+
+[grpc]
+  address = "/run/containerd/containerd.sock"
+
+[plugins."io.containerd.internal.v1.opt"]
+  path = %q
+
+[plugins."io.containerd.cri.v1.images"]
+  snapshotter = "overlayfs"
+  [plugins."io.containerd.cri.v1.images".pinned_images]
+    sandbox = "localhost:%s/pause:local"
+  [plugins."io.containerd.cri.v1.images".registry]
+    config_path = %q
+
+[plugins."io.containerd.cri.v1.runtime"]
+  # Without CAP_SYS_RESOURCE, as in a container, no sandbox starts otherwise.
+  restrict_oom_score_adj = true
+  [plugins."io.containerd.cri.v1.runtime".cni]
+    bin_dirs = ["/usr/lib/cni"]
+    conf_dir = %q
+  [plugins."io.containerd.cri.v1.runtime".containerd]
+    default_runtime_name = "runc"
+    [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc]
+      runtime_type = "io.containerd.runc.v2"
+      [plugins."io.containerd.cri.v1.runtime".containerd.runtimes.runc.options]
+        BinaryName = %q
+        SystemdCgroup = false
+`, n.path("containerd"), n.path("containerd-opt"), registryPort, n.path("containerd-certs"), n.path("cni-conf"), n.bin("runc", "runc"))
+	cni := fmt.Sprintf(`{
+  "cniVersion": "0.4.0",
+  "name": "pods",
+  "plugins": [
+    {"type": "bridge", "bridge": "cni0", "isGateway": true, "ipMasq": true, "hairpinMode": true,
+     "ipam": {"type": "host-local", "ranges": [[{"subnet": %q}]], "routes": [{"dst": "0.0.0.0/0"}], "dataDir": "/run/cni-ipam"}},
+    {"type": "portmap", "capabilities": {"portMappings": true}}
+  ]
+}
+`, podCIDR)
+	if err := writeFile(n.path("containerd.toml"), config); err != nil {
+		return nil, nil, err
+	}
+	if err := writeFile(n.path("cni-conf", "10-pods.conflist"), cni); err != nil {
+		return nil, nil, err
+	}
+	// The shim is found through PATH.
+	return []string{n.bin("containerd", "containerd"), "--config", n.path("containerd.toml")},
+		[]string{"PATH=" + n.Bin["containerd"] + ":" + os.Getenv("PATH") + ":/usr/sbin:/sbin"}, nil
+}
+
+func kubeletCommand(n node) ([]string, []string, error) {
+	config := fmt.Sprintf(`apiVersion: kubelet.config.k8s.io/v1beta1
+kind: KubeletConfiguration
+failCgroupV1: false
+failSwapOn: false
+cgroupDriver: cgroupfs
+cgroupRoot: /%s
+cgroupsPerQOS: true
+containerRuntimeEndpoint: unix:///run/containerd/containerd.sock
+clusterDNS: [%s]
+clusterDomain: cluster.local
+resolvConf: %s
+registerNode: true
+readOnlyPort: 0
+serializeImagePulls: false
+maxPods: 250
+registryPullQPS: 0
+eventRecordQPS: 0
+kubeAPIQPS: 100
+kubeAPIBurst: 200
+authentication:
+  anonymous: {enabled: false}
+  webhook: {enabled: true}
+  x509: {clientCAFile: %s}
+authorization: {mode: Webhook}
+evictionHard:
+  memory.available: 100Mi
+  nodefs.available: 1%%
+  imagefs.available: 1%%
+  nodefs.inodesFree: 1%%
+imageGCHighThresholdPercent: 99
+imageGCLowThresholdPercent: 98
+`, cgroupName, dnsIP, n.path("resolv.conf"), n.path("pki", "ca.crt"))
+	if err := writeFile(n.path("kubelet.yaml"), config); err != nil {
+		return nil, nil, err
+	}
+	if err := writeFile(n.path("resolv.conf"), "# The cluster has no way out.\nnameserver 127.0.0.1\n"); err != nil {
+		return nil, nil, err
+	}
+	return []string{
+		n.bin("kubernetes", "kubelet"), "--config=" + n.path("kubelet.yaml"), "--kubeconfig=" + n.path("pki", "kubelet.kubeconfig"),
+		"--hostname-override=" + nodeName, "--node-ip=" + nodeIP, "--root-dir=/var/lib/kubelet", "--cert-dir=" + n.path("kubelet-pki"),
+	}, nil, nil
+}
+
+func proxyCommand(n node) ([]string, []string, error) {
+	config := fmt.Sprintf(`apiVersion: kubeproxy.config.k8s.io/v1alpha1
+kind: KubeProxyConfiguration
+mode: iptables
+clusterCIDR: %s
+hostnameOverride: %s
+clientConnection: {kubeconfig: %s}
+conntrack: {maxPerCore: 0, min: 0}
+iptables: {minSyncPeriod: 100ms}
+`, podCIDR, nodeName, n.path("pki", "kube-proxy.kubeconfig"))
+	if err := writeFile(n.path("kube-proxy.yaml"), config); err != nil {
+		return nil, nil, err
+	}
+	return []string{n.bin("kubernetes", "kube-proxy"), "--config=" + n.path("kube-proxy.yaml")}, nil, nil
+}
+
+func corednsCommand(n node) ([]string, []string, error) {
+	config := fmt.Sprintf(`.:53 {
+    bind %s
+    errors
+    kubernetes cluster.local in-addr.arpa ip6.arpa {
+        kubeconfig %s
+        pods insecure
+        ttl 5
+    }
+    cache 5
+}
+`, nodeIP, n.kubeconfig())
+	if err := writeFile(n.path("Corefile"), config); err != nil {
+		return nil, nil, err
+	}
+	return []string{n.bin("coredns", "coredns"), "-conf", n.path("Corefile")}, nil, nil
+}
+
+func registryCommand(n node) ([]string, []string, error) {
+	if err := os.MkdirAll(n.path("registry"), 0o755); err != nil {
+		return nil, nil, err
+	}
+	return []string{n.bin("crane", "crane"), "registry", "serve", "--address", "0.0.0.0:" + registryPort, "--disk", n.path("registry")}, nil, nil
+}
+
+func certManagerCommand(n node) ([]string, []string, error) {
+	return []string{n.bin("certmanager", "certmanager"), "--kubeconfig", n.kubeconfig()}, nil, nil
+}
+
+func versityCommand(n node) ([]string, []string, error) {
+	if err := os.MkdirAll(n.path("s3", s3Bucket), 0o755); err != nil {
+		return nil, nil, err
+	}
+	return []string{n.bin("versitygw", "versitygw"), "--port", ":" + s3Port, "--access", s3AccessKey, "--secret", s3SecretKey, "--region", s3Region, "posix", n.path("s3")}, nil, nil
+}

@@ -1,0 +1,64 @@
+package main
+
+// component is a module of its own under components/, whose go.mod pins what is built. The pins are there and nowhere else.
+type component struct {
+	name     string
+	packages []string // import paths; the last part of each is the binary's name, but see binaryName
+	tags     string
+	cgo      bool
+	ldflags  string // on top of "-s -w"
+}
+
+const kubernetesVersion = "v1.36.3" // stamped into the binaries; must be what components/kubernetes/go.mod pins (a test compares them)
+
+// components are in the order of their builds, the slowest first among those that the control plane needs.
+var components = []component{
+	{
+		name: "kubernetes",
+		packages: []string{
+			"k8s.io/kubernetes/cmd/kube-apiserver",
+			"k8s.io/kubernetes/cmd/kubelet",
+			"k8s.io/kubernetes/cmd/kube-controller-manager",
+			"k8s.io/kubernetes/cmd/kube-scheduler",
+			"k8s.io/kubernetes/cmd/kube-proxy",
+			"k8s.io/kubernetes/cmd/kubectl",
+		},
+		// Without the stamp clients see v0.0.0, and so would the webhook's check for native sidecars.
+		ldflags: "-X k8s.io/component-base/version.gitVersion=" + kubernetesVersion +
+			" -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=36",
+	},
+	{
+		name: "containerd",
+		packages: []string{
+			"github.com/containerd/containerd/v2/cmd/containerd",
+			"github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2",
+			"github.com/containerd/containerd/v2/cmd/ctr",
+		},
+		tags: "no_btrfs no_zfs no_aufs no_devmapper",
+	},
+	{name: "runc", packages: []string{"github.com/opencontainers/runc"}, tags: "seccomp", cgo: true},
+	{name: "crane", packages: []string{"github.com/google/go-containerregistry/cmd/crane"}},
+	{name: "versitygw", packages: []string{"github.com/versity/versitygw/cmd/versitygw"}},
+	{
+		name: "tekton",
+		packages: []string{
+			"github.com/tektoncd/pipeline/cmd/controller",
+			"github.com/tektoncd/pipeline/cmd/webhook",
+			"github.com/tektoncd/pipeline/cmd/events",
+			"github.com/tektoncd/pipeline/cmd/resolvers",
+			"github.com/tektoncd/pipeline/cmd/entrypoint",
+			"github.com/tektoncd/pipeline/cmd/nop",
+			"github.com/tektoncd/pipeline/cmd/workingdirinit",
+			"github.com/tektoncd/pipeline/cmd/sidecarlogresults",
+		},
+	},
+	{name: "coredns", packages: []string{"github.com/coredns/coredns"}},
+	{name: "certmanager", packages: []string{"github.com/shiplog-dev/shiplog/tests/cluster/components/certmanager"}},
+	{name: "minio", packages: []string{"github.com/minio/minio"}}, // for the store's conformance tests only
+}
+
+// debianPackages are what the node needs beside Go binaries.
+var debianPackages = []string{
+	"busybox-static", "ca-certificates", "conntrack", "containernetworking-plugins", "etcd-server", "gcc", "iproute2", "iptables", "libc6-dev",
+	"libseccomp-dev", "pkg-config", "tini",
+}
