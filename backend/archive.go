@@ -1,0 +1,225 @@
+// Package backend reads the archive: it finds runs, says how complete their logs are, and streams them. It needs nothing but the object store. The CLI stands on it, and so
+// will the HTTP service.
+//
+// Reading begins with archive.go (which runs are there), goes on with tree.go (what a run holds, and its state), and ends with log.go (the lines).
+package backend
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"iter"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/shiplog-dev/shiplog/internal/layout"
+	"github.com/shiplog-dev/shiplog/internal/objectstore"
+	"github.com/shiplog-dev/shiplog/internal/record"
+)
+
+// Store is what reading needs of the object store. *objectstore.Store is one.
+type Store interface {
+	// Get opens an object. The error wraps fs.ErrNotExist if there is none.
+	Get(ctx context.Context, key string) (io.ReadCloser, error)
+	// List yields objects in the order of their keys; see objectstore.Store.
+	List(ctx context.Context, prefix, delimiter, startAfter string, limit int) iter.Seq2[objectstore.Entry, error]
+}
+
+// Archive reads a store. Its methods may be called at the same time.
+type Archive struct {
+	store Store
+	now   func() time.Time
+}
+
+// New makes an Archive.
+func New(store Store) *Archive { return &Archive{store: store, now: time.Now} }
+
+// maxRecord bounds the JSON objects that are read into memory, in bytes.
+const maxRecord = 4 << 20
+
+// readRecord reads and decodes a JSON object.
+func readRecord[T record.Run | record.Pod | record.Alive | record.Pointer | record.Seal](ctx context.Context, store Store, key string) (T, error) {
+	var zero T
+	r, err := store.Get(ctx, key)
+	if err != nil {
+		return zero, err
+	}
+	defer r.Close()
+	b, err := io.ReadAll(io.LimitReader(r, maxRecord))
+	if err != nil {
+		return zero, fmt.Errorf("read %s: %w", key, err)
+	}
+	v, err := record.Decode[T](b)
+	if err != nil {
+		return zero, fmt.Errorf("read %s: %w", key, err)
+	}
+	return v, nil
+}
+
+// Runs yields a namespace's runs, newest first, at most limit of them (0: all). With after, only those that come behind it in this order. It costs one LIST for each 1000
+// runs.
+func (a *Archive) Runs(ctx context.Context, namespace string, after *layout.RunIndex, limit int) iter.Seq2[layout.RunIndex, error] {
+	return func(yield func(layout.RunIndex, error) bool) {
+		start := ""
+		if after != nil {
+			start = after.Key()
+		}
+		for e, err := range a.store.List(ctx, layout.RunIndexPrefix(namespace), "", start, limit) {
+			if err != nil {
+				yield(layout.RunIndex{}, fmt.Errorf("list runs: %w", err))
+				return
+			}
+			x, err := layout.ParseRunIndexKey(e.Key)
+			if err != nil {
+				continue // not ours; a later version may put other objects there
+			}
+			if !yield(x, nil) {
+				return
+			}
+		}
+	}
+}
+
+// Target is what a name or UID stands for: a run, or a part of it.
+type Target struct {
+	Run     layout.Run
+	TaskRun string // if not empty, this TaskRun alone
+	PodUID  string // if not empty, this pod alone
+	// Others are more runs of the same name, newest first.
+	Others []layout.Run
+}
+
+// NotFoundError says that nothing in the archive has this name or UID.
+type NotFoundError struct{ Namespace, Ref string }
+
+func (e *NotFoundError) Error() string {
+	return fmt.Sprintf("nothing in namespace %q is named %q: there is no PipelineRun, TaskRun or pod of that name or UID in the archive", e.Namespace, e.Ref)
+}
+
+// Find resolves what a person types. It tries, in this order, and ends with the first that is there: a UID of a PipelineRun or TaskRun (one GET); a PipelineRun's name (one
+// LIST, and a GET for each run where several have had the name: the newest is taken); a pod's name (one LIST and one GET); a TaskRun's name (by its pods'
+// names, which Tekton derives from it: one LIST and a GET for each pod); and last the name of a TaskRun without PipelineRun whose pod is named otherwise, since the name was long (all
+// LISTs of the namespace's runs). Nothing found is a *NotFoundError.
+func (a *Archive) Find(ctx context.Context, namespace, ref string) (Target, error) {
+	notFound := &NotFoundError{namespace, ref}
+	if ref == "" || strings.ContainsAny(ref, "/") {
+		return Target{}, notFound
+	}
+	pointer, err := readRecord[record.Pointer](ctx, a.store, layout.UIDIndexKey(namespace, ref))
+	if err == nil {
+		return targetOf(pointer), nil
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		return Target{}, err
+	}
+	for _, find := range []func(context.Context, string, string) (Target, error){a.findRun, a.findPod, a.findTaskRun, a.findInIndex} {
+		t, err := find(ctx, namespace, ref)
+		if err == nil || !errors.Is(err, fs.ErrNotExist) {
+			return t, err
+		}
+	}
+	return Target{}, notFound
+}
+
+func targetOf(p record.Pointer) Target {
+	return Target{Run: p.Run, TaskRun: p.TaskRun, PodUID: p.PodUID}
+}
+
+func (a *Archive) findRun(ctx context.Context, namespace, name string) (Target, error) {
+	type candidate struct {
+		run     layout.Run
+		created time.Time
+	}
+	var found []candidate
+	prefix := layout.NamePrefix(namespace, name)
+	for e, err := range a.store.List(ctx, prefix, "/", "", 0) {
+		if err != nil {
+			return Target{}, fmt.Errorf("find run %s: %w", name, err)
+		}
+		run := layout.Run{Namespace: namespace, Name: name, UID: strings.TrimSuffix(strings.TrimPrefix(e.Key, prefix), "/")}
+		if e.IsPrefix && run.Validate() == nil {
+			found = append(found, candidate{run: run})
+		}
+	}
+	if len(found) == 0 {
+		return Target{}, fs.ErrNotExist
+	}
+	if len(found) > 1 {
+		for i := range found {
+			r, err := readRecord[record.Run](ctx, a.store, found[i].run.RunKey())
+			if err != nil && !errors.Is(err, fs.ErrNotExist) {
+				return Target{}, err
+			}
+			found[i].created = r.Created
+		}
+		slices.SortFunc(found, func(a, b candidate) int {
+			return cmp.Or(b.created.Compare(a.created), cmp.Compare(a.run.UID, b.run.UID))
+		})
+	}
+	t := Target{Run: found[0].run}
+	for _, c := range found[1:] {
+		t.Others = append(t.Others, c.run)
+	}
+	return t, nil
+}
+
+// findPod takes the last of the pods that had the name.
+func (a *Archive) findPod(ctx context.Context, namespace, name string) (Target, error) {
+	var newest objectstore.Entry
+	for e, err := range a.store.List(ctx, layout.PodIndexPrefix(namespace, name), "", "", 0) {
+		if err != nil {
+			return Target{}, fmt.Errorf("find pod %s: %w", name, err)
+		}
+		if newest.Key == "" || e.LastModified.After(newest.LastModified) {
+			newest = e
+		}
+	}
+	if newest.Key == "" {
+		return Target{}, fs.ErrNotExist
+	}
+	p, err := readRecord[record.Pointer](ctx, a.store, newest.Key)
+	return targetOf(p), err
+}
+
+// findTaskRun uses that Tekton names a TaskRun's pods <TaskRun>-pod and <TaskRun>-pod-retry<N>.
+func (a *Archive) findTaskRun(ctx context.Context, namespace, name string) (Target, error) {
+	var newest time.Time
+	var found *record.Pointer
+	prefix := strings.TrimSuffix(layout.PodIndexPrefix(namespace, name+"-pod"), "/")
+	for e, err := range a.store.List(ctx, prefix, "", "", 1000) {
+		if err != nil {
+			return Target{}, fmt.Errorf("find TaskRun %s: %w", name, err)
+		}
+		_, pod, _, err := layout.ParsePodIndexKey(e.Key)
+		if err != nil || pod != name+"-pod" && !strings.HasPrefix(pod, name+"-pod-retry") {
+			continue
+		}
+		p, err := readRecord[record.Pointer](ctx, a.store, e.Key)
+		if err != nil {
+			return Target{}, err
+		}
+		if p.TaskRun == name && (found == nil || e.LastModified.After(newest)) {
+			found, newest = &p, e.LastModified
+		}
+	}
+	if found == nil {
+		return Target{}, fs.ErrNotExist
+	}
+	return Target{Run: found.Run, TaskRun: name}, nil
+}
+
+func (a *Archive) findInIndex(ctx context.Context, namespace, name string) (Target, error) {
+	for x, err := range a.Runs(ctx, namespace, nil, 0) {
+		if err != nil {
+			return Target{}, err
+		}
+		if x.Kind == layout.TaskRun && x.Name == name {
+			return Target{Run: x.Run()}, nil
+		}
+	}
+	return Target{}, fs.ErrNotExist
+}

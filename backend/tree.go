@@ -1,0 +1,336 @@
+package backend
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"math"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/shiplog-dev/shiplog/internal/layout"
+	"github.com/shiplog-dev/shiplog/internal/record"
+)
+
+// Status says how far a container's log can be trusted.
+type Status string
+
+// The states of a log.
+const (
+	// Verified: sealed, and every byte that the seal counts is there. The digest is checked when the log is read.
+	Verified Status = "verified"
+	// Running: not sealed, and the pod has been heard of within the last AliveWithin.
+	Running Status = "running"
+	// Partial: not sealed, and the pod is not heard of any more. What is there ends at Container.LastSeen.
+	Partial Status = "partial"
+	// Damaged: segments are missing, or are not what the seal says.
+	Damaged Status = "damaged"
+	// NotCaptured: shiplog left the container alone.
+	NotCaptured Status = "not captured"
+)
+
+// AliveWithin is how long after its last sign of life a pod counts as running. Shippers give one each minute.
+const AliveWithin = 3 * time.Minute
+
+// Tree is what the archive holds of a run.
+type Tree struct {
+	Run      layout.Run  `json:"run"`
+	Record   *record.Run `json:"record,omitempty"` // nil if run.json is missing
+	TaskRuns []TaskRun   `json:"taskRuns"`         // in the pipeline's order
+}
+
+// TaskRun is one TaskRun of a run. Each retry is another pod.
+type TaskRun struct {
+	Name         string `json:"name"`
+	PipelineTask string `json:"pipelineTask,omitempty"`
+	Pods         []Pod  `json:"pods"` // oldest first
+}
+
+// Label is what a person calls the TaskRun: the pipeline's task, if there is one.
+func (t TaskRun) Label() string { return cmp.Or(t.PipelineTask, t.Name) }
+
+// Pod is one pod of a TaskRun.
+type Pod struct {
+	Key        layout.Pod  `json:"-"`
+	Record     *record.Pod `json:"record,omitempty"` // nil if pod.json is missing
+	LastSeen   time.Time   `json:"lastSeen"`         // when the store last got something of the pod
+	Containers []Container `json:"containers"`       // in the pod's order
+}
+
+// Container is one container's log.
+type Container struct {
+	Key      layout.Container     `json:"-"`
+	Name     string               `json:"name"`
+	Kind     record.ContainerKind `json:"kind,omitempty"`
+	Status   Status               `json:"status"`
+	Why      string               `json:"why,omitempty"` // explains a status, or why a log is empty
+	Bytes    int64                `json:"bytes"`         // as printed, as far as archived
+	Archive  int64                `json:"archiveBytes"`  // with the lines' prefixes
+	Stored   int64                `json:"storedBytes"`   // compressed, in the store
+	Lines    int64                `json:"lines"`
+	LastSeen time.Time            `json:"lastSeen,omitzero"` // time of the last line
+	Seal     *record.Seal         `json:"seal,omitempty"`
+	Segments []layout.Segment     `json:"-"` // without overlaps, in order
+}
+
+// Label is what a person calls the container: a step without its prefix.
+func (c Container) Label() string {
+	if c.Kind == record.Step {
+		return strings.TrimPrefix(c.Name, "step-")
+	}
+	return c.Name
+}
+
+// Gaps is the number of gaps that the log says it has, as far as it is sealed.
+func (c Container) Gaps() int64 {
+	if c.Seal == nil {
+		return 0
+	}
+	return c.Seal.GapCount
+}
+
+// recordConcurrency is how many small objects are read at once.
+const recordConcurrency = 16
+
+// Tree reads what there is of a target: one LIST for each 1000 objects, and a GET for run.json and for each pod's and container's record. An archive without any object
+// of the run is an error that wraps fs.ErrNotExist.
+func (a *Archive) Tree(ctx context.Context, target Target) (*Tree, error) {
+	tree := &Tree{Run: target.Run}
+	pods := map[layout.Pod]*Pod{}
+	podOf := func(key layout.Pod) *Pod {
+		if pods[key] == nil {
+			pods[key] = &Pod{Key: key}
+		}
+		return pods[key]
+	}
+	containerOf := func(p *Pod, name string) *Container {
+		i := slices.IndexFunc(p.Containers, func(c Container) bool { return c.Name == name })
+		if i < 0 {
+			p.Containers = append(p.Containers, Container{Key: layout.Container{Pod: p.Key, Container: name}, Name: name})
+			i = len(p.Containers) - 1
+		}
+		return &p.Containers[i]
+	}
+	sealed := map[layout.Container]bool{}
+	records := map[layout.Pod]bool{}
+	found := false
+	for e, err := range a.store.List(ctx, target.Run.Prefix(), "", "", 0) {
+		if err != nil {
+			return nil, fmt.Errorf("list run: %w", err)
+		}
+		key, err := layout.ParseKey(e.Key)
+		if err != nil {
+			continue // not ours; a later version may put other objects there
+		}
+		found = true
+		if key.Kind == layout.KindRun || !target.holds(key.Container.Pod) {
+			continue
+		}
+		p := podOf(key.Container.Pod)
+		if e.LastModified.After(p.LastSeen) {
+			p.LastSeen = e.LastModified
+		}
+		switch key.Kind {
+		case layout.KindPod:
+			records[p.Key] = true
+		case layout.KindSeal:
+			sealed[key.Container] = true
+			containerOf(p, key.Container.Container)
+		case layout.KindSegment:
+			c := containerOf(p, key.Container.Container)
+			c.Segments = append(c.Segments, key.Segment)
+			c.Stored += e.Size
+		}
+	}
+	if !found {
+		return nil, fmt.Errorf("the archive holds nothing under %s: %w", target.Run.Prefix(), fs.ErrNotExist)
+	}
+
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(recordConcurrency)
+	group.Go(func() error {
+		r, err := readRecord[record.Run](ctx, a.store, target.Run.RunKey())
+		if err == nil {
+			tree.Record = &r
+		}
+		return ignoreNotExist(err)
+	})
+	for key, p := range pods {
+		group.Go(func() error {
+			if records[key] {
+				r, err := readRecord[record.Pod](ctx, a.store, key.PodKey())
+				if ignoreNotExist(err) != nil {
+					return err
+				}
+				if err == nil {
+					p.Record = &r
+				}
+			}
+			p.order()
+			for i := range p.Containers {
+				c := &p.Containers[i]
+				if sealed[c.Key] {
+					s, err := readRecord[record.Seal](ctx, a.store, c.Key.SealKey())
+					if ignoreNotExist(err) != nil {
+						return err
+					}
+					if err == nil {
+						c.Seal = &s
+					}
+				}
+				c.judge(p, a.now())
+			}
+			return nil
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return nil, err
+	}
+	tree.arrange(pods)
+	return tree, nil
+}
+
+func ignoreNotExist(err error) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+// holds says whether a pod belongs to the target.
+func (t Target) holds(p layout.Pod) bool {
+	return (t.TaskRun == "" || t.TaskRun == p.TaskRun) && (t.PodUID == "" || t.PodUID == p.PodUID)
+}
+
+// order puts the containers in the order of the pod's record, which also names those that have no object.
+func (p *Pod) order() {
+	if p.Record == nil {
+		return
+	}
+	var ordered []Container
+	for _, r := range p.Record.Containers {
+		c := Container{Key: layout.Container{Pod: p.Key, Container: r.Name}, Name: r.Name}
+		if i := slices.IndexFunc(p.Containers, func(c Container) bool { return c.Name == r.Name }); i >= 0 {
+			c = p.Containers[i]
+			p.Containers = slices.Delete(p.Containers, i, i+1)
+		}
+		c.Kind = r.Kind
+		if !r.Captured {
+			c.Status, c.Why = NotCaptured, r.Skipped
+		}
+		ordered = append(ordered, c)
+	}
+	p.Containers = append(ordered, p.Containers...)
+}
+
+// judge finds the container's status from its segments and its seal.
+func (c *Container) judge(p *Pod, now time.Time) {
+	if c.Status == NotCaptured && len(c.Segments) == 0 && c.Seal == nil {
+		return
+	}
+	segments, hole := contiguous(c.Segments)
+	c.Segments = segments
+	for _, s := range segments {
+		c.Bytes += s.Printed
+		c.Archive += s.Length
+		c.Lines += s.Lines
+		c.LastSeen = s.Last
+	}
+	end := int64(0)
+	if len(segments) > 0 {
+		end = segments[len(segments)-1].End()
+	}
+	switch {
+	case hole != "":
+		c.Status, c.Why = Damaged, hole
+	case c.Seal != nil && end < c.Seal.Bytes:
+		c.Status, c.Why = Damaged, fmt.Sprintf("the last %d archive bytes are missing", c.Seal.Bytes-end)
+	case c.Seal != nil && end == c.Seal.Bytes:
+		c.Status = Verified
+		if c.Bytes == 0 {
+			c.Why = whyEmpty(c.Seal)
+		}
+	case now.Sub(p.LastSeen) < AliveWithin: // not sealed, or it went on behind the seal
+		c.Status = Running
+	default:
+		c.Status, c.Why = Partial, "the pod was last heard of at "+p.LastSeen.UTC().Format(time.RFC3339)
+	}
+}
+
+// whyEmpty explains a log without a byte.
+func whyEmpty(s *record.Seal) string {
+	switch {
+	case s.End == record.EndNeverStarted:
+		return "never started"
+	case s.End == record.EndKilled:
+		return "killed before its first byte"
+	case s.Exit != nil:
+		return fmt.Sprintf("printed nothing, exit code %d", s.Exit.Code)
+	default:
+		return "printed nothing"
+	}
+}
+
+// contiguous returns the segments in order and without those that others cover, and says where bytes are missing. Segments that overlap hold the same bytes where they do, since what
+// was written at an offset never changes.
+func contiguous(segments []layout.Segment) (kept []layout.Segment, hole string) {
+	slices.SortFunc(segments, func(a, b layout.Segment) int {
+		return cmp.Or(cmp.Compare(a.Offset, b.Offset), cmp.Compare(b.Length, a.Length))
+	})
+	end := int64(0)
+	for _, s := range segments {
+		if s.Offset > end && hole == "" {
+			hole = fmt.Sprintf("%d archive bytes are missing at offset %d", s.Offset-end, end)
+		}
+		if s.End() > end {
+			kept = append(kept, s)
+			end = s.End()
+		}
+	}
+	return kept, hole
+}
+
+// arrange puts pods under their TaskRuns, and these into the pipeline's order: as run.json has it, or else as the first pods were made.
+func (t *Tree) arrange(pods map[layout.Pod]*Pod) {
+	byName := map[string]*TaskRun{}
+	for _, p := range pods {
+		tr := byName[p.Key.TaskRun]
+		if tr == nil {
+			tr = &TaskRun{Name: p.Key.TaskRun}
+			byName[tr.Name] = tr
+		}
+		if p.Record != nil {
+			tr.PipelineTask = p.Record.PipelineTask
+		}
+		tr.Pods = append(tr.Pods, *p)
+	}
+	rank := func(tr TaskRun) int {
+		if t.Record != nil {
+			if i := slices.Index(t.Record.Tasks, tr.PipelineTask); i >= 0 {
+				return i
+			}
+		}
+		return math.MaxInt
+	}
+	for _, tr := range byName {
+		slices.SortFunc(tr.Pods, func(a, b Pod) int {
+			return cmp.Or(a.created().Compare(b.created()), cmp.Compare(a.Key.PodUID, b.Key.PodUID))
+		})
+		t.TaskRuns = append(t.TaskRuns, *tr)
+	}
+	slices.SortFunc(t.TaskRuns, func(a, b TaskRun) int {
+		return cmp.Or(cmp.Compare(rank(a), rank(b)), a.Pods[0].created().Compare(b.Pods[0].created()), cmp.Compare(a.Name, b.Name))
+	})
+}
+
+func (p Pod) created() time.Time {
+	if p.Record == nil {
+		return time.Time{}
+	}
+	return p.Record.Created
+}

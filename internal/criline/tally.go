@@ -1,0 +1,38 @@
+package criline
+
+import "time"
+
+// Tally counts lines as they pass. The zero value is ready to use.
+type Tally struct {
+	Bytes          int64 // archive bytes: lines with their prefixes and newlines
+	Lines          int64 // newlines printed
+	Stdout, Stderr int64 // bytes printed
+	First, Last    time.Time
+	Gaps           []Marker
+}
+
+// Add counts one line.
+func (t *Tally) Add(l Line) {
+	t.Bytes += int64(PrefixLen+len(l.Text)) + 1
+	if t.First.IsZero() {
+		t.First = l.Time
+	}
+	t.Last = l.Time
+	switch l.Stream {
+	case Stdout:
+		t.Stdout += l.Printed()
+	case Stderr:
+		t.Stderr += l.Printed()
+	case Markers:
+		if m, err := ParseMarker(l.Text); err == nil {
+			t.Gaps = append(t.Gaps, m)
+		}
+		return
+	}
+	if l.Full {
+		t.Lines++
+	}
+}
+
+// Printed is what was printed on both streams.
+func (t Tally) Printed() int64 { return t.Stdout + t.Stderr }

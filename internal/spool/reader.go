@@ -1,0 +1,344 @@
+package spool
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/shiplog-dev/shiplog/internal/criline"
+)
+
+// Position is a place in a container's spool: a byte within the file of a base offset.
+type Position struct {
+	Base   int64 `json:"base"`
+	Offset int64 `json:"offset"` // within the file
+}
+
+// Status is what a look into the folder says.
+type Status struct {
+	Available int64 // bytes behind the position, as far as the present file and whether there is a next one tell
+	More      bool  // a later file exists: the present one is complete
+	Started   bool  // there is or was a log file
+	Ended     bool  // EndFile exists
+	Term      bool  // TermFile exists
+}
+
+// Reader reads one container's folder. The folder belongs to a step, which may put anything there: the reader follows no link, opens only regular files
+// with one name, never blocks, and takes nothing for a line that is not one. It is not safe for concurrent use.
+type Reader struct {
+	dir  *os.File
+	path string
+	file *os.File // the file of base, or nil
+	base int64
+	next int64 // base of the following file, or -1
+	buf  []byte
+	out  []byte
+}
+
+// readSize is how much is read at once. A whole line always fits.
+const readSize = 2 * (criline.MaxLen + 1)
+
+// OpenReader opens a container's folder, which must exist.
+func OpenReader(path string) (*Reader, error) {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, &fs.PathError{Op: "open spool", Path: path, Err: err}
+	}
+	return &Reader{dir: os.NewFile(uintptr(fd), path), path: path, next: -1}, nil
+}
+
+// Close closes the folder.
+func (r *Reader) Close() error {
+	r.closeFile()
+	return r.dir.Close()
+}
+
+func (r *Reader) closeFile() {
+	if r.file != nil {
+		r.file.Close() // opened for reading: there is nothing to lose
+		r.file = nil
+	}
+}
+
+// open opens a regular file of the folder that has no other name. Without O_NONBLOCK a FIFO would block.
+func (r *Reader) open(name string) (*os.File, int64, error) {
+	fd, err := unix.Openat(int(r.dir.Fd()), name, unix.O_RDONLY|unix.O_NOFOLLOW|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, 0, &fs.PathError{Op: "open", Path: r.path + "/" + name, Err: err}
+	}
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		unix.Close(fd)
+		return nil, 0, &fs.PathError{Op: "stat", Path: r.path + "/" + name, Err: err}
+	}
+	// A hard link may be to a file of another container's, of another user's, that only the shipper can read.
+	if st.Mode&unix.S_IFMT != unix.S_IFREG || st.Nlink != 1 {
+		unix.Close(fd)
+		return nil, 0, &fs.PathError{Op: "open", Path: r.path + "/" + name, Err: errors.New("not a regular file with one name")}
+	}
+	return os.NewFile(uintptr(fd), name), st.Size, nil
+}
+
+// Look says what is behind the position.
+func (r *Reader) Look(at Position) (Status, error) {
+	var s Status
+	present, next := int64(-1), int64(-1)
+	err := r.names(func(name string) {
+		switch name {
+		case EndFile:
+			s.Ended = true
+		case TermFile:
+			s.Term = true
+		default:
+			base, ok := ParseLogName(name)
+			switch {
+			case !ok || base < at.Base:
+			case base == at.Base:
+				present = base
+			case next < 0 || base < next:
+				next = base
+			}
+		}
+	})
+	if err != nil {
+		return s, err
+	}
+	r.next = next
+	s.More = next >= 0
+	s.Started = present >= 0 || next >= 0 || at != Position{}
+	if r.file == nil || r.base != at.Base {
+		r.closeFile()
+		if present >= 0 {
+			f, _, err := r.open(LogName(at.Base))
+			if err == nil {
+				r.file, r.base = f, at.Base
+			} // else what stands there is no log file: the reader goes on with the next, and Next marks the gap
+		}
+	}
+	if r.file != nil {
+		info, err := r.file.Stat()
+		if err != nil {
+			return s, fmt.Errorf("read spool %s: %w", r.path, err)
+		}
+		s.Available = info.Size() - at.Offset
+		if s.Available < 0 {
+			s.Available = 1 // truncated: there is a gap to be marked
+		}
+	}
+	if s.More && s.Available == 0 {
+		s.Available = 1
+	}
+	return s, nil
+}
+
+// Trim deletes the log files before the position's: what is in them is shipped, or the step made them up. One that cannot be deleted only costs space.
+func (r *Reader) Trim(at Position) error {
+	return r.names(func(name string) {
+		if base, ok := ParseLogName(name); ok && base < at.Base {
+			_ = unix.Unlinkat(int(r.dir.Fd()), name, 0)
+		}
+	})
+}
+
+// names calls visit with every name in the folder, however many there are, in constant memory.
+func (r *Reader) names(visit func(string)) error {
+	if _, err := r.dir.Seek(0, io.SeekStart); err != nil {
+		return fmt.Errorf("read spool %s: %w", r.path, err)
+	}
+	for {
+		names, err := r.dir.Readdirnames(512)
+		for _, name := range names {
+			visit(name)
+		}
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("read spool %s: %w", r.path, err)
+		}
+	}
+}
+
+// Next returns whole lines behind the position, about limit bytes of them at most, and the position behind them. Nothing read and the same position means that there is nothing
+// yet. The lines are good until the next call. Bytes that are no lines, and bytes that are missing, become a gap marker with the time now. With final, a
+// last line that was cut off (its writer was killed in the middle of writing it) is taken as a piece; without, it is left for later. Look comes first.
+func (r *Reader) Next(at Position, limit int, final bool, now time.Time) (lines []byte, tally criline.Tally, behind Position, err error) {
+	if r.buf == nil {
+		r.buf = make([]byte, readSize)
+	}
+	r.out = r.out[:0]
+	var lost gap
+	mark := func() error {
+		if lost.bytes == 0 && !lost.unknown {
+			return nil
+		}
+		from := len(r.out)
+		// What is malformed cannot be told to be of one stream or the other.
+		out, err := criline.AppendMarker(r.out, now, criline.Marker{Kind: criline.Gap, Reason: lost.reason, Stdout: lost.bytes, Unknown: lost.unknown})
+		if err != nil {
+			return err
+		}
+		r.out = out
+		line, err := criline.Parse(r.out[from : len(r.out)-1])
+		if err != nil {
+			return err
+		}
+		tally.Add(line)
+		lost = gap{}
+		return nil
+	}
+	for len(r.out) < limit {
+		if r.file == nil || r.base != at.Base {
+			if r.next < 0 {
+				break
+			}
+			// The present file is not there. Bytes between the position and the next file's base are gone.
+			if missing := r.next - at.Base - at.Offset; missing > 0 && (at != Position{} || r.next > 0) {
+				lost.add(criline.ReasonTruncated, missing, true)
+			}
+			if at, err = r.advance(); err != nil {
+				return nil, tally, at, err
+			}
+			continue
+		}
+		n, readErr := r.file.ReadAt(r.buf, at.Offset)
+		if readErr != nil && !errors.Is(readErr, io.EOF) {
+			return nil, tally, at, fmt.Errorf("read spool %s/%s: %w", r.path, LogName(r.base), readErr)
+		}
+		chunk := r.buf[:n]
+		end := bytes.LastIndexByte(chunk, '\n') + 1
+		switch {
+		case end > 0:
+			chunk = chunk[:end]
+		case n >= criline.MaxLen:
+			lost.add(criline.ReasonMalformed, int64(n), false)
+			at.Offset += int64(n)
+			continue
+		case r.next >= 0 || final:
+			// The file is complete, so this is all of its last line.
+			if n > 0 {
+				at.Offset += int64(n)
+				if line, err := criline.Parse(chunk); err == nil && line.Stream != criline.Markers {
+					if err := mark(); err != nil {
+						return nil, tally, at, err
+					}
+					line.Full = false
+					from := len(r.out)
+					r.out = criline.Append(r.out, line.Time, line.Stream, false, line.Text)
+					if line, err = criline.Parse(r.out[from : len(r.out)-1]); err == nil {
+						tally.Add(line)
+					}
+				} else {
+					lost.add(criline.ReasonMalformed, int64(n), false)
+				}
+				continue
+			}
+			size, err := r.size()
+			if err != nil {
+				return nil, tally, at, err
+			}
+			if size < at.Offset {
+				lost.add(criline.ReasonTruncated, at.Offset-size, true)
+				at.Offset = size
+			}
+			if r.next < 0 {
+				return r.out, tally, at, mark()
+			}
+			if missing := r.next - at.Base - at.Offset; missing > 0 {
+				lost.add(criline.ReasonTruncated, missing, true)
+			}
+			if at, err = r.advance(); err != nil {
+				return nil, tally, at, err
+			}
+			continue
+		default:
+			if n == 0 {
+				size, err := r.size()
+				if err != nil {
+					return nil, tally, at, err
+				}
+				if size < at.Offset {
+					lost.add(criline.ReasonTruncated, at.Offset-size, true)
+					at.Offset = size
+				}
+			}
+			return r.out, tally, at, mark()
+		}
+		for len(chunk) > 0 && len(r.out) < limit {
+			i := bytes.IndexByte(chunk, '\n')
+			line, err := criline.Parse(chunk[:i])
+			if err != nil {
+				lost.add(criline.ReasonMalformed, int64(i)+1, false)
+			} else {
+				if err := mark(); err != nil {
+					return nil, tally, at, err
+				}
+				r.out = append(r.out, chunk[:i+1]...)
+				tally.Add(line)
+			}
+			at.Offset += int64(i) + 1
+			chunk = chunk[i+1:]
+		}
+	}
+	return r.out, tally, at, mark()
+}
+
+// gap collects what is lost until the next line that is good.
+type gap struct {
+	reason  criline.Reason
+	bytes   int64
+	unknown bool
+}
+
+func (g *gap) add(reason criline.Reason, n int64, unknown bool) {
+	g.reason = reason
+	g.bytes += n
+	g.unknown = g.unknown || unknown
+}
+
+func (r *Reader) size() (int64, error) {
+	info, err := r.file.Stat()
+	if err != nil {
+		return 0, fmt.Errorf("read spool %s: %w", r.path, err)
+	}
+	return info.Size(), nil
+}
+
+// advance goes to the next file. One that cannot be opened as a log file is skipped; the file after it then shows the gap.
+func (r *Reader) advance() (Position, error) {
+	r.closeFile()
+	at := Position{Base: r.next}
+	status, err := r.Look(at)
+	if err != nil {
+		return at, err
+	}
+	if r.file == nil && !status.More {
+		// A later look may find something to open.
+		r.next = -1
+	}
+	return at, nil
+}
+
+// End reads EndFile. ok is false where there is none, or none that can be read.
+func (r *Reader) End() (end End, ok bool) {
+	f, _, err := r.open(EndFile)
+	if err != nil {
+		return End{}, false
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, MaxEnd+1))
+	if err != nil {
+		return End{}, false
+	}
+	end, err = ParseEnd(b)
+	return end, err == nil
+}
+
+// Path is the folder.
+func (r *Reader) Path() string { return r.path }

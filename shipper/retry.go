@@ -1,0 +1,63 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"math/rand/v2"
+	"time"
+)
+
+const (
+	firstBackoff = 100 * time.Millisecond
+	maxBackoff   = 10 * time.Second
+)
+
+// retrier is the one place where things are tried again. Nothing is permanent: a bucket may be made, a quota raised, a clock set right, and giving up would
+// lose the log. What differs is how soon it is tried again: an error may say so (retryAfter).
+type retrier struct {
+	log *slog.Logger
+}
+
+// retryAfter is an error that says when to try again at the earliest.
+type retryAfter struct {
+	error
+	delay time.Duration
+}
+
+func (e *retryAfter) Unwrap() error { return e.error }
+
+// do tries until it succeeds or the context ends, whose error it then returns together with the last try's. The first failure and the recovery are logged, not each try.
+func (r retrier) do(ctx context.Context, what string, try func(context.Context) error) error {
+	backoff, failures, begin := firstBackoff, 0, time.Now()
+	for {
+		err := try(ctx)
+		if err == nil {
+			if failures > 0 {
+				r.log.Info("recovered", "what", what, "failures", failures, "after", time.Since(begin).Round(time.Millisecond))
+			}
+			return nil
+		}
+		if ctx.Err() != nil {
+			return errors.Join(ctx.Err(), err)
+		}
+		failures++
+		if failures == 1 {
+			r.log.Warn("failed; trying again until it succeeds", "what", what, "error", err)
+		}
+		// Full jitter: the shippers of many pods must not come back in step.
+		delay := time.Duration(rand.Int64N(int64(backoff))) + backoff/10
+		var after *retryAfter
+		if errors.As(err, &after) {
+			delay = max(delay, after.delay)
+		}
+		backoff = min(2*backoff, maxBackoff)
+		timer := time.NewTimer(delay)
+		select {
+		case <-ctx.Done():
+			timer.Stop()
+			return errors.Join(ctx.Err(), err)
+		case <-timer.C:
+		}
+	}
+}

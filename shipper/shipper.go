@@ -1,0 +1,146 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/shiplog-dev/shiplog/internal/contract"
+	"github.com/shiplog-dev/shiplog/internal/layout"
+	"github.com/shiplog-dev/shiplog/internal/record"
+	"github.com/shiplog-dev/shiplog/internal/segment"
+)
+
+const (
+	// tick is how often the spool is looked at when nothing says that it changed.
+	tick = time.Second
+	// aliveInterval is how long the store may hear nothing of a living pod. Readers take a pod for dead after three times as long.
+	aliveInterval = time.Minute
+)
+
+// shipper drives the logs of all containers, one after the other, in one goroutine: memory does not grow with their number, and S3, which they share, is what is slow.
+type shipper struct {
+	config  contract.Config
+	logs    []*containerLog
+	upload  *uploader
+	tickets *tickets
+	segment *segment.Writer // one for all logs
+	wake    chan struct{}
+	log     *slog.Logger
+}
+
+func newShipper(config contract.Config, volume, tokenFile string, log *slog.Logger) (*shipper, error) {
+	dir := stateDir(filepath.Join(volume, contract.StateSubPath))
+	if err := os.MkdirAll(string(dir), 0o700); err != nil {
+		return nil, fmt.Errorf("make the state folder: %w", err)
+	}
+	writer, err := segment.NewWriter()
+	if err != nil {
+		return nil, err
+	}
+	t, err := newTickets(config.TicketURL, config.CABundle, tokenFile, filepath.Join(string(dir), "ticket"), log)
+	if err != nil {
+		return nil, err
+	}
+	s := &shipper{
+		config: config, tickets: t, segment: writer, wake: make(chan struct{}, 1), log: log,
+		upload: &uploader{tickets: t, retry: retrier{log}, last: time.Now()},
+	}
+	for _, name := range config.Containers {
+		l, err := openLog(name, filepath.Join(volume, contract.LogsSubPath, name), dir, s)
+		if err != nil {
+			return nil, errors.Join(err, s.close())
+		}
+		s.logs = append(s.logs, l)
+	}
+	return s, nil
+}
+
+func (s *shipper) close() error {
+	var errs []error
+	for _, l := range s.logs {
+		errs = append(errs, l.reader.Close())
+	}
+	s.upload.closeIdle()
+	s.tickets.client.CloseIdleConnections()
+	return errors.Join(errs...)
+}
+
+// run ships until the context ends, which is SIGTERM, and then drains.
+func (s *shipper) run(ctx context.Context) (err error) {
+	defer func() { err = errors.Join(err, s.close()) }()
+	working, stop := context.WithCancel(ctx)
+	defer s.tickets.wait()
+	defer stop()
+	watcher := startWatcher(working, s.logs, s.wake, s.log)
+	defer watcher.Wait()
+	defer stop()
+
+	s.tickets.refresh(working) // so that it is there when the first line is
+	for {
+		next, err := s.pass(working, time.Now())
+		if ctx.Err() != nil {
+			break
+		}
+		if err != nil {
+			s.log.Warn("shipping is interrupted", "error", err)
+		}
+		timer := time.NewTimer(next)
+		select {
+		case <-ctx.Done():
+		case <-s.wake:
+		case <-timer.C:
+		}
+		timer.Stop()
+		if ctx.Err() != nil {
+			break
+		}
+	}
+	return s.drain(context.WithoutCancel(ctx))
+}
+
+// pass ships what is due in every log, and returns the time until the next pass is worth while.
+func (s *shipper) pass(ctx context.Context, now time.Time) (time.Duration, error) {
+	next := tick
+	var errs []error
+	hurry := false
+	for _, l := range s.logs {
+		if err := l.look(); err != nil {
+			errs = append(errs, err)
+		}
+		// SIGTERM reaches a step at the start of the pod's grace period, and us only after the last step has ended.
+		hurry = hurry || l.status.Term
+	}
+	for _, l := range s.logs {
+		wait, err := l.ship(ctx, now, hurry)
+		if err != nil {
+			errs = append(errs, err)
+		}
+		next = min(next, wait)
+		if ctx.Err() != nil {
+			return next, errors.Join(errs...)
+		}
+	}
+	if err := s.keepAlive(ctx, now); err != nil {
+		errs = append(errs, err)
+	}
+	return next, errors.Join(errs...)
+}
+
+// keepAlive tells readers that a silent pod lives.
+func (s *shipper) keepAlive(ctx context.Context, now time.Time) error {
+	if now.Sub(s.upload.lastSuccess()) < aliveInterval {
+		return nil
+	}
+	b, err := record.Encode(record.Alive{Time: now.UTC()})
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	return s.upload.put(ctx, layout.AliveFile, b)
+}

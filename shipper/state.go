@@ -1,0 +1,135 @@
+package main
+
+import (
+	"crypto/sha256"
+	"encoding"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"hash"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/shiplog-dev/shiplog/internal/criline"
+	"github.com/shiplog-dev/shiplog/internal/record"
+	"github.com/shiplog-dev/shiplog/internal/spool"
+)
+
+// state is what the shipper knows of one log, recorded in a folder that steps cannot see. It outlives the shipper's process, not the pod.
+//
+// A segment is recorded before it is uploaded: its bytes in a file of their own, and its name in Pending together with the position behind it. A shipper that is
+// killed at any moment goes on with the same bytes under the same name, whatever has happened to the spool since.
+type state struct {
+	Position spool.Position   `json:"position"` // in the spool, behind the last segment
+	Bytes    int64            `json:"bytes"`    // archive bytes of all segments, the pending one included; so are all counts
+	Printed  record.Printed   `json:"printed"`
+	Lines    int64            `json:"lines"`
+	Segments int64            `json:"segments"`
+	Digest   []byte           `json:"digest,omitempty"` // SHA-256 in progress
+	First    time.Time        `json:"first,omitzero"`
+	Last     time.Time        `json:"last,omitzero"`
+	Gaps     []criline.Marker `json:"gaps,omitempty"`
+	GapCount int64            `json:"gapCount"`
+	Lost     record.Printed   `json:"lost"`
+	Pending  string           `json:"pending,omitempty"` // name of the segment whose upload is not known to have succeeded
+	Sealed   bool             `json:"sealed,omitempty"`
+}
+
+// count adds a segment's lines.
+func (s *state) count(t criline.Tally) {
+	s.Bytes += t.Bytes
+	s.Printed.Stdout += t.Stdout
+	s.Printed.Stderr += t.Stderr
+	s.Lines += t.Lines
+	if s.First.IsZero() {
+		s.First = t.First
+	}
+	if !t.Last.IsZero() {
+		s.Last = t.Last
+	}
+	for _, gap := range t.Gaps {
+		s.GapCount++
+		s.Lost.Stdout += gap.Stdout
+		s.Lost.Stderr += gap.Stderr
+		if len(s.Gaps) < record.MaxGaps {
+			s.Gaps = append(s.Gaps, gap)
+		}
+	}
+}
+
+// digest returns the hash to go on with.
+func (s *state) digest() (hash.Hash, error) {
+	h := sha256.New()
+	if len(s.Digest) == 0 {
+		return h, nil
+	}
+	if err := h.(encoding.BinaryUnmarshaler).UnmarshalBinary(s.Digest); err != nil {
+		return nil, fmt.Errorf("recorded digest: %w", err)
+	}
+	return h, nil
+}
+
+func (s *state) setDigest(h hash.Hash) error {
+	b, err := h.(encoding.BinaryMarshaler).MarshalBinary()
+	if err != nil {
+		return fmt.Errorf("record digest: %w", err)
+	}
+	s.Digest = b
+	return nil
+}
+
+// stateDir is the folder of the states and pending segments.
+type stateDir string
+
+func (d stateDir) stateFile(container string) string {
+	return filepath.Join(string(d), container+".json")
+}
+
+func (d stateDir) segmentFile(container string) string {
+	return filepath.Join(string(d), container+".segment")
+}
+
+// load reads a log's state. Without one the log is new.
+func (d stateDir) load(container string) (state, error) {
+	var s state
+	b, err := os.ReadFile(d.stateFile(container))
+	if errors.Is(err, fs.ErrNotExist) {
+		return s, nil
+	}
+	if err == nil {
+		err = json.Unmarshal(b, &s)
+	}
+	if err != nil {
+		return state{}, fmt.Errorf("read the state of %s: %w", container, err)
+	}
+	return s, nil
+}
+
+func (d stateDir) save(container string, s state) error {
+	b, err := json.Marshal(s)
+	if err != nil {
+		return fmt.Errorf("record the state of %s: %w", container, err)
+	}
+	if err := replaceFile(d.stateFile(container), b); err != nil {
+		return fmt.Errorf("record the state of %s: %w", container, err)
+	}
+	return nil
+}
+
+func (d stateDir) saveSegment(container string, b []byte) error {
+	if err := replaceFile(d.segmentFile(container), b); err != nil {
+		return fmt.Errorf("record a segment of %s: %w", container, err)
+	}
+	return nil
+}
+
+// replaceFile writes a file so that it is the old or the new one at any moment.
+func replaceFile(name string, b []byte) error {
+	temp := name + ".new"
+	if err := os.WriteFile(temp, b, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(temp, name)
+}

@@ -1,0 +1,202 @@
+//go:build linux
+
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/shiplog-dev/shiplog/internal/criline"
+	"github.com/shiplog-dev/shiplog/internal/record"
+)
+
+const (
+	// chunkBytes is what one read takes: what a pipe holds, and what one CRI line holds.
+	chunkBytes = 64 << 10
+	// firstOwnFD keeps tee's own copies of stdout and stderr away from the numbers that shell scripts use.
+	firstOwnFD = 10
+)
+
+// past is a deadline that is over.
+var past = time.Unix(1, 0)
+
+// sink is where the copy goes: the spool.
+type sink interface {
+	Write(s criline.Stream, chunk []byte)
+	Abandon(s criline.Stream, bytes int64, why string)
+}
+
+// stream is the way of one stream: pipe → the container's own stdout or stderr → sink.
+type stream struct {
+	name criline.Stream
+	pipe *os.File // read end, non-blocking
+	fd   int      // of pipe; os.File.Fd would make it block
+	out  int      // the container's own
+	sink sink
+
+	buf     []byte
+	pending int // bytes in buf that the sink has not taken yet
+}
+
+// copying is both streams, each with a goroutine that drain waits for.
+type copying struct {
+	streams [2]*stream
+	wg      sync.WaitGroup
+}
+
+// startCopy puts pipes in the place of fd 1 and 2, and begins to copy. A process that opens /proc/1/fd/1 writes into the pipe too. On an error, fd 1 and 2
+// are what they were.
+func startCopy(to sink) (*copying, error) {
+	c := &copying{}
+	var own, reads, writes [2]int
+	for i := range own {
+		var err error
+		if own[i], err = unix.FcntlInt(uintptr(i+1), unix.F_DUPFD_CLOEXEC, firstOwnFD); err != nil {
+			return nil, fmt.Errorf("keep the container's fd %d: %w", i+1, err)
+		}
+		var p [2]int
+		if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
+			return nil, fmt.Errorf("make a pipe: %w", err)
+		}
+		reads[i], writes[i] = p[0], p[1]
+		// Of the read end only. Each end is an open file description of its own; a child that finds its stdout non-blocking loses output.
+		if err := unix.SetNonblock(reads[i], true); err != nil {
+			return nil, fmt.Errorf("make a pipe non-blocking: %w", err)
+		}
+	}
+	for i := range writes {
+		if err := unix.Dup3(writes[i], i+1, 0); err != nil {
+			for j := range i {
+				_ = unix.Dup3(own[j], j+1, 0) // the same call has just worked
+			}
+			return nil, fmt.Errorf("put a pipe in the place of fd %d: %w", i+1, err)
+		}
+	}
+	for i, name := range []criline.Stream{criline.Stdout, criline.Stderr} {
+		_ = unix.Close(writes[i]) // fd 1 or 2 stands for it now
+		c.streams[i] = &stream{name: name, pipe: os.NewFile(uintptr(reads[i]), string(name)), fd: reads[i], out: own[i], sink: to, buf: make([]byte, chunkBytes)}
+		c.wg.Go(c.streams[i].run)
+	}
+	return c, nil
+}
+
+// drain stops the copying when all that is in the pipes now has been copied. It does not wait for the end of the pipes, which a background process, and tee itself,
+// hold open.
+func (c *copying) drain() {
+	for _, s := range c.streams {
+		_ = s.pipe.SetReadDeadline(past) // reading stops, and bytes stay in the pipe
+	}
+	c.wg.Wait()
+}
+
+// end ends the log in the spool, when drain has returned. If that fails, the container's own stderr says so.
+func (c *copying) end(w interface{ End(record.Exit) error }, exit record.Exit) {
+	say := func(why any) {
+		writeAll(c.streams[1].out, fmt.Appendf(nil, "shiplog: this log is not kept to its end: %v\n", why))
+	}
+	defer func() {
+		if r := recover(); r != nil {
+			say(r)
+		}
+	}()
+	if err := w.End(exit); err != nil {
+		say(err)
+	}
+}
+
+// run copies until the deadline, and then what is left in the pipe.
+func (s *stream) run() {
+	for !s.guard(s.copyUntilStopped) {
+	}
+	// TIOCINQ is FIONREAD: the bytes in the pipe.
+	left, err := unix.IoctlGetInt(s.fd, unix.TIOCINQ)
+	if err != nil || s.pipe.SetReadDeadline(time.Time{}) != nil {
+		return
+	}
+	for !s.guard(func() { s.copyBytes(&left) }) {
+	}
+}
+
+// guard calls f, and says whether it came to its end. A panic of the spool's code must not end the build: the bytes at hand are counted as
+// lost to the copy, and the container's own stdout goes on.
+func (s *stream) guard(f func()) (done bool) {
+	defer func() {
+		if r := recover(); r != nil {
+			s.abandon(fmt.Sprintf("panic in tee: %v", r))
+		}
+	}()
+	f()
+	return true
+}
+
+func (s *stream) abandon(why string) {
+	defer func() {
+		if recover() != nil {
+			s.sink = nil
+		}
+	}()
+	lost := s.pending
+	s.pending = 0
+	if s.sink != nil {
+		s.sink.Abandon(s.name, int64(lost), why)
+	}
+}
+
+func (s *stream) copyUntilStopped() {
+	for {
+		n, err := s.pipe.Read(s.buf)
+		s.take(n)
+		if err != nil {
+			return // the deadline; a pipe whose write end tee holds itself has no end and no other error
+		}
+	}
+}
+
+// copyBytes copies so many bytes, which are in the pipe already. It counts them down itself, so that it can go on after a panic.
+func (s *stream) copyBytes(left *int) {
+	for *left > 0 {
+		n, err := s.pipe.Read(s.buf[:min(*left, len(s.buf))])
+		*left -= n
+		s.take(n)
+		if err != nil {
+			return
+		}
+	}
+}
+
+// take hands on the first n bytes of the buffer: first to the container's own stdout or stderr, as if tee were not there, then to the spool.
+func (s *stream) take(n int) {
+	if n <= 0 {
+		return
+	}
+	writeAll(s.out, s.buf[:n])
+	if s.sink == nil {
+		return
+	}
+	s.pending = n
+	s.sink.Write(s.name, s.buf[:n])
+	s.pending = 0
+}
+
+// writeAll writes everything, as long as it takes. An error, such as that nobody reads the container's stdout any more, is ignored: the child was not told
+// of it by a pipe that tee still reads, and its output is still worth keeping.
+func writeAll(fd int, b []byte) {
+	for len(b) > 0 {
+		n, err := unix.Write(fd, b)
+		switch {
+		case n > 0:
+			b = b[n:]
+		case errors.Is(err, unix.EINTR):
+		case errors.Is(err, unix.EAGAIN):
+			// Another process has made the container's stdout non-blocking. Wait as a blocking write would.
+			_, _ = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLOUT}}, -1)
+		default:
+			return
+		}
+	}
+}

@@ -1,0 +1,185 @@
+//go:build linux
+
+package main
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"os"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/shiplog-dev/shiplog/internal/criline"
+	"github.com/shiplog-dev/shiplog/internal/record"
+)
+
+// panickingSink panics at the writes whose text it does not like.
+type panickingSink struct {
+	taken     bytes.Buffer
+	abandoned int64
+	why       string
+	worse     bool // panics when it is told, too
+}
+
+func (p *panickingSink) Write(_ criline.Stream, chunk []byte) {
+	if bytes.Contains(chunk, []byte("panic")) {
+		panic("a bug")
+	}
+	p.taken.Write(chunk)
+}
+
+func (p *panickingSink) Abandon(_ criline.Stream, bytes int64, why string) {
+	if p.worse {
+		panic("another bug")
+	}
+	p.abandoned += bytes
+	p.why = why
+}
+
+// pipes makes a stream that is fed by the returned writer, and whose own stdout is the returned file.
+func pipes(t *testing.T, to sink) (s *stream, feed *os.File, stdout *os.File) {
+	t.Helper()
+	var in, out [2]int
+	if err := errors.Join(unix.Pipe2(in[:], unix.O_CLOEXEC), unix.Pipe2(out[:], unix.O_CLOEXEC), unix.SetNonblock(in[0], true)); err != nil {
+		t.Fatal(err)
+	}
+	feed, stdout = os.NewFile(uintptr(in[1]), "feed"), os.NewFile(uintptr(out[0]), "stdout")
+	s = &stream{name: criline.Stdout, pipe: os.NewFile(uintptr(in[0]), "pipe"), fd: in[0], out: out[1], sink: to, buf: make([]byte, chunkBytes)}
+	t.Cleanup(func() {
+		if err := errors.Join(feed.Close(), stdout.Close(), s.pipe.Close(), unix.Close(s.out)); err != nil {
+			t.Error(err)
+		}
+	})
+	return s, feed, stdout
+}
+
+// A panic in the spool's code costs the copy, not the build.
+func TestPanicInTheCopy(t *testing.T) {
+	for _, tc := range []struct {
+		name  string
+		worse bool
+		taken string
+		lost  int64
+	}{
+		{"once told, the sink decides", false, "one\nthree\nfour\n", 6},
+		{"a sink that panics again is not asked again", true, "one\n", 0},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			to := &panickingSink{worse: tc.worse}
+			s, feed, stdout := pipes(t, to)
+			c := &copying{streams: [2]*stream{s, s}}
+			c.wg.Go(s.run)
+			send := func(text string) {
+				t.Helper()
+				if _, err := io.WriteString(feed, text); err != nil {
+					t.Fatal(err)
+				}
+				got := make([]byte, len(text))
+				if _, err := io.ReadFull(stdout, got); err != nil || string(got) != text {
+					t.Errorf("stdout got %q, %v, want %q", got, err, text)
+				}
+			}
+			for _, text := range []string{"one\n", "panic\n", "three\n", "four\n"} {
+				send(text)
+			}
+			c.drain()
+			if to.taken.String() != tc.taken || to.abandoned != tc.lost {
+				t.Errorf("the sink took %q and lost %d, want %q and %d", to.taken.String(), to.abandoned, tc.taken, tc.lost)
+			}
+			if !tc.worse && !strings.Contains(to.why, "a bug") {
+				t.Errorf("the reason %q does not say what happened", to.why)
+			}
+		})
+	}
+}
+
+// countingSink remembers its bytes.
+type countingSink struct{ bytes.Buffer }
+
+func (c *countingSink) Write(_ criline.Stream, chunk []byte)  { c.Buffer.Write(chunk) }
+func (c *countingSink) Abandon(criline.Stream, int64, string) {}
+
+// drain takes all that is in the pipe, even if the reader has not begun, and does not wait for the end of the pipe.
+func TestDrain(t *testing.T) {
+	for _, n := range []int{0, 1, 1000, 64 << 10} {
+		to := &countingSink{}
+		s, feed, stdout := pipes(t, to)
+		want := bytes.Repeat([]byte("x"), n)
+		if _, err := feed.Write(want); err != nil {
+			t.Fatal(err)
+		}
+		c := &copying{streams: [2]*stream{s, s}}
+		if err := s.pipe.SetReadDeadline(past); err != nil { // the child ended before the first read
+			t.Fatal(err)
+		}
+		c.wg.Go(s.run)
+		got := make([]byte, n)
+		if _, err := io.ReadFull(stdout, got); err != nil {
+			t.Fatal(err)
+		}
+		c.drain()
+		if !bytes.Equal(got, want) || !bytes.Equal(to.Bytes(), want) {
+			t.Errorf("%d bytes were in the pipe, stdout got %d, the sink %d", n, len(got), to.Len())
+		}
+	}
+}
+
+type endFunc func(record.Exit) error
+
+func (f endFunc) End(e record.Exit) error { return f(e) }
+
+// The container's own stderr says when the log has no end.
+func TestEndFails(t *testing.T) {
+	for _, tc := range []struct {
+		name string
+		end  endFunc
+		want string
+	}{
+		{"it works", func(record.Exit) error { return nil }, ""},
+		{"an error", func(record.Exit) error { return errors.New("disk full") }, "shiplog: this log is not kept to its end: disk full\n"},
+		{"a panic", func(record.Exit) error { panic("a bug") }, "shiplog: this log is not kept to its end: a bug\n"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			s, _, stderr := pipes(t, nil)
+			(&copying{streams: [2]*stream{s, s}}).end(tc.end, record.Exit{})
+			writeAll(s.out, []byte("."))
+			got := make([]byte, len(tc.want)+1)
+			if _, err := io.ReadFull(stderr, got); err != nil || string(got) != tc.want+"." {
+				t.Errorf("stderr got %q, %v, want %q", got, err, tc.want)
+			}
+		})
+	}
+}
+
+func TestCopyAllocatesNothing(t *testing.T) {
+	read, write, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer read.Close()
+	defer write.Close()
+	null, err := unix.Open(os.DevNull, unix.O_WRONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(null)
+	s := &stream{name: criline.Stdout, pipe: read, out: null, sink: discard{}, buf: make([]byte, chunkBytes)}
+	chunk := []byte("a line\n")
+	if n := testing.AllocsPerRun(1000, func() {
+		if _, err := write.Write(chunk); err != nil {
+			t.Fatal(err)
+		}
+		left := len(chunk)
+		s.copyBytes(&left)
+	}); n != 0 {
+		t.Errorf("a chunk costs %v allocations", n)
+	}
+}
+
+type discard struct{}
+
+func (discard) Write(criline.Stream, []byte)          {}
+func (discard) Abandon(criline.Stream, int64, string) {}

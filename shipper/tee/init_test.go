@@ -1,0 +1,101 @@
+//go:build linux
+
+package main
+
+import (
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// asInit makes tee PID 1 of a PID namespace of its own, with its own /proc, as in a container.
+func asInit(t *testing.T, r *teeRun, argv ...string) *exec.Cmd {
+	t.Helper()
+	needRoot(t)
+	cmd := exec.Command("sh", append([]string{"-c", `mount -t proc proc /proc && exec "$@"`, "sh", teeBinary}, r.args(argv...)...)...)
+	r.attach(cmd)
+	// Unshareflags makes the mounts private, too, so that this /proc is seen nowhere else.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWPID, Unshareflags: unix.CLONE_NEWNS}
+	return cmd
+}
+
+func TestInit(t *testing.T) {
+	for _, tc := range []struct {
+		name, script   string
+		code           int
+		stdout, stderr string
+	}{
+		{"is PID 1", `tr '\0' '\n' </proc/1/cmdline | sed 's|.*/||' | head -1`, 0, "tee\n", ""},
+		{"a background process does not keep the step alive", `(sleep 1000; echo late) & echo now; exit 3`, 3, "now\n", ""},
+		{"nor one in a session of its own", `setsid sleep 1000 & echo now; exit 3`, 3, "now\n", ""},
+		{"what it wrote before is kept", `{ echo background; echo done >&9; sleep 1000; } 9>"$0/fifo" & read x <"$0/fifo"; echo now`, 0, "background\nnow\n", ""},
+		{"writes to /proc/1/fd are captured", `echo one >/proc/1/fd/1; echo two >/proc/1/fd/2`, 0, "one\n", "two\n"},
+		{"writes to /dev/stdout are captured", `echo one >/dev/stdout; echo two >/dev/stderr`, 0, "one\n", "two\n"},
+		{"orphans are reaped", `
+			i=0; while [ $i -lt 50 ]; do ( sh -c 'exec true' & ) ; i=$((i+1)); done
+			# All of them have ended when the pipe that they hold has.
+			( sh -c 'exec true' & ) | cat
+			while pgrep -x true >/dev/null; do :; done
+			grep -l '^State:.Z' /proc/[0-9]*/status; echo none`, 0, "none\n", ""},
+		{"an orphan's status is not the command's", `( sh -c 'exit 7' & ); kill -KILL $$`, 137, "", ""},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			r := newRun(t)
+			dir := t.TempDir()
+			if err := unix.Mkfifo(filepath.Join(dir, "fifo"), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			// Without tee's help, a test whose tee waits for the sleep ends with the test's own timeout.
+			cmd := asInit(t, r, "sh", "-c", tc.script, dir)
+			if code := exitCode(t, cmd.Run()); code != tc.code {
+				t.Errorf("exit code %d, want %d", code, tc.code)
+			}
+			if r.stdout.String() != tc.stdout || r.stderr.String() != tc.stderr {
+				t.Errorf("printed %q and %q, want %q and %q", r.stdout.String(), r.stderr.String(), tc.stdout, tc.stderr)
+			}
+			if got := r.checkComplete(t); got.end.Exit.Code != tc.code {
+				t.Errorf("the end says %+v", got.end.Exit)
+			}
+		})
+	}
+}
+
+// PID 1 has no default action for signals; the command must get them all the same.
+func TestInitForwards(t *testing.T) {
+	for _, tc := range []struct {
+		signal syscall.Signal
+		child  string
+		grace  time.Duration
+		code   int
+		stdout string
+	}{
+		{unix.SIGTERM, "signal", time.Hour, 5, "15\n"},
+		{unix.SIGUSR1, "signal", time.Hour, 5, "10\n"},
+		{unix.SIGTERM, "stuck", 20 * time.Millisecond, 137, ""},
+	} {
+		t.Run(tc.child+" "+tc.signal.String(), func(t *testing.T) {
+			r := newRun(t)
+			r.grace = tc.grace
+			cmd := asInit(t, r, r.asChild(t, tc.child)...)
+			cmd.Env = append(cmd.Env, r.env...)
+			rest := startReady(t, r, cmd)
+			if err := cmd.Process.Signal(tc.signal); err != nil {
+				t.Fatal(err)
+			}
+			var got strings.Builder
+			if _, err := rest.WriteTo(&got); err != nil || got.String() != tc.stdout {
+				t.Errorf("the child printed %q, %v, want %q", got.String(), err, tc.stdout)
+			}
+			if code := exitCode(t, cmd.Wait()); code != tc.code {
+				t.Errorf("exit code %d, want %d", code, tc.code)
+			}
+			r.stdout.WriteString("ready\n" + got.String())
+			r.checkComplete(t)
+		})
+	}
+}

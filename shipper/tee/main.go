@@ -1,0 +1,93 @@
+//go:build linux
+
+// Command tee is PID 1 of each captured container. It runs the container's command, copies what that prints to the container's own stdout and stderr, and
+// to the spool as CRI lines. It knows nothing of S3 or Kubernetes.
+//
+//	/shiplog/bin/tee --spool DIR --limit BYTES --grace DURATION -- COMMAND [ARG…]
+//
+// Whatever happens to the copy, the command runs as it would without tee, and tee ends as it does: with its exit code, or 128 + the number of
+// the signal that killed it. Where the copy cannot be set up, the command gets the container's own stdout and stderr.
+//
+// The files: main.go sets up and ends, child.go runs the command as an init process does, copy.go is the way of the bytes.
+package main
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"runtime"
+	"runtime/debug"
+	"slices"
+	"syscall"
+
+	"github.com/shiplog-dev/shiplog/internal/contract"
+	"github.com/shiplog-dev/shiplog/internal/record"
+	"github.com/shiplog-dev/shiplog/internal/spool"
+)
+
+// The exit codes of a shell for a command that could not be started.
+const (
+	exitUsage         = 2
+	exitNotExecutable = 126
+	exitNotFound      = 127
+)
+
+func main() {
+	// Memory and CPU of tee count in the step's own limits. Copying allocates nothing, so a small heap costs no time.
+	runtime.GOMAXPROCS(2)
+	debug.SetGCPercent(20)
+
+	opts, err := contract.ParseTee(os.Args[1:])
+	if err != nil {
+		// Only the webhook writes these arguments. If they are wrong all the same, the step must not suffer for it.
+		i := slices.Index(os.Args, "--")
+		if i < 0 || i+1 == len(os.Args) {
+			fmt.Fprintf(os.Stderr, "shiplog: %v\n", err)
+			os.Exit(exitUsage)
+		}
+		opts = contract.Tee{Argv: os.Args[i+1:], Grace: noGrace}
+	}
+	var exit record.Exit
+	if err == nil {
+		exit, err = capture(opts)
+	}
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "shiplog: this log is not kept: %v\n", err)
+		exit = run(opts, nil)
+	}
+	os.Exit(exit.Code)
+}
+
+// capture runs the command with its output captured. An error says that the capture could not be set up: then stdout and stderr are what they were, and
+// nothing has been run.
+func capture(opts contract.Tee) (record.Exit, error) {
+	w, err := spool.NewWriter(opts.Spool, opts.Limit)
+	if err != nil {
+		return record.Exit{}, err
+	}
+	c, err := startCopy(w)
+	if err != nil {
+		return record.Exit{}, err
+	}
+	exit := run(opts, w.Term)
+	c.drain()
+	c.end(w, exit)
+	return exit, nil
+}
+
+// run runs the command to its end. What it has to say goes to fd 2, and so through the capture, as the shell's or the container runtime's own words would.
+func run(opts contract.Tee, onTerm func() error) record.Exit {
+	c, err := startChild(opts.Argv)
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "shiplog: %v\n", err)
+		if errors.Is(err, syscall.ENOENT) {
+			return record.Exit{Code: exitNotFound}
+		}
+		return record.Exit{Code: exitNotExecutable}
+	}
+	status := c.wait(opts.Grace, onTerm)
+	if status.Signaled() {
+		return record.Exit{Code: 128 + int(status.Signal()), Signal: status.Signal().String()}
+	}
+	return record.Exit{Code: status.ExitStatus()}
+}

@@ -1,0 +1,108 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/shiplog-dev/shiplog/internal/ticket"
+)
+
+// uploader puts objects under the pod's prefix.
+type uploader struct {
+	tickets *tickets
+	retry   retrier
+
+	mu     sync.Mutex // guards what follows
+	client *http.Client
+	ca     string    // the CA bundle that client trusts
+	last   time.Time // of the last success
+}
+
+// slowest is the slowest connection that an upload is given time for, in bytes per second.
+const slowest = 16 << 10
+
+// put uploads one object, and tries again until it succeeds or the context ends.
+func (u *uploader) put(ctx context.Context, name string, body []byte) error {
+	return u.retry.do(ctx, "upload "+name, func(ctx context.Context) error { return u.try(ctx, name, body) })
+}
+
+func (u *uploader) try(ctx context.Context, name string, body []byte) error {
+	t, err := u.tickets.get(ctx)
+	if err != nil {
+		return err
+	}
+	client, err := u.clientFor(t)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second+time.Duration(len(body)/slowest)*time.Second)
+	defer cancel()
+	req, err := t.NewRequest(ctx, name, body)
+	if err != nil {
+		return err
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return fmt.Errorf("post to the store: %w", err)
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(io.LimitReader(resp.Body, 4<<10))
+	switch {
+	case resp.StatusCode == http.StatusOK || resp.StatusCode == http.StatusCreated || resp.StatusCode == http.StatusNoContent:
+		u.mu.Lock()
+		u.last = time.Now()
+		u.mu.Unlock()
+		return nil
+	case resp.StatusCode == http.StatusForbidden:
+		// Expired by the store's clock, or its key is gone: another ticket may be better. The backoff keeps us from asking in a loop.
+		u.tickets.drop(t)
+	}
+	if err != nil {
+		return withRetryAfter(resp, fmt.Errorf("post to the store: %s: %w", resp.Status, err))
+	}
+	return withRetryAfter(resp, fmt.Errorf("post to the store: %s: %s", resp.Status, strings.Join(strings.Fields(string(text)), " ")))
+}
+
+// lastSuccess is when an upload last succeeded.
+func (u *uploader) lastSuccess() time.Time {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.last
+}
+
+func (u *uploader) clientFor(t ticket.Ticket) (*http.Client, error) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.client != nil && u.ca == t.CABundle {
+		return u.client, nil
+	}
+	client, err := newHTTPClient(t.CABundle)
+	if err != nil {
+		return nil, fmt.Errorf("store: %w", err)
+	}
+	u.closeIdle()
+	u.client, u.ca = client, t.CABundle
+	return client, nil
+}
+
+// closeIdle ends the connections that are kept for later.
+func (u *uploader) closeIdle() {
+	if u.client != nil {
+		u.client.CloseIdleConnections()
+	}
+}
+
+// withRetryAfter adds what the server says about when to come back.
+func withRetryAfter(resp *http.Response, err error) error {
+	seconds, parseErr := strconv.Atoi(resp.Header.Get("Retry-After"))
+	if parseErr != nil || seconds <= 0 {
+		return err
+	}
+	return &retryAfter{err, min(time.Duration(seconds)*time.Second, time.Minute)}
+}

@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Runs every fuzz test of the module for the given time each.
+# usage: fuzz.sh DURATION
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+time=${1:?usage: fuzz.sh DURATION}
+git grep -hoE --untracked '^func Fuzz[A-Za-z0-9_]+' -- '*_test.go' >/dev/null || { echo 'fuzz: no fuzz tests' >&2; exit 1; }
+git grep -oE --untracked '^func Fuzz[A-Za-z0-9_]+' -- '*_test.go' | while IFS=: read -r file func; do
+  name=${func#func }
+  echo "== $(dirname "$file") $name"
+  go test "./$(dirname "$file")" -run '^$' -fuzz "^$name\$" -fuzztime "$time"
+done
