@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -19,30 +20,34 @@ func (s *shipper) drain(ctx context.Context) error {
 		defer cancel()
 	}
 	begin := time.Now()
-	for _, l := range s.logs {
-		for {
-			if err := l.look(); err != nil {
-				return err
-			}
-			more, err := l.advance(ctx, true, time.Now())
-			if err != nil {
-				return err
-			}
-			if !more {
-				break
-			}
-		}
-	}
+	var errs []error
 	var group errgroup.Group
 	group.SetLimit(sealConcurrency)
 	for _, l := range s.logs {
+		// A log that cannot be read must not keep the others from being shipped. It gets no seal, so that readers know that it is not whole.
+		if err := l.finish(ctx); err != nil {
+			errs = append(errs, err)
+			continue
+		}
 		if !l.state.Sealed {
 			group.Go(func() error { return l.seal(ctx, time.Now()) })
 		}
 	}
-	err := group.Wait()
+	err := errors.Join(append(errs, group.Wait())...)
 	if err == nil {
 		s.log.Info("drained", "logs", len(s.logs), "took", time.Since(begin).Round(time.Millisecond))
 	}
 	return err
+}
+
+// finish ships all that is left of a log.
+func (l *containerLog) finish(ctx context.Context) error {
+	for {
+		if err := l.look(); err != nil {
+			return err
+		}
+		if more, err := l.advance(ctx, true, time.Now()); err != nil || !more {
+			return err
+		}
+	}
 }

@@ -20,6 +20,11 @@ func install(containers []string, tee, volume string) error {
 	if err := copyExecutable(tee, filepath.Join(bin, filepath.Base(contract.TeePath))); err != nil {
 		return err
 	}
+	return makeFolders(containers, volume)
+}
+
+// makeFolders makes the folders of the logs and of the shipper's state.
+func makeFolders(containers []string, volume string) error {
 	if err := makeDir(filepath.Join(volume, contract.LogsSubPath), 0o755); err != nil {
 		return err
 	}

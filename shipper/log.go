@@ -1,9 +1,12 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	"crypto/sha256"
+	"errors"
 	"fmt"
-	"os"
+	"io/fs"
 	"time"
 
 	"github.com/shiplog-dev/shiplog/internal/layout"
@@ -16,6 +19,8 @@ const (
 	// 1 s and 5 s this makes about 770 objects of an hour of one line a second.
 	trickle = 60
 	pause   = 30 * time.Second
+	// hurryInterval is the age at which logs are cut after SIGTERM. It is not 0, since a step can make the mark itself, at any time.
+	hurryInterval = 100 * time.Millisecond
 	// batch is how many archive bytes are read and compressed at once.
 	batch = 128 << 10
 )
@@ -31,21 +36,34 @@ type containerLog struct {
 	status   spool.Status
 	lastCut  time.Time
 	lastData time.Time
-	byAge    int  // segments cut by age since the last pause
-	unsaved  bool // a failure to record was logged
+	sealedAt time.Time // zero if this process has not sealed it
+	byAge    int       // segments cut by age since the last pause
+	unsaved  bool      // a failure to record was logged
+
+	// unrecorded is the pending segment where its file could not be written and the upload was interrupted.
+	unrecorded []byte
 }
 
 func openLog(name, folder string, dir stateDir, s *shipper) (*containerLog, error) {
-	reader, err := spool.OpenReader(folder)
+	reader, err := spool.OpenReader(folder, &s.buffers)
 	if err != nil {
 		return nil, err
 	}
 	l := &containerLog{name: name, reader: reader, dir: dir, shipper: s}
-	if l.state, err = dir.load(name); err != nil {
-		// Better to ship twice than not at all: readers take what has one offset once.
-		s.log.Warn("the log is shipped from its beginning", "container", name, "error", err)
-		l.state = state{}
+	l.state, err = dir.load(name)
+	if err == nil {
+		return l, nil
 	}
+	if !errors.Is(err, fs.ErrNotExist) {
+		s.log.Warn("the position is lost: the log is shipped again from the first file in the spool", "container", name, "error", err)
+	}
+	// What is not in the spool any more was shipped. Without markers of the shipper's own, a spool file's base is its offset in the archive too, so that the log goes on
+	// where it was or overlaps, and readers take what has one offset once.
+	first, _, err := reader.First()
+	if err != nil {
+		return nil, errors.Join(err, reader.Close())
+	}
+	l.state = state{Position: spool.Position{Base: first}, Bytes: first, Resumed: first > 0}
 	return l, nil
 }
 
@@ -73,10 +91,14 @@ func (l *containerLog) due(now time.Time, hurry bool) (bool, time.Duration) {
 		return true, 0
 	case l.status.Available == 0:
 		return false, tick
-	case l.status.Available >= l.shipper.config.SegmentBytes || l.status.More || l.status.Ended || hurry:
+	case l.status.Available >= l.shipper.config.SegmentBytes || l.status.More || l.status.Ended && l.sealedAt.IsZero():
 		return true, 0
 	}
-	if wait := l.interval() - now.Sub(l.lastCut); wait > 0 {
+	interval := l.interval()
+	if hurry {
+		interval = min(interval, hurryInterval)
+	}
+	if wait := interval - now.Sub(l.lastCut); wait > 0 {
 		return false, wait
 	}
 	return true, 0
@@ -112,6 +134,10 @@ func (l *containerLog) ship(ctx context.Context, now time.Time, hurry bool) (tim
 		if err := l.look(); err != nil || l.status.Available > 0 {
 			return 0, err
 		}
+		// A container that runs again is sealed again, but a step that makes its own end.json at every line does not get a seal for each.
+		if !l.sealedAt.IsZero() && now.Sub(l.sealedAt) < time.Duration(l.shipper.config.SlowFlushInterval) {
+			return tick, nil
+		}
 		if err := l.seal(ctx, now); err != nil {
 			return tick, err
 		}
@@ -122,35 +148,48 @@ func (l *containerLog) ship(ctx context.Context, now time.Time, hurry bool) (tim
 // advance ships the pending segment, or cuts the next one and ships that. It returns false if there was nothing to cut. The context's end leaves everything as if the shipper
 // had been killed.
 func (l *containerLog) advance(ctx context.Context, final bool, now time.Time) (bool, error) {
+	limit := l.shipper.config.SegmentBytes
 	if l.state.Pending != "" {
-		return true, l.resume(ctx)
+		body, err := l.pending()
+		if err == nil {
+			return true, l.uploadPending(ctx, body)
+		}
+		l.shipper.log.Warn("a segment is cut again", "container", l.name, "error", err)
+		if s, err := layout.ParseSegmentName(l.state.Pending); err == nil {
+			limit = s.Length // the same piece, if the spool still has it
+		}
+		l.state = *l.state.Before
 	}
-	next, name, body, err := l.cut(final, now)
+	next, name, body, err := l.cut(limit, final, now)
 	if err != nil || name == "" {
 		l.state.Position = next.Position
 		return false, err
 	}
 	// Recorded first, so that whatever happens the same bytes go under the same name. If it cannot be recorded, as on a full disk, shipping goes on: it makes room.
-	err = l.dir.saveSegment(l.name, body)
-	if err == nil {
-		err = l.dir.save(l.name, next)
+	recordErr := l.dir.saveSegment(l.name, body)
+	if recordErr == nil {
+		recordErr = l.dir.save(l.name, next)
 	}
-	if err != nil {
-		l.warnUnsaved(err)
+	if recordErr != nil {
+		l.warnUnsaved(recordErr)
 	}
 	l.state = next
-	if err := l.shipper.upload.put(ctx, l.name+"/"+name, body); err != nil {
-		return true, err
+	err = l.uploadPending(ctx, body)
+	if recordErr != nil && l.state.Pending != "" {
+		l.unrecorded = bytes.Clone(body) // the next cut of any log overwrites it
 	}
-	return true, l.shipped()
+	return true, err
 }
 
-// resume uploads a segment that was recorded and perhaps not uploaded.
-func (l *containerLog) resume(ctx context.Context) error {
-	body, err := os.ReadFile(l.dir.segmentFile(l.name))
-	if err != nil {
-		return fmt.Errorf("read the recorded segment of %s: %w", l.name, err)
+// pending returns the bytes of a segment that was cut and perhaps not uploaded.
+func (l *containerLog) pending() ([]byte, error) {
+	if l.unrecorded != nil {
+		return l.unrecorded, nil
 	}
+	return l.dir.loadSegment(l.name, l.state.PendingSum)
+}
+
+func (l *containerLog) uploadPending(ctx context.Context, body []byte) error {
 	if err := l.shipper.upload.put(ctx, l.name+"/"+l.state.Pending, body); err != nil {
 		return err
 	}
@@ -159,13 +198,18 @@ func (l *containerLog) resume(ctx context.Context) error {
 
 // shipped records that the pending segment is in the store, and deletes what was shipped.
 func (l *containerLog) shipped() error {
-	l.state.Pending = ""
-	if err := l.dir.save(l.name, l.state); err != nil {
-		l.warnUnsaved(err)
+	l.state.Pending, l.state.PendingSum, l.state.Before, l.unrecorded = "", nil, nil, nil
+	saveErr := l.dir.save(l.name, l.state)
+	trimErr := l.reader.Trim(l.state.Position)
+	if saveErr != nil {
+		saveErr = l.dir.save(l.name, l.state) // on a full disk there is room now
+	}
+	if saveErr != nil {
+		l.warnUnsaved(saveErr)
 	} else {
 		l.unsaved = false
 	}
-	return l.reader.Trim(l.state.Position)
+	return trimErr
 }
 
 func (l *containerLog) warnUnsaved(err error) {
@@ -175,8 +219,8 @@ func (l *containerLog) warnUnsaved(err error) {
 	}
 }
 
-// cut makes a segment of what is behind the position. It returns the state behind the segment, and no name where there is nothing to cut. The body is good until the next cut of any log.
-func (l *containerLog) cut(final bool, now time.Time) (next state, name string, body []byte, err error) {
+// cut makes a segment of at least limit archive bytes, if there are as many, of what is behind the position. It returns the state behind the segment, and no name where there is nothing to cut. The body is good until the next cut of any log.
+func (l *containerLog) cut(limit int64, final bool, now time.Time) (next state, name string, body []byte, err error) {
 	next = l.state
 	w := l.shipper.segment
 	w.Begin(l.state.Bytes, l.state.Printed.Total(), l.state.Lines)
@@ -184,9 +228,8 @@ func (l *containerLog) cut(final bool, now time.Time) (next state, name string, 
 	if err != nil {
 		return l.state, "", nil, err
 	}
-	for w.Length() < l.shipper.config.SegmentBytes {
-		limit := int(min(l.shipper.config.SegmentBytes-w.Length(), batch))
-		lines, tally, behind, err := l.reader.Next(next.Position, limit, final, now)
+	for w.Length() < limit {
+		lines, tally, behind, err := l.reader.Next(next.Position, int(min(limit-w.Length(), batch)), final, now)
 		if err != nil {
 			return l.state, "", nil, err
 		}
@@ -214,7 +257,8 @@ func (l *containerLog) cut(final bool, now time.Time) (next state, name string, 
 	}
 	next.Segments++
 	next.Sealed = false // a container that runs again goes on behind its seal, and is sealed anew
-	next.Pending = seg.Name()
+	sum, before := sha256.Sum256(body), l.state
+	next.Pending, next.PendingSum, next.Before = seg.Name(), sum[:], &before
 	return next, next.Pending, body, nil
 }
 
@@ -226,9 +270,11 @@ func (l *containerLog) seal(ctx context.Context, now time.Time) error {
 	}
 	seal := record.Seal{
 		Bytes: l.state.Bytes, Printed: l.state.Printed, Lines: l.state.Lines, Segments: l.state.Segments,
-		SHA256: fmt.Sprintf("%x", digest.Sum(nil)),
-		Gaps:   l.state.Gaps, GapCount: l.state.GapCount, Lost: l.state.Lost,
+		Gaps: l.state.Gaps, GapCount: l.state.GapCount, Lost: l.state.Lost,
 		First: l.state.First, Last: l.state.Last, Sealed: now.UTC(),
+	}
+	if !l.state.Resumed {
+		seal.SHA256 = fmt.Sprintf("%x", digest.Sum(nil))
 	}
 	end, ok := l.reader.End()
 	switch {
@@ -246,7 +292,7 @@ func (l *containerLog) seal(ctx context.Context, now time.Time) error {
 	if err := l.shipper.upload.put(ctx, l.name+"/"+layout.SealFile, body); err != nil {
 		return err
 	}
-	l.state.Sealed = true
+	l.state.Sealed, l.sealedAt = true, now
 	if err := l.dir.save(l.name, l.state); err != nil {
 		l.warnUnsaved(err)
 	}

@@ -15,6 +15,7 @@ import (
 	"os/signal"
 	"runtime/debug"
 	"syscall"
+	"time"
 
 	_ "golang.org/x/crypto/x509roots/fallback" // the image holds no CA certificates of its own
 
@@ -36,10 +37,20 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	defer stop()
-	if err := protect(func() error { return runFromEnv(ctx, log) }); err != nil {
-		log.Error("shipper stopped; the kubelet starts it again while the pod lives", "error", err)
+	for ctx.Err() == nil {
+		if err := protect(func() error { return runFromEnv(ctx, log) }); err != nil {
+			log.Error("shipper stopped", "error", err)
+		}
+		// Begin again in this process. If it ended, the kubelet would kill the postStart hook with it, back off, and the pod's steps would wait.
+		select {
+		case <-ctx.Done():
+		case <-time.After(restartDelay):
+		}
 	}
 }
+
+// restartDelay is the time between a failure that ended everything and the next beginning.
+const restartDelay = time.Second
 
 // protect makes an error of a panic, so that the exit code stays 0.
 func protect(f func() error) (err error) {

@@ -3,9 +3,7 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"log/slog"
-	"os"
 	"path/filepath"
 	"time"
 
@@ -13,6 +11,7 @@ import (
 	"github.com/shiplog-dev/shiplog/internal/layout"
 	"github.com/shiplog-dev/shiplog/internal/record"
 	"github.com/shiplog-dev/shiplog/internal/segment"
+	"github.com/shiplog-dev/shiplog/internal/spool"
 )
 
 const (
@@ -28,16 +27,22 @@ type shipper struct {
 	logs    []*containerLog
 	upload  *uploader
 	tickets *tickets
-	segment *segment.Writer // one for all logs
+	segment *segment.Writer // one for all logs, as are the buffers
+	buffers spool.Buffers
 	wake    chan struct{}
 	log     *slog.Logger
+
+	trouble   string // what was last logged of a failed pass
+	uploads   int64  // as of when the store last heard of this pod
+	heardFrom time.Time
 }
 
 func newShipper(config contract.Config, volume, tokenFile string, log *slog.Logger) (*shipper, error) {
-	dir := stateDir(filepath.Join(volume, contract.StateSubPath))
-	if err := os.MkdirAll(string(dir), 0o700); err != nil {
-		return nil, fmt.Errorf("make the state folder: %w", err)
+	// The kubelet runs the postStart hook beside this process, not before it, so the folders may not be there yet.
+	if err := makeFolders(config.Containers, volume); err != nil {
+		return nil, err
 	}
+	dir := stateDir(filepath.Join(volume, contract.StateSubPath))
 	writer, err := segment.NewWriter()
 	if err != nil {
 		return nil, err
@@ -48,7 +53,7 @@ func newShipper(config contract.Config, volume, tokenFile string, log *slog.Logg
 	}
 	s := &shipper{
 		config: config, tickets: t, segment: writer, wake: make(chan struct{}, 1), log: log,
-		upload: &uploader{tickets: t, retry: retrier{log}, last: time.Now()},
+		upload: &uploader{tickets: t, retry: retrier{log}},
 	}
 	for _, name := range config.Containers {
 		l, err := openLog(name, filepath.Join(volume, contract.LogsSubPath, name), dir, s)
@@ -66,29 +71,25 @@ func (s *shipper) close() error {
 		errs = append(errs, l.reader.Close())
 	}
 	s.upload.closeIdle()
-	s.tickets.client.CloseIdleConnections()
+	s.tickets.close()
 	return errors.Join(errs...)
 }
 
 // run ships until the context ends, which is SIGTERM, and then drains.
 func (s *shipper) run(ctx context.Context) (err error) {
 	defer func() { err = errors.Join(err, s.close()) }()
-	working, stop := context.WithCancel(ctx)
-	defer s.tickets.wait()
-	defer stop()
-	watcher := startWatcher(working, s.logs, s.wake, s.log)
+	watching, stop := context.WithCancel(ctx)
+	watcher := startWatcher(watching, s.logs, s.wake, s.log)
 	defer watcher.Wait()
 	defer stop()
 
-	s.tickets.refresh(working) // so that it is there when the first line is
+	s.tickets.look(time.Now()) // so that a ticket is there when the first line is
 	for {
-		next, err := s.pass(working, time.Now())
+		next, err := s.pass(ctx, time.Now())
 		if ctx.Err() != nil {
 			break
 		}
-		if err != nil {
-			s.log.Warn("shipping is interrupted", "error", err)
-		}
+		s.report(err)
 		timer := time.NewTimer(next)
 		select {
 		case <-ctx.Done():
@@ -101,6 +102,22 @@ func (s *shipper) run(ctx context.Context) (err error) {
 		}
 	}
 	return s.drain(context.WithoutCancel(ctx))
+}
+
+// report logs the error of a pass when it begins, changes, or ends.
+func (s *shipper) report(err error) {
+	trouble := ""
+	if err != nil {
+		trouble = err.Error()
+	}
+	switch {
+	case trouble == s.trouble:
+	case trouble != "":
+		s.log.Warn("shipping is interrupted", "error", err)
+	default:
+		s.log.Info("shipping goes on")
+	}
+	s.trouble = trouble
 }
 
 // pass ships what is due in every log, and returns the time until the next pass is worth while.
@@ -133,14 +150,15 @@ func (s *shipper) pass(ctx context.Context, now time.Time) (time.Duration, error
 
 // keepAlive tells readers that a silent pod lives.
 func (s *shipper) keepAlive(ctx context.Context, now time.Time) error {
-	if now.Sub(s.upload.lastSuccess()) < aliveInterval {
+	if uploads := s.upload.uploads.Load(); uploads != s.uploads || s.heardFrom.IsZero() {
+		s.uploads, s.heardFrom = uploads, now
+	}
+	if now.Sub(s.heardFrom) < aliveInterval {
 		return nil
 	}
 	b, err := record.Encode(record.Alive{Time: now.UTC()})
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
-	defer cancel()
 	return s.upload.put(ctx, layout.AliveFile, b)
 }

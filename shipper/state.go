@@ -1,18 +1,21 @@
 package main
 
 import (
+	"bytes"
 	"crypto/sha256"
 	"encoding"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"hash"
-	"io/fs"
+	"math"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/shiplog-dev/shiplog/internal/criline"
+	"github.com/shiplog-dev/shiplog/internal/layout"
 	"github.com/shiplog-dev/shiplog/internal/record"
 	"github.com/shiplog-dev/shiplog/internal/spool"
 )
@@ -20,7 +23,8 @@ import (
 // state is what the shipper knows of one log, recorded in a folder that steps cannot see. It outlives the shipper's process, not the pod.
 //
 // A segment is recorded before it is uploaded: its bytes in a file of their own, and its name in Pending together with the position behind it. A shipper that is
-// killed at any moment goes on with the same bytes under the same name, whatever has happened to the spool since.
+// killed at any moment goes on with the same bytes under the same name, whatever has happened to the spool since. If the file is damaged, the segment is cut
+// again from Before.
 type state struct {
 	Position spool.Position   `json:"position"` // in the spool, behind the last segment
 	Bytes    int64            `json:"bytes"`    // archive bytes of all segments, the pending one included; so are all counts
@@ -35,6 +39,11 @@ type state struct {
 	Lost     record.Printed   `json:"lost"`
 	Pending  string           `json:"pending,omitempty"` // name of the segment whose upload is not known to have succeeded
 	Sealed   bool             `json:"sealed,omitempty"`
+
+	PendingSum []byte `json:"pendingSum,omitempty"` // SHA-256 of the pending segment's file
+	Before     *state `json:"before,omitempty"`     // the state before the pending segment
+	// Resumed says that an earlier state was lost, so that the digest and the counts begin at some offset and not at 0.
+	Resumed bool `json:"resumed,omitempty"`
 }
 
 // count adds a segment's lines.
@@ -50,13 +59,36 @@ func (s *state) count(t criline.Tally) {
 		s.Last = t.Last
 	}
 	for _, gap := range t.Gaps {
+		// A step can forge markers. They must not make the seal grow, nor its sums wrap round.
+		if gap.Kind != criline.Gap || gap.Stdout < 0 || gap.Stderr < 0 {
+			continue
+		}
 		s.GapCount++
-		s.Lost.Stdout += gap.Stdout
-		s.Lost.Stderr += gap.Stderr
+		s.Lost.Stdout = addUpTo(s.Lost.Stdout, gap.Stdout)
+		s.Lost.Stderr = addUpTo(s.Lost.Stderr, gap.Stderr)
 		if len(s.Gaps) < record.MaxGaps {
-			s.Gaps = append(s.Gaps, gap)
+			gap.Reason = criline.Reason(shorten(string(gap.Reason)))
+			gap.Detail = shorten(gap.Detail)
+			s.Gaps = append(s.Gaps[:len(s.Gaps):len(s.Gaps)], gap) // Before shares the list
 		}
 	}
+}
+
+// addUpTo adds numbers that are not negative, and stops at the largest.
+func addUpTo(a, b int64) int64 {
+	if a > math.MaxInt64-b {
+		return math.MaxInt64
+	}
+	return a + b
+}
+
+// shorten bounds a text that a step may have made up.
+func shorten(s string) string {
+	const most = 256
+	if len(s) <= most {
+		return s
+	}
+	return strings.ToValidUTF8(s[:most], "")
 }
 
 // digest returns the hash to go on with.
@@ -80,6 +112,26 @@ func (s *state) setDigest(h hash.Hash) error {
 	return nil
 }
 
+// validate keeps a damaged state from stopping its log for ever.
+func (s *state) validate() error {
+	if s.Position.Base < 0 || s.Position.Offset < 0 || s.Bytes < 0 || s.Lines < 0 || s.Printed.Stdout < 0 || s.Printed.Stderr < 0 {
+		return errors.New("negative numbers")
+	}
+	if s.Pending != "" {
+		if _, err := layout.ParseSegmentName(s.Pending); err != nil {
+			return err
+		}
+		if s.Before == nil || s.Before.Pending != "" {
+			return errors.New("a pending segment without the state before it")
+		}
+		if err := s.Before.validate(); err != nil {
+			return err
+		}
+	}
+	_, err := s.digest()
+	return err
+}
+
 // stateDir is the folder of the states and pending segments.
 type stateDir string
 
@@ -91,15 +143,15 @@ func (d stateDir) segmentFile(container string) string {
 	return filepath.Join(string(d), container+".segment")
 }
 
-// load reads a log's state. Without one the log is new.
+// load reads a log's state. An error that is fs.ErrNotExist says that the log is new; any other that the state is lost.
 func (d stateDir) load(container string) (state, error) {
 	var s state
 	b, err := os.ReadFile(d.stateFile(container))
-	if errors.Is(err, fs.ErrNotExist) {
-		return s, nil
-	}
 	if err == nil {
 		err = json.Unmarshal(b, &s)
+	}
+	if err == nil {
+		err = s.validate()
 	}
 	if err != nil {
 		return state{}, fmt.Errorf("read the state of %s: %w", container, err)
@@ -116,6 +168,18 @@ func (d stateDir) save(container string, s state) error {
 		return fmt.Errorf("record the state of %s: %w", container, err)
 	}
 	return nil
+}
+
+// loadSegment reads the bytes of the pending segment, and checks that they are what was recorded.
+func (d stateDir) loadSegment(container string, want []byte) ([]byte, error) {
+	b, err := os.ReadFile(d.segmentFile(container))
+	if err != nil {
+		return nil, fmt.Errorf("read the recorded segment of %s: %w", container, err)
+	}
+	if got := sha256.Sum256(b); !bytes.Equal(got[:], want) {
+		return nil, fmt.Errorf("read the recorded segment of %s: %d bytes do not have the recorded digest", container, len(b))
+	}
+	return b, nil
 }
 
 func (d stateDir) saveSegment(container string, b []byte) error {

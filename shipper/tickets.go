@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -28,11 +29,14 @@ type tickets struct {
 	retry     retrier
 	log       *slog.Logger
 
-	refreshes sync.WaitGroup
+	life    context.Context // ends with close; a request must outlive SIGTERM, since the drain needs the ticket
+	end     context.CancelFunc
+	renewal sync.WaitGroup
 
-	mu         sync.Mutex // guards what follows
-	current    ticket.Ticket
-	refreshing bool
+	mu       sync.Mutex // guards what follows
+	current  ticket.Ticket
+	renewAt  time.Time
+	renewing chan struct{} // closed when the renewal in flight has ended; nil if there is none
 }
 
 // ticketTimeout bounds one request to the ticket service, which asks the API server and S3 in turn.
@@ -44,38 +48,72 @@ func newTickets(url, caBundle, tokenFile, cacheFile string, log *slog.Logger) (*
 		return nil, fmt.Errorf("ticket service: %w", err)
 	}
 	t := &tickets{url: url, tokenFile: tokenFile, cacheFile: cacheFile, client: client, retry: retrier{log}, log: log}
+	t.life, t.end = context.WithCancel(context.Background())
 	if b, err := os.ReadFile(cacheFile); err == nil {
 		// A restarted shipper goes on at once, also while the ticket service is down. A damaged cache is as good as none.
 		if cached, err := ticket.Decode(b); err == nil {
-			t.current = cached
+			t.use(cached)
 		}
 	}
 	return t, nil
 }
 
-// get returns a ticket that is good now. It blocks, and tries for ever, only when there is none; one in the second half of its life is renewed in the
-// background.
+// close ends a renewal in flight.
+func (t *tickets) close() {
+	t.end()
+	t.renewal.Wait()
+	t.client.CloseIdleConnections()
+}
+
+// get returns a ticket that is good now. It blocks only when there is none, until there is one or the context ends.
 func (t *tickets) get(ctx context.Context) (ticket.Ticket, error) {
-	t.mu.Lock()
-	current := t.current
-	t.mu.Unlock()
-	now := time.Now()
-	if now.Before(current.Expires) {
-		if now.After(current.Issued.Add(current.Expires.Sub(current.Issued) / 2)) {
-			t.refresh(ctx)
+	for {
+		current, renewing := t.look(time.Now())
+		if renewing == nil {
+			return current, nil
 		}
-		return current, nil
+		select {
+		case <-ctx.Done():
+			return ticket.Ticket{}, fmt.Errorf("wait for an upload ticket: %w", ctx.Err())
+		case <-renewing:
+		}
 	}
-	err := t.retry.do(ctx, "get an upload ticket", func(ctx context.Context) error {
-		fresh, err := t.fetch(ctx)
-		if err != nil {
+}
+
+// look returns a good ticket, or the channel that is closed when there may be one. A missing ticket, and one in the second half of its life, is renewed in the
+// background, by one request at a time.
+func (t *tickets) look(now time.Time) (ticket.Ticket, <-chan struct{}) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	good := now.Before(t.current.Expires)
+	if t.renewing == nil && (!good || now.After(t.renewAt)) {
+		done := make(chan struct{})
+		t.renewing = done
+		t.renewal.Go(func() { t.renew(done) })
+	}
+	if good {
+		return t.current, nil
+	}
+	return ticket.Ticket{}, t.renewing
+}
+
+func (t *tickets) renew(done chan<- struct{}) {
+	err := protect(func() error {
+		return t.retry.do(t.life, "get an upload ticket", func(ctx context.Context) error {
+			fresh, err := t.fetch(ctx)
+			if err == nil {
+				t.keep(fresh)
+			}
 			return err
-		}
-		current = fresh
-		t.keep(fresh)
-		return nil
+		})
 	})
-	return current, err
+	if err != nil && t.life.Err() == nil {
+		t.log.Error("getting an upload ticket is broken", "error", err)
+	}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.renewing = nil
+	close(done)
 }
 
 // drop forgets a ticket that S3 refused, unless it is already another one.
@@ -87,34 +125,17 @@ func (t *tickets) drop(refused ticket.Ticket) {
 	}
 }
 
-// refresh gets the next ticket once. When that fails the next get tries again.
-func (t *tickets) refresh(ctx context.Context) {
+// use makes a ticket the current one. The moment of its renewal is drawn by lot: pods that began together must not come back together.
+func (t *tickets) use(fresh ticket.Ticket) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.refreshing {
-		return
-	}
-	t.refreshing = true
-	t.refreshes.Go(func() {
-		fresh, err := t.fetch(ctx)
-		if err == nil {
-			t.keep(fresh)
-		} else if ctx.Err() == nil {
-			t.log.Warn("the upload ticket is not renewed yet", "error", err)
-		}
-		t.mu.Lock()
-		defer t.mu.Unlock()
-		t.refreshing = false
-	})
+	life := fresh.Expires.Sub(fresh.Issued)
+	t.current = fresh
+	t.renewAt = fresh.Issued.Add(life/2 + rand.N(life/4+1))
 }
 
-// wait waits for refreshes in flight, whose context must have ended.
-func (t *tickets) wait() { t.refreshes.Wait() }
-
 func (t *tickets) keep(fresh ticket.Ticket) {
-	t.mu.Lock()
-	t.current = fresh
-	t.mu.Unlock()
+	t.use(fresh)
 	b, err := json.Marshal(fresh)
 	if err == nil {
 		err = replaceFile(t.cacheFile, b)
@@ -135,6 +156,7 @@ func (t *tickets) fetch(ctx context.Context) (ticket.Ticket, error) {
 	if err != nil {
 		return ticket.Ticket{}, fmt.Errorf("ask for a ticket: %w", err)
 	}
+	asked := time.Now()
 	req.Header.Set("Authorization", "Bearer "+strings.TrimSpace(string(token)))
 	resp, err := t.client.Do(req)
 	if err != nil {
@@ -150,7 +172,14 @@ func (t *tickets) fetch(ctx context.Context) (ticket.Ticket, error) {
 		_ = json.Unmarshal(body, &refusal) // without it the status still says enough
 		return ticket.Ticket{}, withRetryAfter(resp, fmt.Errorf("ask for a ticket: %s: %s %s", resp.Status, refusal.Reason, refusal.Message))
 	}
-	return ticket.Decode(body)
+	fresh, err := ticket.Decode(body)
+	if err != nil {
+		return ticket.Ticket{}, err
+	}
+	// Its times are by the service's clock. S3 goes by its own and refuses what is too old, so only the length of its life matters here: a node whose clock is
+	// wrong must not take every ticket for expired.
+	fresh.Issued, fresh.Expires = asked, asked.Add(fresh.Expires.Sub(fresh.Issued))
+	return fresh, nil
 }
 
 // newHTTPClient trusts the given certificates, or the system's if there are none. It follows no redirect: neither S3 nor the ticket service is elsewhere than where we were told,

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/shiplog-dev/shiplog/internal/ticket"
@@ -18,10 +19,11 @@ type uploader struct {
 	tickets *tickets
 	retry   retrier
 
+	uploads atomic.Int64 // that succeeded
+
 	mu     sync.Mutex // guards what follows
 	client *http.Client
-	ca     string    // the CA bundle that client trusts
-	last   time.Time // of the last success
+	ca     string // the CA bundle that client trusts
 }
 
 // slowest is the slowest connection that an upload is given time for, in bytes per second.
@@ -55,9 +57,7 @@ func (u *uploader) try(ctx context.Context, name string, body []byte) error {
 	text, err := io.ReadAll(io.LimitReader(resp.Body, 4<<10))
 	switch {
 	case resp.StatusCode == http.StatusOK || resp.StatusCode == http.StatusCreated || resp.StatusCode == http.StatusNoContent:
-		u.mu.Lock()
-		u.last = time.Now()
-		u.mu.Unlock()
+		u.uploads.Add(1)
 		return nil
 	case resp.StatusCode == http.StatusForbidden:
 		// Expired by the store's clock, or its key is gone: another ticket may be better. The backoff keeps us from asking in a loop.
@@ -67,13 +67,6 @@ func (u *uploader) try(ctx context.Context, name string, body []byte) error {
 		return withRetryAfter(resp, fmt.Errorf("post to the store: %s: %w", resp.Status, err))
 	}
 	return withRetryAfter(resp, fmt.Errorf("post to the store: %s: %s", resp.Status, strings.Join(strings.Fields(string(text)), " ")))
-}
-
-// lastSuccess is when an upload last succeeded.
-func (u *uploader) lastSuccess() time.Time {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	return u.last
 }
 
 func (u *uploader) clientFor(t ticket.Ticket) (*http.Client, error) {

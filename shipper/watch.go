@@ -4,9 +4,13 @@ import (
 	"context"
 	"log/slog"
 	"sync"
+	"time"
 
 	"github.com/fsnotify/fsnotify"
 )
+
+// settle is the least time between two wakes.
+const settle = 25 * time.Millisecond
 
 // startWatcher wakes the shipper when a container's folder changes, until the context ends. It is a hint: where it fails or misses something, the tick finds it. The caller
 // waits for the group.
@@ -36,6 +40,12 @@ func startWatcher(ctx context.Context, logs []*containerLog, wake chan<- struct{
 				select {
 				case wake <- struct{}{}:
 				default:
+				}
+				// A log that is written a thousand times a second needs no thousand looks. The kernel keeps what comes meanwhile.
+				select {
+				case <-ctx.Done():
+					return
+				case <-time.After(settle):
 				}
 			case <-watcher.Errors: // an overflow loses hints only
 			}

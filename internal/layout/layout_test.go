@@ -45,8 +45,8 @@ func TestNames(t *testing.T) {
 		{"container", testContainer.Prefix(), podPrefix + "step-build/"},
 		{"seal.json", testContainer.SealKey(), podPrefix + "step-build/seal.json"},
 		{"segment", testContainer.SegmentKey(testSegment), podPrefix + "step-build/" + testSegmentName},
-		{"run index of a PipelineRun", RunIndex{"team", created, PipelineRun, "build-7", uidA}.Key(), "v1-index/team/runs/8227414032_pipelinerun_build-7_" + uidA + ".json"},
-		{"run index of a TaskRun", RunIndex{"team", created, TaskRun, "lint", uidA}.Key(), "v1-index/team/runs/8227414032_taskrun_lint_" + uidA + ".json"},
+		{"run index of a PipelineRun", RunIndex{"team", created, PipelineRun, "build-7", uidA}.Key(), "v1-index/team/runs/8227399232_pipelinerun_build-7_" + uidA + ".json"},
+		{"run index of a TaskRun", RunIndex{"team", created, TaskRun, "lint", uidA}.Key(), "v1-index/team/runs/8227399232_taskrun_lint_" + uidA + ".json"},
 		{"pod index", PodIndexKey("team", "build-7-compile-pod", uidB), "v1-index/team/pods/build-7-compile-pod/" + uidB + ".json"},
 		{"UID index", UIDIndexKey("team", uidA), "v1-index/team/uids/" + uidA + ".json"},
 	} {
@@ -346,7 +346,7 @@ func TestRunIndex(t *testing.T) {
 			}
 		})
 	}
-	good := c0(created).Key()
+	good := RunIndex{"team", created, PipelineRun, "build-7", uidA}.Key()
 	for name, key := range map[string]string{
 		"empty":         "",
 		"unknown kind":  strings.Replace(good, "_pipelinerun_", "_customrun_", 1),
@@ -364,8 +364,6 @@ func TestRunIndex(t *testing.T) {
 		})
 	}
 }
-
-func c0(created time.Time) RunIndex { return RunIndex{"team", created, PipelineRun, "build-7", uidA} }
 
 func TestPointers(t *testing.T) {
 	ns, pod, uid, err := ParsePodIndexKey(PodIndexKey("team", "a.pod", uidB))

@@ -20,6 +20,9 @@ import (
 // ErrCredentialsExpire is wrapped by SignUpload's error where the store's own credentials are about to expire.
 var ErrCredentialsExpire = errors.New("credentials are about to expire")
 
+// credentialsReserve is the rest of their life at which credentials are asked for anew before they sign.
+const credentialsReserve = 10 * time.Minute
+
 // SignUpload makes a ticket: an S3 POST policy that lets its holder write objects of up to maxBytes under prefix, for the lifetime or until the
 // store's own credentials expire, whichever is first. prefix ends with a slash. Signing needs no request to the store.
 //
@@ -30,13 +33,9 @@ func (s *Store) SignUpload(ctx context.Context, prefix string, maxBytes int64, l
 		return ticket.Ticket{}, s.fail("sign uploads under", prefix, fmt.Errorf(
 			"need a prefix with a final slash, a positive size (%d) and at least a second (%s)", maxBytes, lifetime))
 	}
-	provider := s.client.Options().Credentials
-	if provider == nil {
-		return ticket.Ticket{}, s.fail("sign uploads under", prefix, errors.New("no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the pod an identity"))
-	}
-	creds, err := provider.Retrieve(ctx)
+	creds, err := s.signingCredentials(ctx)
 	if err != nil {
-		return ticket.Ticket{}, s.fail("sign uploads under", prefix, fmt.Errorf("get credentials: %w", err))
+		return ticket.Ticket{}, s.fail("sign uploads under", prefix, err)
 	}
 	// Whole seconds, since that is all that the policy's time has. What the ticket says must not be later than what the store believes.
 	issued := time.Now().UTC().Truncate(time.Second)
@@ -57,16 +56,15 @@ func (s *Store) SignUpload(ctx context.Context, prefix string, maxBytes int64, l
 	for _, k := range slices.Sorted(maps.Keys(fixed)) {
 		conditions = append(conditions, map[string]string{k: fixed[k]})
 	}
-	signed, err := s3.NewPresignClient(s.client).PresignPostObject(ctx,
-		&s3.PutObjectInput{Bucket: &s.cfg.Bucket, Key: aws.String(full)},
-		func(o *s3.PresignPostOptions) {
-			o.Expires = time.Until(expires)
-			o.Conditions = conditions
-			// The very credentials whose end bounds the ticket: the chain may hand out others a moment later.
-			o.ClientOptions = append(o.ClientOptions, func(c *s3.Options) {
-				c.Credentials = credentials.StaticCredentialsProvider{Value: creds}
-			})
-		})
+	// The very credentials whose end bounds the ticket: the chain may hand out others a moment later. The options of PresignPostObject itself have a
+	// field for this too, which the SDK ignores.
+	signer := s3.NewPresignClient(s.client, s3.WithPresignClientFromClientOptions(func(o *s3.Options) {
+		o.Credentials = credentials.StaticCredentialsProvider{Value: creds}
+	}))
+	signed, err := signer.PresignPostObject(ctx, &s3.PutObjectInput{Bucket: &s.cfg.Bucket, Key: aws.String(full)}, func(o *s3.PresignPostOptions) {
+		o.Expires = time.Until(expires)
+		o.Conditions = conditions
+	})
 	if err != nil {
 		return ticket.Ticket{}, s.fail("sign uploads under", prefix, err)
 	}
@@ -77,6 +75,23 @@ func (s *Store) SignUpload(ctx context.Context, prefix string, maxBytes int64, l
 		URL: signed.URL, Fields: fields, Prefix: full, MaxBytes: maxBytes, Issued: issued, Expires: expires, CABundle: s.caBundle,
 	}
 	return t, t.Validate()
+}
+
+// signingCredentials returns credentials that last, if they can be had: a ticket dies with the credentials that signed it, and the SDK hands out
+// the same ones up to their end.
+func (s *Store) signingCredentials(ctx context.Context) (aws.Credentials, error) {
+	if s.credentials == nil {
+		return aws.Credentials{}, errors.New("no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the pod an identity")
+	}
+	creds, err := s.credentials.Retrieve(ctx)
+	if cache, ok := s.credentials.(*aws.CredentialsCache); ok && err == nil && creds.CanExpire && time.Until(creds.Expires) < credentialsReserve {
+		cache.Invalidate()
+		creds, err = s.credentials.Retrieve(ctx)
+	}
+	if err != nil {
+		return creds, fmt.Errorf("get credentials: %w", err)
+	}
+	return creds, nil
 }
 
 // fixedFields are the form fields that say how objects are stored.

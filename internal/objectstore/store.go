@@ -43,11 +43,12 @@ var ErrRange = errors.New("range is outside of the object")
 
 // Store is one bucket. Its methods may be called at the same time. Every error names the key and the bucket.
 type Store struct {
-	cfg       Config
-	prefix    string // "" or with a final slash
-	caBundle  string
-	client    *s3.Client
-	transport *http.Transport
+	cfg         Config
+	prefix      string // "" or with a final slash
+	caBundle    string
+	client      *s3.Client
+	credentials aws.CredentialsProvider // the client's, as the chain gave it; nil without any
+	transport   *http.Transport
 }
 
 // New makes a Store. It sends nothing yet, apart from what the credential chain needs.
@@ -106,7 +107,9 @@ func New(ctx context.Context, cfg Config) (*Store, error) {
 			o.ResponseChecksumValidation = aws.ResponseChecksumValidationWhenRequired
 		}
 	})
-	return &Store{cfg: cfg, prefix: cfg.keyPrefix(), caBundle: caBundle, client: client, transport: transport}, nil
+	return &Store{
+		cfg: cfg, prefix: cfg.keyPrefix(), caBundle: caBundle, client: client, credentials: base.Credentials, transport: transport,
+	}, nil
 }
 
 // Close closes idle connections. The Store can still be used.

@@ -37,20 +37,24 @@ type Reader struct {
 	file *os.File // the file of base, or nil
 	base int64
 	next int64 // base of the following file, or -1
-	buf  []byte
-	out  []byte
+	mem  *Buffers
+}
+
+// Buffers is the memory that Next works in. Readers that are used one after the other can share it, so that memory does not grow with their number.
+type Buffers struct {
+	in, out []byte
 }
 
 // readSize is how much is read at once. A whole line always fits.
 const readSize = 2 * (criline.MaxLen + 1)
 
 // OpenReader opens a container's folder, which must exist.
-func OpenReader(path string) (*Reader, error) {
+func OpenReader(path string, mem *Buffers) (*Reader, error) {
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return nil, &fs.PathError{Op: "open spool", Path: path, Err: err}
 	}
-	return &Reader{dir: os.NewFile(uintptr(fd), path), path: path, next: -1}, nil
+	return &Reader{dir: os.NewFile(uintptr(fd), path), path: path, next: -1, mem: mem}, nil
 }
 
 // Close closes the folder.
@@ -137,6 +141,16 @@ func (r *Reader) Look(at Position) (Status, error) {
 	return s, nil
 }
 
+// First returns the base offset of the first log file. ok is false if there is none.
+func (r *Reader) First() (base int64, ok bool, err error) {
+	err = r.names(func(name string) {
+		if b, isLog := ParseLogName(name); isLog && (!ok || b < base) {
+			base, ok = b, true
+		}
+	})
+	return base, ok, err
+}
+
 // Trim deletes the log files before the position's: what is in them is shipped, or the step made them up. One that cannot be deleted only costs space.
 func (r *Reader) Trim(at Position) error {
 	return r.names(func(name string) {
@@ -166,26 +180,26 @@ func (r *Reader) names(visit func(string)) error {
 }
 
 // Next returns whole lines behind the position, about limit bytes of them at most, and the position behind them. Nothing read and the same position means that there is nothing
-// yet. The lines are good until the next call. Bytes that are no lines, and bytes that are missing, become a gap marker with the time now. With final, a
+// yet. The lines are good until the next call of any reader with the same Buffers. Bytes that are no lines, and bytes that are missing, become a gap marker with the time now. With final, a
 // last line that was cut off (its writer was killed in the middle of writing it) is taken as a piece; without, it is left for later. Look comes first.
 func (r *Reader) Next(at Position, limit int, final bool, now time.Time) (lines []byte, tally criline.Tally, behind Position, err error) {
-	if r.buf == nil {
-		r.buf = make([]byte, readSize)
+	if r.mem.in == nil {
+		r.mem.in = make([]byte, readSize)
 	}
-	r.out = r.out[:0]
+	r.mem.out = r.mem.out[:0]
 	var lost gap
 	mark := func() error {
 		if lost.bytes == 0 && !lost.unknown {
 			return nil
 		}
-		from := len(r.out)
+		from := len(r.mem.out)
 		// What is malformed cannot be told to be of one stream or the other.
-		out, err := criline.AppendMarker(r.out, now, criline.Marker{Kind: criline.Gap, Reason: lost.reason, Stdout: lost.bytes, Unknown: lost.unknown})
+		out, err := criline.AppendMarker(r.mem.out, now, criline.Marker{Kind: criline.Gap, Reason: lost.reason, Stdout: lost.bytes, Unknown: lost.unknown})
 		if err != nil {
 			return err
 		}
-		r.out = out
-		line, err := criline.Parse(r.out[from : len(r.out)-1])
+		r.mem.out = out
+		line, err := criline.Parse(r.mem.out[from : len(r.mem.out)-1])
 		if err != nil {
 			return err
 		}
@@ -193,32 +207,33 @@ func (r *Reader) Next(at Position, limit int, final bool, now time.Time) (lines 
 		lost = gap{}
 		return nil
 	}
-	for len(r.out) < limit {
+	for len(r.mem.out) < limit {
 		if r.file == nil || r.base != at.Base {
 			if r.next < 0 {
 				break
 			}
 			// The present file is not there. Bytes between the position and the next file's base are gone.
-			if missing := r.next - at.Base - at.Offset; missing > 0 && (at != Position{} || r.next > 0) {
-				lost.add(criline.ReasonTruncated, missing, true)
+			if r.next-at.Base > at.Offset {
+				lost.add(criline.ReasonTruncated, 0, true)
 			}
 			if at, err = r.advance(); err != nil {
 				return nil, tally, at, err
 			}
 			continue
 		}
-		n, readErr := r.file.ReadAt(r.buf, at.Offset)
+		n, readErr := r.file.ReadAt(r.mem.in, at.Offset)
 		if readErr != nil && !errors.Is(readErr, io.EOF) {
 			return nil, tally, at, fmt.Errorf("read spool %s/%s: %w", r.path, LogName(r.base), readErr)
 		}
-		chunk := r.buf[:n]
+		chunk := r.mem.in[:n]
 		end := bytes.LastIndexByte(chunk, '\n') + 1
 		switch {
 		case end > 0:
 			chunk = chunk[:end]
 		case n >= criline.MaxLen:
-			lost.add(criline.ReasonMalformed, int64(n), false)
-			at.Offset += int64(n)
+			skip := int64(n) + r.hole(at.Offset+int64(n))
+			lost.add(criline.ReasonMalformed, skip, false)
+			at.Offset += skip
 			continue
 		case r.next >= 0 || final:
 			// The file is complete, so this is all of its last line.
@@ -229,9 +244,9 @@ func (r *Reader) Next(at Position, limit int, final bool, now time.Time) (lines 
 						return nil, tally, at, err
 					}
 					line.Full = false
-					from := len(r.out)
-					r.out = criline.Append(r.out, line.Time, line.Stream, false, line.Text)
-					if line, err = criline.Parse(r.out[from : len(r.out)-1]); err == nil {
+					from := len(r.mem.out)
+					r.mem.out = criline.Append(r.mem.out, line.Time, line.Stream, false, line.Text)
+					if line, err = criline.Parse(r.mem.out[from : len(r.mem.out)-1]); err == nil {
 						tally.Add(line)
 					}
 				} else {
@@ -244,14 +259,14 @@ func (r *Reader) Next(at Position, limit int, final bool, now time.Time) (lines 
 				return nil, tally, at, err
 			}
 			if size < at.Offset {
-				lost.add(criline.ReasonTruncated, at.Offset-size, true)
+				lost.add(criline.ReasonTruncated, 0, true)
 				at.Offset = size
 			}
 			if r.next < 0 {
-				return r.out, tally, at, mark()
+				return r.mem.out, tally, at, mark()
 			}
-			if missing := r.next - at.Base - at.Offset; missing > 0 {
-				lost.add(criline.ReasonTruncated, missing, true)
+			if r.next-at.Base > at.Offset {
+				lost.add(criline.ReasonTruncated, 0, true)
 			}
 			if at, err = r.advance(); err != nil {
 				return nil, tally, at, err
@@ -264,13 +279,13 @@ func (r *Reader) Next(at Position, limit int, final bool, now time.Time) (lines 
 					return nil, tally, at, err
 				}
 				if size < at.Offset {
-					lost.add(criline.ReasonTruncated, at.Offset-size, true)
+					lost.add(criline.ReasonTruncated, 0, true)
 					at.Offset = size
 				}
 			}
-			return r.out, tally, at, mark()
+			return r.mem.out, tally, at, mark()
 		}
-		for len(chunk) > 0 && len(r.out) < limit {
+		for len(chunk) > 0 && len(r.mem.out) < limit {
 			i := bytes.IndexByte(chunk, '\n')
 			line, err := criline.Parse(chunk[:i])
 			if err != nil {
@@ -279,17 +294,30 @@ func (r *Reader) Next(at Position, limit int, final bool, now time.Time) (lines 
 				if err := mark(); err != nil {
 					return nil, tally, at, err
 				}
-				r.out = append(r.out, chunk[:i+1]...)
+				r.mem.out = append(r.mem.out, chunk[:i+1]...)
 				tally.Add(line)
 			}
 			at.Offset += int64(i) + 1
 			chunk = chunk[i+1:]
 		}
 	}
-	return r.out, tally, at, mark()
+	return r.mem.out, tally, at, mark()
 }
 
-// gap collects what is lost until the next line that is good.
+// hole returns the length of the hole at an offset, 0 if there is data. A step can make a file of terabytes that takes no space; reading its zeros would take for ever.
+func (r *Reader) hole(offset int64) int64 {
+	data, err := unix.Seek(int(r.file.Fd()), offset, unix.SEEK_DATA)
+	if errors.Is(err, unix.ENXIO) { // no data up to the end
+		data, err = r.size()
+	}
+	if err != nil || data <= offset { // a file system that knows no holes
+		return 0
+	}
+	return data - offset
+}
+
+// gap collects what is lost until the next line that is good. How many printed bytes a missing piece of the spool had cannot be told: a gap of missing pieces alone has
+// no bytes and is unknown.
 type gap struct {
 	reason  criline.Reason
 	bytes   int64

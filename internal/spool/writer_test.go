@@ -353,6 +353,26 @@ func TestWriterLimit(t *testing.T) {
 		}
 	})
 
+	t.Run("a marker must fit, too", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			dir := t.TempDir()
+			w := newTestWriter(t, dir, limit)
+			for w.end() < limit-100 {
+				w.Write(criline.Stdout, []byte("x\n"))
+			}
+			w.Write(criline.Stdout, chunk[:100])
+			time.Sleep(retryAfter)
+			w.Write(criline.Stdout, []byte("x\n")) // fits alone
+			if got := readBack(t, dir); got.bytes > limit || len(got.gaps) > 0 {
+				t.Errorf("the folder holds %d bytes, the limit is %d, gaps are %+v", got.bytes, limit, got.gaps)
+			}
+			endTestWriter(t, w)
+			if got := readBack(t, dir); len(got.gaps) != 1 || got.gaps[0].Stdout != 102 {
+				t.Errorf("gaps are %+v", got.gaps)
+			}
+		})
+	})
+
 	for _, tc := range []struct {
 		name string
 		ship func(*testing.T, string)
@@ -783,35 +803,51 @@ func TestWriterModes(t *testing.T) {
 	}
 }
 
-// Where something else has the name of the next file, tee neither follows nor overwrites it.
-func TestWriterFollowsNoLink(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		dir := t.TempDir()
-		victim := filepath.Join(t.TempDir(), "victim")
-		if err := os.WriteFile(victim, []byte("mine"), 0o644); err != nil {
-			t.Fatal(err)
-		}
-		w := newTestWriter(t, dir, roomy)
-		w.maxFile = 60
-		w.Write(criline.Stdout, []byte("first\n"))
-		link := filepath.Join(dir, LogName(w.end()))
-		if err := os.Symlink(victim, link); err != nil {
-			t.Fatal(err)
-		}
-		w.Write(criline.Stdout, []byte("lost, for the name is taken\n"))
-		if err := os.Remove(link); err != nil {
-			t.Fatal(err)
-		}
-		time.Sleep(retryAfter)
-		w.Write(criline.Stdout, []byte("last\n"))
-		endTestWriter(t, w)
-		if b, err := os.ReadFile(victim); err != nil || string(b) != "mine" {
-			t.Errorf("the link's target is %q, %v", b, err)
-		}
-		if got := readBack(t, dir); string(got.stdout) != "first\nlast\n" || len(got.gaps) != 1 {
-			t.Errorf("stdout %q, gaps %+v", got.stdout, got.gaps)
-		}
-	})
+// Where something else has the name of the next file, tee neither follows nor writes nor opens it.
+func TestWriterNameIsTaken(t *testing.T) {
+	victim := filepath.Join(t.TempDir(), "victim")
+	if err := os.WriteFile(victim, []byte("mine"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, tc := range []struct {
+		name string
+		take func(path string) error
+	}{
+		{"symbolic link", func(path string) error { return os.Symlink(victim, path) }},
+		{"hard link", func(path string) error { return os.Link(victim, path) }},
+		{"dangling link", func(path string) error { return os.Symlink(victim+"2", path) }},
+		{"pipe that nobody reads", func(path string) error { return syscall.Mkfifo(path, 0o666) }},
+		{"folder", func(path string) error { return os.Mkdir(path, 0o777) }},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				dir := t.TempDir()
+				w := newTestWriter(t, dir, roomy)
+				w.maxFile = 60
+				w.Write(criline.Stdout, []byte("first\n"))
+				path := filepath.Join(dir, LogName(w.end()))
+				if err := tc.take(path); err != nil {
+					t.Fatal(err)
+				}
+				w.Write(criline.Stdout, []byte("lost, for the name is taken\n"))
+				if err := os.Remove(path); err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(retryAfter)
+				w.Write(criline.Stdout, []byte("last\n"))
+				endTestWriter(t, w)
+				if b, err := os.ReadFile(victim); err != nil || string(b) != "mine" {
+					t.Errorf("the link's target is %q, %v", b, err)
+				}
+				if _, err := os.Lstat(victim + "2"); !errors.Is(err, fs.ErrNotExist) {
+					t.Errorf("a file was made through the link: %v", err)
+				}
+				if got := readBack(t, dir); string(got.stdout) != "first\nlast\n" || len(got.gaps) != 1 {
+					t.Errorf("stdout %q, gaps %+v", got.stdout, got.gaps)
+				}
+			})
+		})
+	}
 }
 
 func TestWriterAllocatesNothing(t *testing.T) {

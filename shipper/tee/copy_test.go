@@ -116,14 +116,51 @@ func TestDrain(t *testing.T) {
 			t.Fatal(err)
 		}
 		c.wg.Go(s.run)
+		c.drain()
+		if !bytes.Equal(to.Bytes(), want) {
+			t.Fatalf("%d bytes were in the pipe, the sink got %d", n, to.Len())
+		}
 		got := make([]byte, n)
-		if _, err := io.ReadFull(stdout, got); err != nil {
+		if _, err := io.ReadFull(stdout, got); err != nil || !bytes.Equal(got, want) {
+			t.Errorf("%d bytes were in the pipe, stdout got others, %v", n, err)
+		}
+	}
+}
+
+// Another process may have made the container's stdout non-blocking. Then nothing is lost while nobody reads.
+func TestWriteAllWaits(t *testing.T) {
+	var p [2]int
+	if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.SetNonblock(p[1], true); err != nil {
+		t.Fatal(err)
+	}
+	read := os.NewFile(uintptr(p[0]), "stdout")
+	defer read.Close()
+	want := bytes.Repeat([]byte("0123456789"), 100_000)
+	done := make(chan error)
+	go func() {
+		writeAll(p[1], want)
+		done <- unix.Close(p[1])
+	}()
+	for full := 0; full < 64<<10; { // what a pipe holds: the next write(2) gives EAGAIN
+		select {
+		case <-done:
+			t.Fatalf("it gave up with %d of %d bytes written", full, len(want))
+		default:
+		}
+		var err error
+		if full, err = unix.IoctlGetInt(p[0], unix.TIOCINQ); err != nil {
 			t.Fatal(err)
 		}
-		c.drain()
-		if !bytes.Equal(got, want) || !bytes.Equal(to.Bytes(), want) {
-			t.Errorf("%d bytes were in the pipe, stdout got %d, the sink %d", n, len(got), to.Len())
-		}
+	}
+	got, err := io.ReadAll(read)
+	if err != nil || !bytes.Equal(got, want) {
+		t.Errorf("got %d bytes of %d, %v", len(got), len(want), err)
+	}
+	if err := <-done; err != nil {
+		t.Error(err)
 	}
 }
 

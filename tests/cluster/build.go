@@ -187,6 +187,7 @@ func runLogged(cmd *exec.Cmd, logPath string) error {
 	}
 	defer f.Close()
 	cmd.Stdout, cmd.Stderr = f, f
+	endWithCaller(cmd)
 	if err := cmd.Run(); err != nil {
 		return fmt.Errorf("%s: %w; log %s ends with:\n%s", strings.Join(cmd.Args[:min(3, len(cmd.Args))], " "), err, logPath, tailFile(logPath, 8))
 	}

@@ -49,7 +49,7 @@ func makePKI(n node) error {
 		return err
 	}
 	for _, id := range []identity{
-		{file: "apiserver", name: "kube-apiserver", ips: []string{nodeIP, apiIP, "127.0.0.1"},
+		{file: "apiserver", name: "kube-apiserver", ips: []string{n.ip(), n.apiIP(), "127.0.0.1"},
 			dns: []string{"kubernetes", "kubernetes.default", "kubernetes.default.svc", "kubernetes.default.svc.cluster.local", "localhost"}},
 		{file: "apiserver-kubelet-client", name: "kube-apiserver-kubelet-client", groups: []string{"system:masters"}},
 		{file: "admin", name: "admin", groups: []string{"system:masters"}},
@@ -163,7 +163,7 @@ contexts:
   - name: shiplog-local
     context: {cluster: shiplog-local, user: %s}
 current-context: shiplog-local
-`, nodeIP, data["ca"], id, data["cert"], data["key"], id)
+`, n.ip(), data["ca"], id, data["cert"], data["key"], id)
 	if err := os.WriteFile(target, []byte(text), 0o600); err != nil {
 		return fmt.Errorf("write kubeconfig: %w", err)
 	}

@@ -10,7 +10,7 @@ import (
 )
 
 func TestPKI(t *testing.T) {
-	n := node{State: t.TempDir()}
+	n := node{State: t.TempDir(), Net: defaultNet}
 	if err := makePKI(n); err != nil {
 		t.Fatal(err)
 	}
@@ -34,7 +34,7 @@ func TestPKI(t *testing.T) {
 	}
 	ca, frontProxy := pool("ca"), pool("front-proxy-ca")
 	server := load("apiserver")
-	for _, name := range []string{nodeIP, apiIP, "127.0.0.1", "kubernetes.default.svc", "localhost"} {
+	for _, name := range []string{n.ip(), n.apiIP(), "127.0.0.1", "kubernetes.default.svc", "localhost"} {
 		if _, err := server.Verify(x509.VerifyOptions{Roots: ca, DNSName: name}); err != nil {
 			t.Errorf("apiserver as %s: %v", name, err)
 		}

@@ -11,9 +11,6 @@ import (
 	"time"
 )
 
-// cgroupName is the cgroup under which the kubelet makes every pod's.
-const cgroupName = "shiplog-cluster"
-
 // cgroupHierarchies are the mount points of cgroup v1's controllers and of v2.
 func cgroupHierarchies() ([]string, error) {
 	b, err := os.ReadFile("/proc/self/mounts")
@@ -29,24 +26,25 @@ func cgroupHierarchies() ([]string, error) {
 	return dirs, nil
 }
 
-func prepareCgroups() error {
+// prepareCgroups makes the cgroup in every hierarchy.
+func prepareCgroups(name string) error {
 	dirs, err := cgroupHierarchies()
 	if err != nil {
 		return err
 	}
 	for _, dir := range dirs {
-		own := filepath.Join(dir, cgroupName)
+		own := filepath.Join(dir, name)
 		if err := os.Mkdir(own, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
 			return fmt.Errorf("make cgroup %s: %w", own, err)
 		}
 		// v1: a new cpuset has no processors until somebody gives it some.
-		for _, name := range []string{"cpuset.mems", "cpuset.cpus"} {
-			b, err := os.ReadFile(filepath.Join(dir, name))
+		for _, setting := range []string{"cpuset.mems", "cpuset.cpus"} {
+			b, err := os.ReadFile(filepath.Join(dir, setting))
 			if err != nil {
 				continue // another controller's hierarchy
 			}
-			if err := os.WriteFile(filepath.Join(own, name), b, 0o644); err != nil {
-				return fmt.Errorf("make cgroup %s: %s: %w", own, name, err)
+			if err := os.WriteFile(filepath.Join(own, setting), b, 0o644); err != nil {
+				return fmt.Errorf("make cgroup %s: %s: %w", own, setting, err)
 			}
 		}
 		// v2: controllers are handed down level by level.
@@ -63,7 +61,7 @@ func prepareCgroups() error {
 }
 
 // removeCgroups removes what prepareCgroups and the kubelet made. The processes in them must have been killed; the kernel may take a moment.
-func removeCgroups() error {
+func removeCgroups(name string) error {
 	dirs, err := cgroupHierarchies()
 	if err != nil {
 		return err
@@ -72,7 +70,7 @@ func removeCgroups() error {
 	for {
 		var errs []error
 		for _, dir := range dirs {
-			errs = append(errs, removeCgroupTree(filepath.Join(dir, cgroupName)))
+			errs = append(errs, removeCgroupTree(filepath.Join(dir, name)))
 		}
 		err := errors.Join(errs...)
 		if err == nil || time.Now().After(deadline) {

@@ -7,10 +7,12 @@ import (
 	_ "embed"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 )
@@ -18,9 +20,10 @@ import (
 //go:embed components/pause/pause.c
 var pauseSource string
 
-// image is an image of static binaries on an empty base.
+// image is an image of static binaries.
 type image struct {
 	ref        string // without the registry, as "tekton/controller:v1.15.1"
+	base       string // an image to put the files on, with its registry; empty for none
 	entrypoint []string
 	user       string            // as "65532:65532"; empty is root
 	files      map[string]string // path in the image → file on the host
@@ -30,7 +33,10 @@ type image struct {
 
 // push assembles the image and pushes it to the local registry. It returns the reference with the digest, as pods pull it.
 func (img image) push(ctx context.Context, n node) (string, error) {
-	layer, err := os.CreateTemp("", "shiplog-layer-*.tar")
+	if err := os.MkdirAll(n.path("tmp"), 0o755); err != nil {
+		return "", fmt.Errorf("image %s: %w", img.ref, err)
+	}
+	layer, err := os.CreateTemp(n.path("tmp"), "layer-*.tar")
 	if err != nil {
 		return "", fmt.Errorf("image %s: %w", img.ref, err)
 	}
@@ -39,17 +45,25 @@ func (img image) push(ctx context.Context, n node) (string, error) {
 		return "", fmt.Errorf("image %s: %w", img.ref, err)
 	}
 	crane := n.bin("crane", "crane")
-	target := nodeIP + ":" + registryPort + "/" + img.ref
+	target := n.registry() + "/" + img.ref
 	run := func(args ...string) (string, error) {
 		var stdout, stderr bytes.Buffer
 		cmd := exec.CommandContext(ctx, crane, args...)
 		cmd.Stdout, cmd.Stderr = &stdout, &stderr
+		endWithCaller(cmd)
 		if err := cmd.Run(); err != nil {
 			return "", fmt.Errorf("image %s: crane %s: %w: %s", img.ref, args[0], err, lastLines(stderr.String(), 3))
 		}
 		return strings.TrimSpace(stdout.String()), nil
 	}
-	if _, err := run("append", "--insecure", "--oci-empty-base", "--platform", "linux/amd64", "-f", layer.Name(), "-t", target); err != nil {
+	base := []string{"--oci-empty-base"}
+	if img.base != "" {
+		base = []string{"--base", img.base}
+		if rest, ok := strings.CutPrefix(img.base, "localhost:"+registryPort+"/"); ok { // pods' name for it, crane runs on the host
+			base[1] = n.registry() + "/" + rest
+		}
+	}
+	if _, err := run(append([]string{"append", "--insecure", "--platform", "linux/amd64", "-f", layer.Name(), "-t", target}, base...)...); err != nil {
 		return "", err
 	}
 	args := []string{"mutate", "--insecure", target, "--set-platform", "linux/amd64", "--env", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "-t", target}
@@ -70,6 +84,7 @@ func (img image) push(ctx context.Context, n node) (string, error) {
 	return "localhost:" + registryPort + "/" + img.ref + "@" + digest, nil
 }
 
+// writeLayer writes the same bytes for the same content, so that an unchanged image keeps its digest.
 func (img image) writeLayer(f *os.File) error {
 	w := tar.NewWriter(f)
 	made := map[string]bool{}
@@ -81,11 +96,16 @@ func (img image) writeLayer(f *os.File) error {
 		return w.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: dir + "/", Mode: mode})
 	}
 	parents := func(name string) error {
-		var errs []error
+		var dirs []string
 		for dir := path.Dir(name); dir != "." && dir != "/"; dir = path.Dir(dir) {
-			errs = append([]error{mkdir(dir, 0o755)}, errs...)
+			dirs = append(dirs, dir)
 		}
-		return errors.Join(errs...)
+		for _, dir := range slices.Backward(dirs) {
+			if err := mkdir(dir, 0o755); err != nil {
+				return err
+			}
+		}
+		return nil
 	}
 	add := func(name string, mode int64, content []byte) error {
 		name = strings.TrimPrefix(name, "/")
@@ -101,7 +121,8 @@ func (img image) writeLayer(f *os.File) error {
 	if err := mkdir("tmp", 0o1777); err != nil {
 		return err
 	}
-	for name, file := range img.files {
+	for _, name := range slices.Sorted(maps.Keys(img.files)) {
+		file := img.files[name]
 		b, err := os.ReadFile(file)
 		if err != nil {
 			return err
@@ -110,12 +131,14 @@ func (img image) writeLayer(f *os.File) error {
 			return err
 		}
 	}
-	for name, text := range img.texts {
+	for _, name := range slices.Sorted(maps.Keys(img.texts)) {
+		text := img.texts[name]
 		if err := add(name, 0o644, []byte(text)); err != nil {
 			return err
 		}
 	}
-	for name, target := range img.links {
+	for _, name := range slices.Sorted(maps.Keys(img.links)) {
+		target := img.links[name]
 		name = strings.TrimPrefix(name, "/")
 		if err := parents(name); err != nil {
 			return err
@@ -136,7 +159,10 @@ func clusterImages(ctx context.Context, n node) ([]image, error) {
 	if out, err := exec.CommandContext(ctx, "gcc", "-static", "-Os", "-o", pause, source).CombinedOutput(); err != nil {
 		return nil, fmt.Errorf("image pause: gcc: %w: %s", err, lastLines(string(out), 5))
 	}
-	images := []image{{ref: "pause:local", entrypoint: []string{"/pause"}, files: map[string]string{"pause": pause}}}
+	var images []image
+	for _, ref := range []string{"pause:local", "pause:latest"} { // the first for the sandboxes, the second for pods that name no tag
+		images = append(images, image{ref: ref, entrypoint: []string{"/pause"}, files: map[string]string{"pause": pause}})
+	}
 
 	applets, err := exec.CommandContext(ctx, "/bin/busybox", "--list").Output()
 	if err != nil {
@@ -190,29 +216,47 @@ func pushAll(ctx context.Context, n node, images []image) error {
 	return errors.Join(errs...)
 }
 
-// parseImage reads the arguments of load-image: NAME:TAG --entrypoint PATH path=file…
+// parseImage reads the arguments of load-image. Files are relative to the folder of -C, wherever that stands.
 func parseImage(args []string) (image, error) {
-	const usage = "usage: load-image NAME:TAG [--entrypoint PATH] PATH-IN-IMAGE=FILE …"
+	const usage = "usage: load-image [-C FOLDER] NAME:TAG [--entrypoint PATH] [--from IMAGE] PATH-IN-IMAGE=FILE …"
 	img := image{files: map[string]string{}}
+	var folder string
 	for i := 0; i < len(args); i++ {
 		switch inside, file, found := strings.Cut(args[i], "="); {
 		case args[i] == "--entrypoint" && i+1 < len(args):
 			i++
 			img.entrypoint = strings.Split(args[i], ",")
+		case args[i] == "--from" && i+1 < len(args):
+			i++
+			img.base = args[i]
+		case args[i] == "-C" && i+1 < len(args):
+			i++
+			folder = args[i]
+		case strings.HasPrefix(args[i], "-"):
+			return image{}, fmt.Errorf("load-image: %q is unknown or lacks its value; %s", args[i], usage)
 		case found:
-			abs, err := filepath.Abs(file)
-			if err != nil {
-				return image{}, err
-			}
-			img.files[inside] = abs
+			img.files[inside] = file
 		case img.ref == "":
-			img.ref = strings.TrimPrefix(strings.TrimPrefix(args[i], "localhost:"+registryPort+"/"), nodeIP+":"+registryPort+"/")
+			img.ref = args[i]
+			if host, rest, ok := strings.Cut(args[i], "/"); ok && strings.HasSuffix(host, ":"+registryPort) {
+				img.ref = rest // both names of the registry are accepted
+			}
 		default:
 			return image{}, fmt.Errorf("load-image: unexpected argument %q; %s", args[i], usage)
 		}
 	}
 	if img.ref == "" || len(img.files) == 0 {
 		return image{}, errors.New("load-image: " + usage)
+	}
+	for inside, file := range img.files {
+		if !filepath.IsAbs(file) {
+			file = filepath.Join(folder, file)
+		}
+		abs, err := filepath.Abs(file)
+		if err != nil {
+			return image{}, fmt.Errorf("load-image: %w", err)
+		}
+		img.files[inside] = abs
 	}
 	return img, nil
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"archive/tar"
+	"bytes"
 	"errors"
 	"io"
 	"os"
@@ -27,8 +28,12 @@ func TestParseImage(t *testing.T) {
 			image{ref: "shiplog/webhook:dev", entrypoint: []string{"/webhook", "-v"}, files: map[string]string{"webhook": filepath.Join(dir, "w"), "/x/y": "/z"}},
 		},
 		{
-			"the node's address", []string{nodeIP + ":5000/a:b", "a=/b"},
+			"the node's address", []string{"10.1.0.2:5000/a:b", "a=/b"},
 			image{ref: "a:b", files: map[string]string{"a": "/b"}},
+		},
+		{
+			"a folder and a base", []string{"-C", "/bin/out", "a:b", "--from", "localhost:5000/busybox", "x=y", "z=/z"},
+			image{ref: "a:b", base: "localhost:5000/busybox", files: map[string]string{"x": "/bin/out/y", "z": "/z"}},
 		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -36,7 +41,7 @@ func TestParseImage(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if got.ref != tt.want.ref || !reflect.DeepEqual(got.entrypoint, tt.want.entrypoint) || !reflect.DeepEqual(got.files, tt.want.files) {
+			if got.ref != tt.want.ref || got.base != tt.want.base || !reflect.DeepEqual(got.entrypoint, tt.want.entrypoint) || !reflect.DeepEqual(got.files, tt.want.files) {
 				t.Errorf("got %+v, want %+v", got, tt.want)
 			}
 		})
@@ -49,6 +54,7 @@ func TestParseImageRefuses(t *testing.T) {
 		"no file":                    {"a:b"},
 		"no name":                    {"x=y"},
 		"two names":                  {"a:b", "c:d", "x=y"},
+		"unknown flag":               {"--what", "a:b", "x=y"},
 		"entrypoint without a value": {"a:b", "x=y", "--entrypoint"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -126,5 +132,34 @@ func TestLayerOfAMissingFile(t *testing.T) {
 	defer f.Close()
 	if err := (image{files: map[string]string{"x": "/does/not/exist"}}).writeLayer(f); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("got %v, want that the file is missing", err)
+	}
+}
+
+// An unchanged image must keep its digest, or every load makes the kubelet pull again.
+func TestLayerIsTheSameEachTime(t *testing.T) {
+	dir := t.TempDir()
+	write(t, filepath.Join(dir, "f"), "x")
+	files := map[string]string{}
+	for _, name := range []string{"a", "b", "c", "d/e/f", "g/h"} {
+		files[name] = filepath.Join(dir, "f")
+	}
+	var first []byte
+	for i := range 20 {
+		f, err := os.Create(filepath.Join(dir, "layer.tar"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(image{files: files, texts: map[string]string{"t": "1", "u": "2"}}.writeLayer(f), f.Close()); err != nil {
+			t.Fatal(err)
+		}
+		b, err := os.ReadFile(f.Name())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if i == 0 {
+			first = b
+		} else if !bytes.Equal(b, first) {
+			t.Fatal("the layer differs")
+		}
 	}
 }

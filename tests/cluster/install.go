@@ -2,13 +2,17 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 )
@@ -17,6 +21,7 @@ import (
 func (n node) kubectl(ctx context.Context, stdin string, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, n.bin("kubernetes", "kubectl"), append([]string{"--kubeconfig", n.kubeconfig()}, args...)...)
 	cmd.Stdin = strings.NewReader(stdin)
+	endWithCaller(cmd)
 	out, err := cmd.Output()
 	if err != nil {
 		return "", fmt.Errorf("kubectl %s: %w", strings.Join(args[:min(3, len(args))], " "), exitError(err))
@@ -60,17 +65,59 @@ func answers(address string) func(context.Context) error {
 	}
 }
 
+// apiReady asks the API server itself: starting kubectl five times a second would slow down what is awaited.
 func (n node) apiReady(ctx context.Context) error {
-	_, err := n.kubectl(ctx, "", "get", "--raw", "/readyz")
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	ca, err := os.ReadFile(n.path("pki", "ca.crt"))
+	if err != nil {
+		return fmt.Errorf("kube-apiserver: %w", err)
+	}
+	cert, err := tls.LoadX509KeyPair(n.path("pki", "admin.crt"), n.path("pki", "admin.key"))
+	if err != nil {
+		return fmt.Errorf("kube-apiserver: %w", err)
+	}
+	pool := x509.NewCertPool()
+	pool.AppendCertsFromPEM(ca)
+	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: pool, Certificates: []tls.Certificate{cert}}}
+	defer transport.CloseIdleConnections()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+n.ip()+":6443/readyz", nil)
+	if err != nil {
+		return err
+	}
+	resp, err := (&http.Client{Transport: transport}).Do(req)
+	if err != nil {
+		return fmt.Errorf("kube-apiserver: %w", err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		b, _ := io.ReadAll(io.LimitReader(resp.Body, 4<<10)) // the status is the error, the text only explains it
+		return fmt.Errorf("kube-apiserver: %s: %s", resp.Status, lastLines(string(b), 3))
+	}
+	return nil
+}
+
+// dnsReady asks the cluster's DNS for the API server.
+func (n node) dnsReady(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	resolver := net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, network, n.ip()+":53")
+	}}
+	addresses, err := resolver.LookupHost(ctx, "kubernetes.default.svc.cluster.local.")
+	if err == nil && !slices.Contains(addresses, n.apiIP()) {
+		err = fmt.Errorf("kubernetes.default is %v, not %s", addresses, n.apiIP())
+	}
 	return err
 }
 
-// clusterDNS gives CoreDNS, a process of the node, the address that pods ask.
-const clusterDNS = `apiVersion: v1
+// clusterDNS is the Service that gives CoreDNS, a process of the node, the address that pods ask.
+func (n node) clusterDNS() string {
+	return `apiVersion: v1
 kind: Service
 metadata: {name: kube-dns, namespace: kube-system}
 spec:
-  clusterIP: ` + dnsIP + `
+  clusterIP: ` + n.dnsIP() + `
   ports:
     - {name: dns, port: 53, protocol: UDP}
     - {name: dns-tcp, port: 53, protocol: TCP}
@@ -86,8 +133,9 @@ ports:
   - {name: dns, port: 53, protocol: UDP}
   - {name: dns-tcp, port: 53, protocol: TCP}
 endpoints:
-  - addresses: ["` + nodeIP + `"]
+  - addresses: ["` + n.ip() + `"]
 `
+}
 
 // applyBase makes what does not need a node: DNS' address, cert-manager's and Tekton's objects.
 func applyBase(ctx context.Context, n node) error {
@@ -122,7 +170,7 @@ func applyBase(ctx context.Context, n node) error {
 		return err
 	}
 	namespace := "apiVersion: v1\nkind: Namespace\nmetadata: {name: cert-manager}\n---\n"
-	for _, text := range []string{namespace + clusterDNS + "---\n" + crds, first, rest} {
+	for _, text := range []string{namespace + n.clusterDNS() + "---\n" + crds, first, rest} {
 		if err := apply(text); err != nil {
 			return err
 		}

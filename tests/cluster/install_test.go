@@ -30,7 +30,7 @@ func TestLocalTekton(t *testing.T) {
         image: localhost:5000/tekton/controller:local
         args: [
           "-entrypoint-image", "localhost:5000/tekton/entrypoint:local",
-          "-shell-image", "localhost:5000/busybox:latest",
+          "-shell-image", "localhost:5000/tekton/shell:local",
           "-shell-image-win", "registry.example/powershell@sha256:0000",
         ]
 ---

@@ -10,7 +10,6 @@ import (
 	"net/http"
 	"net/url"
 	"os"
-	"os/exec"
 	"os/signal"
 	"path/filepath"
 	"strconv"
@@ -22,56 +21,6 @@ import (
 
 // The cluster runs as one machine: a process of this program in network, mount and PID namespaces of its own. What the parts do to the
 // firewall, to mounts, bridges and sysctls happens in there and ends with it, and killing its first process is a power cut for all of them.
-
-// startMachine starts the machine's first process and connects it to the host. It survives the caller.
-func startMachine(n node) error {
-	self := n.path("cluster") // "go run" deletes its binary when it ends
-	if err := copyFile("/proc/self/exe", self, 0o755); err != nil {
-		return fmt.Errorf("start machine: %w", err)
-	}
-	logFile, err := os.Create(n.logPath("machine"))
-	if err != nil {
-		return fmt.Errorf("start machine: %w", err)
-	}
-	defer logFile.Close()
-	cmd := exec.Command(self, "machine")
-	cmd.Env = append(os.Environ(), "SHIPLOG_CLUSTER_DIR="+n.State)
-	cmd.Dir = "/"
-	cmd.Stdout, cmd.Stderr = logFile, logFile
-	cmd.SysProcAttr = &syscall.SysProcAttr{
-		Cloneflags: syscall.CLONE_NEWNET | syscall.CLONE_NEWNS | syscall.CLONE_NEWPID,
-		Setsid:     true,
-	}
-	if err := cmd.Start(); err != nil {
-		return fmt.Errorf("start machine: make namespaces (root is needed): %w", err)
-	}
-	pid := cmd.Process.Pid
-	started, err := startTime(pid)
-	if err != nil {
-		return fmt.Errorf("start machine: it ended at once; log %s ends with:\n%s", n.logPath("machine"), tailFile(n.logPath("machine"), 5))
-	}
-	if err := os.WriteFile(n.path("machine.pid"), fmt.Appendf(nil, "%d %s\n", pid, started), 0o600); err != nil {
-		return fmt.Errorf("start machine: %w", err)
-	}
-	if err := cmd.Process.Release(); err != nil {
-		return fmt.Errorf("start machine: %w", err)
-	}
-	inside := []string{"nsenter", "--net=/proc/" + strconv.Itoa(pid) + "/ns/net", "ip"}
-	for _, args := range [][]string{
-		{"ip", "link", "add", hostLink, "type", "veth", "peer", "name", "eth0", "netns", strconv.Itoa(pid)},
-		{"ip", "address", "add", hostIP + linkBits, "dev", hostLink},
-		{"ip", "link", "set", hostLink, "up"},
-		append(inside[:len(inside):len(inside)], "link", "set", "lo", "up"),
-		append(inside[:len(inside):len(inside)], "address", "add", nodeIP+linkBits, "dev", "eth0"),
-		append(inside[:len(inside):len(inside)], "link", "set", "eth0", "up"),
-		append(inside[:len(inside):len(inside)], "route", "add", "default", "via", hostIP),
-	} {
-		if out, err := exec.Command(args[0], args[1:]...).CombinedOutput(); err != nil {
-			return fmt.Errorf("connect machine to the host: %s: %w: %s", strings.Join(args, " "), err, out)
-		}
-	}
-	return nil
-}
 
 // machinePID returns the running machine's process, or 0. A recycled process id is not taken for it.
 func machinePID(n node) int {
@@ -117,7 +66,7 @@ func runMachine(n node) error {
 	if err := prepareMounts(n); err != nil {
 		return err
 	}
-	if err := prepareCgroups(); err != nil {
+	if err := prepareCgroups(n.cgroup()); err != nil {
 		return err
 	}
 	s := &supervisor{node: n, running: map[string]*process{}}
@@ -133,47 +82,13 @@ func runMachine(n node) error {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /start", s.handle(s.start))
 	mux.HandleFunc("POST /stop", s.handle(s.stop))
+	mux.HandleFunc("POST /await", s.handle(s.await))
 	mux.HandleFunc("GET /status", func(w http.ResponseWriter, _ *http.Request) {
 		if err := json.NewEncoder(w).Encode(s.status()); err != nil {
 			fmt.Fprintln(os.Stderr, "machine: status:", err)
 		}
 	})
 	return http.Serve(listener, mux)
-}
-
-func prepareMounts(n node) error {
-	type mount struct {
-		source, target, fstype string
-		flags                  uintptr
-	}
-	mounts := []mount{
-		// Nothing goes back to the host; within the machine mounts propagate, which volumes with mount propagation need.
-		{"", "/", "", syscall.MS_REC | syscall.MS_PRIVATE},
-		{"", "/", "", syscall.MS_REC | syscall.MS_SHARED},
-		{"proc", "/proc", "proc", 0},
-		{"tmpfs", "/run", "tmpfs", 0},
-		{n.path("varlog"), "/var/log", "", syscall.MS_BIND},
-		{n.path("cni"), "/var/lib/cni", "", syscall.MS_BIND},
-		{n.path("kubelet"), "/var/lib/kubelet", "", syscall.MS_BIND},
-	}
-	for _, m := range mounts {
-		if m.source != "" && m.fstype == "" {
-			if err := errors.Join(os.MkdirAll(m.source, 0o755), os.MkdirAll(m.target, 0o755)); err != nil {
-				return fmt.Errorf("machine: %w", err)
-			}
-		}
-		if err := syscall.Mount(m.source, m.target, m.fstype, m.flags, ""); err != nil {
-			return fmt.Errorf("machine: mount %s: %w", m.target, err)
-		}
-	}
-	if err := os.MkdirAll("/run/netns", 0o755); err != nil {
-		return fmt.Errorf("machine: %w", err)
-	}
-	// This is the machine's own network namespace, so the host's setting stays.
-	if err := os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0o644); err != nil {
-		return fmt.Errorf("machine: %w", err)
-	}
-	return nil
 }
 
 // process is one running part.
@@ -255,6 +170,48 @@ func (s *supervisor) start(name string, _ syscall.Signal) error {
 	return proc.Release()
 }
 
+// await waits until a part serves. A part that ends meanwhile is an error at once.
+func (s *supervisor) await(name string, _ syscall.Signal) error {
+	p, ok := findPart(name)
+	if !ok {
+		return fmt.Errorf("there is no part %q", name)
+	}
+	s.mu.Lock()
+	running := s.running[name]
+	s.mu.Unlock()
+	if running == nil {
+		return fmt.Errorf("%s does not run; log %s ends with:\n%s", name, s.node.logPath(name), tailFile(s.node.logPath(name), 5))
+	}
+	if p.listens == "" {
+		return nil
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	ended := make(chan struct{})
+	go func() { // until either of both is over
+		defer close(ended)
+		select {
+		case <-running.done:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	address := strings.ReplaceAll(p.listens, "%s", s.node.ip())
+	err := until(ctx, name, time.Minute, func(ctx context.Context) error {
+		conn, err := (&net.Dialer{}).DialContext(ctx, p.network, address)
+		if err != nil {
+			return err
+		}
+		return conn.Close()
+	})
+	cancel()
+	<-ended
+	if err != nil {
+		return fmt.Errorf("%w; log %s ends with:\n%s", err, s.node.logPath(name), tailFile(s.node.logPath(name), 5))
+	}
+	return nil
+}
+
 func (s *supervisor) stop(name string, sig syscall.Signal) error {
 	s.mu.Lock()
 	p := s.running[name]
@@ -294,6 +251,36 @@ func (s *supervisor) handle(do func(string, syscall.Signal) error) http.HandlerF
 			http.Error(w, err.Error(), http.StatusInternalServerError)
 		}
 	}
+}
+
+// hostPIDs maps process ids within the machine to those that the host sees, for the machine's direct children.
+func hostPIDs(machine int) map[int]int {
+	m := map[int]int{}
+	tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", machine)) // the pattern is valid
+	for _, name := range tasks {
+		b, err := os.ReadFile(name)
+		if err != nil {
+			continue // the thread has ended
+		}
+		for child := range strings.FieldsSeq(string(b)) {
+			status, err := os.ReadFile("/proc/" + child + "/status")
+			if err != nil {
+				continue // so has the child
+			}
+			_, line, _ := strings.Cut(string(status), "\nNSpid:")
+			line, _, _ = strings.Cut(line, "\n")
+			ids := strings.Fields(line)
+			if len(ids) < 2 {
+				continue
+			}
+			host, hostErr := strconv.Atoi(ids[0])
+			inside, insideErr := strconv.Atoi(ids[len(ids)-1])
+			if errors.Join(hostErr, insideErr) == nil {
+				m[inside] = host
+			}
+		}
+	}
+	return m
 }
 
 // machineClient talks to the supervisor.

@@ -45,7 +45,7 @@ func TestStartTimeOfNoProcess(t *testing.T) {
 }
 
 func TestPartsWriteTheirConfiguration(t *testing.T) {
-	n := node{State: t.TempDir(), Bin: map[string]string{}}
+	n := node{State: t.TempDir(), Net: defaultNet, Bin: map[string]string{}}
 	for _, c := range components {
 		n.Bin[c.name] = "/bin/" + c.name
 	}
@@ -80,10 +80,11 @@ func TestAddressesAreInTheirNetworks(t *testing.T) {
 		}
 		return n
 	}
-	host, pods, services := network(hostIP+linkBits), network(podCIDR), network(serviceCIDR)
-	for ip, n := range map[string]*net.IPNet{nodeIP: host, apiIP: services, dnsIP: services} {
-		if !n.Contains(net.ParseIP(ip)) {
-			t.Errorf("%s is not in %s", ip, n)
+	n := node{Net: defaultNet}
+	host, pods, services := network(n.hostIP()+"/24"), network(n.podCIDR()), network(n.serviceCIDR())
+	for ip, in := range map[string]*net.IPNet{n.ip(): host, n.apiIP(): services, n.dnsIP(): services} {
+		if !in.Contains(net.ParseIP(ip)) {
+			t.Errorf("%s is not in %s", ip, in)
 		}
 	}
 	for _, pair := range [][2]*net.IPNet{{host, pods}, {host, services}, {pods, services}} {
@@ -93,14 +94,14 @@ func TestAddressesAreInTheirNetworks(t *testing.T) {
 	}
 	first := append(net.IP(nil), services.IP...)
 	first[len(first)-1]++
-	if first.String() != apiIP {
-		t.Errorf("the API server's address is %s, Kubernetes takes %s", apiIP, first)
+	if first.String() != n.apiIP() {
+		t.Errorf("the API server's address is %s, Kubernetes takes %s", n.apiIP(), first)
 	}
 }
 
 func TestEnvLines(t *testing.T) {
 	got := map[string]bool{}
-	for _, line := range (node{State: "/state"}).envLines() {
+	for _, line := range (node{State: "/state", Net: defaultNet, Bin: map[string]string{"kubernetes": "/k", "crane": "/c"}}).envLines() {
 		name, value, ok := strings.Cut(line, "=")
 		if !ok || value == "" || strings.ContainsAny(value, " \"'$`\\") {
 			t.Errorf("%q cannot be evaluated by a shell", line)
@@ -146,5 +147,33 @@ func TestDownWithoutState(t *testing.T) {
 	}
 	if _, err := os.Stat(state); !os.IsNotExist(err) {
 		t.Errorf("it made a state folder: %v", err)
+	}
+}
+
+func TestNewNode(t *testing.T) {
+	for value, ok := range map[string]bool{"": true, "10.99": true, "192.168": true, "8.8": false, "10": false, "10.300": false, "x": false, "10.1.2": false} {
+		t.Setenv("SHIPLOG_CLUSTER_NET", value)
+		if _, err := newNode(); (err == nil) != ok {
+			t.Errorf("%q: %v", value, err)
+		}
+	}
+}
+
+// Taking one cluster down must not touch another's link or cgroup.
+func TestClustersShareNoNames(t *testing.T) {
+	a, b := node{Net: "10.213"}, node{Net: "192.168"}
+	if a.hostLink() == b.hostLink() || a.cgroup() == b.cgroup() {
+		t.Errorf("both use link %s or cgroup %s", a.hostLink(), a.cgroup())
+	}
+	for _, n := range []node{a, {Net: "192.168"}} {
+		if len(n.hostLink()) > 15 { // IFNAMSIZ
+			t.Errorf("the link's name %s is too long", n.hostLink())
+		}
+	}
+}
+
+func TestHostPIDsOfNoProcess(t *testing.T) {
+	if m := hostPIDs(-1); len(m) != 0 {
+		t.Errorf("got %v", m)
 	}
 }

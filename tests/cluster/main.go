@@ -2,7 +2,10 @@
 // container engine and without pulling images. The demo and the end-to-end tests run on it.
 //
 // It owns how the components are pinned and built (versions.go, build.go, components/), how they run as one machine in namespaces of their own
-// (machine.go, parts.go), what is installed in it (install.go, image.go), and that nothing is left when it is taken down (up.go).
+// (machine.go, namespaces_linux.go, parts.go), what is installed in it (install.go, image.go), and that nothing is left when it is taken down
+// (up.go, cgroups.go).
+//
+// SHIPLOG_CLUSTER_DIR is the folder of its state, SHIPLOG_CLUSTER_NET the first half of its addresses. A second cluster needs both of its own.
 package main
 
 import (
@@ -23,12 +26,12 @@ const usage = `usage: go run ./tests/cluster COMMAND
   down                     stop everything and leave nothing behind
   status                   say how each part is; exit 1 if one is not running
   env                      print the variables to reach it, as in: eval "$(go run ./tests/cluster env)"
-  load-image NAME:TAG [--entrypoint PATH] PATH=FILE…
+  load-image [-C FOLDER] NAME:TAG [--entrypoint PATH] [--from IMAGE] PATH=FILE…
                            make an image of static binaries in its registry
   build [COMPONENT…]       only build, into the cache
   binary NAME              print the path of a built binary; build it if need be
   start PART, stop PART [SIGNAL-NUMBER]
-                           start or stop one part, for tests that break things
+                           start one part and wait until it serves, or stop it, for tests that break things
 `
 
 func main() {
@@ -57,9 +60,7 @@ func run(ctx context.Context, args []string) error {
 		if err != nil {
 			return err
 		}
-		for _, line := range n.envLines() {
-			fmt.Println("export " + line)
-		}
+		fmt.Print(n.env())
 		return nil
 	case "load-image":
 		img, err := parseImage(rest)
@@ -130,7 +131,11 @@ func startStop(ctx context.Context, command string, args []string) error {
 	if machinePID(n) == 0 {
 		return errNoCluster
 	}
-	return newMachineClient(n).call(ctx, command, args[0], sig)
+	client := newMachineClient(n)
+	if err := client.call(ctx, command, args[0], sig); err != nil || command == "stop" {
+		return err
+	}
+	return client.call(ctx, "await", args[0], 0)
 }
 
 // inCheckout says whether the command runs where the component modules are.

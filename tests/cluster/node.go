@@ -5,21 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 )
 
-// The network of the node. Pods and Services are reachable on the node only; the host reaches the node over one veth pair.
 const (
-	hostLink    = "shiplog0"
-	hostIP      = "10.213.0.1"
-	nodeIP      = "10.213.0.2"
-	linkBits    = "/24"
-	podCIDR     = "10.213.128.0/20"
-	serviceCIDR = "10.213.64.0/20"
-	apiIP       = "10.213.64.1" // the first of serviceCIDR is the API server's by Kubernetes' rule
-	dnsIP       = "10.213.64.10"
-	nodeName    = "node"
+	nodeName = "node"
 
 	registryPort = "5000"
 	s3Port       = "7070"
@@ -34,6 +27,8 @@ const (
 type node struct {
 	// State is the folder of all that the cluster writes, but for built binaries.
 	State string
+	// Net is the first half of every address of the cluster, as "10.213". Two clusters on one machine need two.
+	Net string
 	// Bin maps component names to the folders of their binaries.
 	Bin map[string]string
 }
@@ -45,6 +40,38 @@ func stateDir() string {
 	}
 	return "/var/lib/shiplog-cluster"
 }
+
+// newNode describes the cluster that the environment asks for.
+func newNode() (node, error) {
+	n := node{State: stateDir(), Net: defaultNet}
+	if net := os.Getenv("SHIPLOG_CLUSTER_NET"); net != "" {
+		n.Net = net
+	}
+	if addr, err := netip.ParseAddr(n.Net + ".0.1"); err != nil || !addr.Is4() || !addr.IsPrivate() {
+		return node{}, fmt.Errorf("SHIPLOG_CLUSTER_NET is %q: want the first two numbers of a private network, as %q", n.Net, defaultNet)
+	}
+	return n, nil
+}
+
+// defaultNet is an unusual private network, so that it does not hide one that the host uses.
+const defaultNet = "10.213"
+
+// The host reaches the node over one veth pair, a /24. Pods and Services are reachable on the node only.
+func (n node) hostIP() string      { return n.Net + ".0.1" }
+func (n node) ip() string          { return n.Net + ".0.2" }
+func (n node) serviceCIDR() string { return n.Net + ".64.0/20" }
+func (n node) apiIP() string       { return n.Net + ".64.1" } // the first of serviceCIDR is the API server's by Kubernetes' rule
+func (n node) dnsIP() string       { return n.Net + ".64.10" }
+func (n node) podCIDR() string     { return n.Net + ".128.0/20" }
+
+// hostLink is the host's end of the veth pair.
+func (n node) hostLink() string { return "shl-" + n.Net }
+
+// cgroup is the cgroup under which the kubelet makes every pod's.
+func (n node) cgroup() string { return "shiplog-cluster-" + n.Net }
+
+// registry is the registry as the host reaches it. Pods reach it by this name too, and as localhost.
+func (n node) registry() string { return n.ip() + ":" + registryPort }
 
 func (n node) path(elem ...string) string {
 	return filepath.Join(append([]string{n.State}, elem...)...)
@@ -67,11 +94,26 @@ func (n node) save() error {
 	return os.WriteFile(n.path("node.json"), b, 0o600)
 }
 
+// saveEnv writes what "env" prints to a file, for tools that cannot run it.
+func (n node) saveEnv() error {
+	return os.WriteFile(n.path("env"), []byte(n.env()), 0o600)
+}
+
+// env is a shell script that sets the variables.
+func (n node) env() string {
+	var b strings.Builder
+	for _, line := range n.envLines() {
+		fmt.Fprintf(&b, "export %s\n", line)
+	}
+	fmt.Fprintf(&b, "export PATH=%s:%s:\"$PATH\"\n", n.Bin["kubernetes"], n.Bin["crane"])
+	return b.String()
+}
+
 // errNoCluster says that there is no cluster to talk to.
 var errNoCluster = errors.New("no cluster is up: run \"make cluster-up\"")
 
 func loadNode() (node, error) {
-	n := node{State: stateDir()}
+	n := node{State: stateDir(), Net: defaultNet}
 	b, err := os.ReadFile(n.path("node.json"))
 	if errors.Is(err, fs.ErrNotExist) {
 		return n, errNoCluster
@@ -89,8 +131,8 @@ func loadNode() (node, error) {
 func (n node) envLines() []string {
 	return []string{
 		"KUBECONFIG=" + n.kubeconfig(),
-		"SHIPLOG_REGISTRY=" + nodeIP + ":" + registryPort,
-		"SHIPLOG_S3_ENDPOINT=http://" + nodeIP + ":" + s3Port,
+		"SHIPLOG_REGISTRY=" + n.registry(),
+		"SHIPLOG_S3_ENDPOINT=http://" + n.ip() + ":" + s3Port,
 		"SHIPLOG_S3_BUCKET=" + s3Bucket,
 		"SHIPLOG_S3_REGION=" + s3Region,
 		"AWS_ACCESS_KEY_ID=" + s3AccessKey,

@@ -11,21 +11,23 @@ type part struct {
 	name string
 	// command writes the part's configuration and returns its command line and what it needs in its environment.
 	command func(n node) (argv, env []string, err error)
+	// listens is where it serves when it is ready, seen from within the machine. The node's address stands as %s in it. Without it, running is all that is known.
+	network, listens string
 }
 
 // parts are in the order in which status lists them.
 var parts = []part{
-	{"etcd", etcdCommand},
-	{"kube-apiserver", apiServerCommand},
-	{"kube-controller-manager", controllerManagerCommand},
-	{"kube-scheduler", schedulerCommand},
-	{"containerd", containerdCommand},
-	{"kubelet", kubeletCommand},
-	{"kube-proxy", proxyCommand},
-	{"coredns", corednsCommand},
-	{"registry", registryCommand},
-	{"certmanager", certManagerCommand},
-	{"versitygw", versityCommand},
+	{"etcd", etcdCommand, "tcp", "127.0.0.1:2379"},
+	{"kube-apiserver", apiServerCommand, "tcp", "%s:6443"},
+	{"kube-controller-manager", controllerManagerCommand, "tcp", "127.0.0.1:10257"},
+	{"kube-scheduler", schedulerCommand, "tcp", "127.0.0.1:10259"},
+	{"containerd", containerdCommand, "unix", "/run/containerd/containerd.sock"},
+	{"kubelet", kubeletCommand, "tcp", "%s:10250"},
+	{"kube-proxy", proxyCommand, "tcp", "127.0.0.1:10249"},
+	{"coredns", corednsCommand, "tcp", "%s:53"},
+	{"registry", registryCommand, "tcp", "127.0.0.1:" + registryPort},
+	{"certmanager", certManagerCommand, "", ""},
+	{"versitygw", versityCommand, "tcp", "127.0.0.1:" + s3Port},
 }
 
 func findPart(name string) (part, bool) {
@@ -51,6 +53,8 @@ func etcdCommand(n node) ([]string, []string, error) {
 		"--listen-client-urls", "http://127.0.0.1:2379", "--advertise-client-urls", "http://127.0.0.1:2379",
 		"--listen-peer-urls", "http://127.0.0.1:2380", "--initial-advertise-peer-urls", "http://127.0.0.1:2380",
 		"--initial-cluster", "etcd=http://127.0.0.1:2380", "--unsafe-no-fsync", "--log-level", "warn",
+		// The API server waits for these where a resource does not change; the default is 10 minutes.
+		"--experimental-watch-progress-notify-interval", "5s",
 	}, nil, nil
 }
 
@@ -58,14 +62,14 @@ func apiServerCommand(n node) ([]string, []string, error) {
 	pki := func(name string) string { return n.path("pki", name) }
 	return []string{
 		n.bin("kubernetes", "kube-apiserver"), "--etcd-servers=http://127.0.0.1:2379",
-		"--advertise-address=" + nodeIP, "--bind-address=0.0.0.0", "--secure-port=6443",
+		"--advertise-address=" + n.ip(), "--bind-address=0.0.0.0", "--secure-port=6443",
 		"--tls-cert-file=" + pki("apiserver.crt"), "--tls-private-key-file=" + pki("apiserver.key"),
 		"--client-ca-file=" + pki("ca.crt"),
 		"--kubelet-client-certificate=" + pki("apiserver-kubelet-client.crt"), "--kubelet-client-key=" + pki("apiserver-kubelet-client.key"),
 		"--kubelet-preferred-address-types=InternalIP", // the node's name does not resolve
 		"--service-account-issuer=https://kubernetes.default.svc.cluster.local",
 		"--service-account-key-file=" + pki("sa.pub"), "--service-account-signing-key-file=" + pki("sa.key"),
-		"--service-cluster-ip-range=" + serviceCIDR,
+		"--service-cluster-ip-range=" + n.serviceCIDR(),
 		"--requestheader-client-ca-file=" + pki("front-proxy-ca.crt"), "--requestheader-allowed-names=front-proxy-client",
 		"--requestheader-extra-headers-prefix=X-Remote-Extra-", "--requestheader-group-headers=X-Remote-Group", "--requestheader-username-headers=X-Remote-User",
 		"--proxy-client-cert-file=" + pki("front-proxy-client.crt"), "--proxy-client-key-file=" + pki("front-proxy-client.key"),
@@ -77,8 +81,8 @@ func controllerManagerCommand(n node) ([]string, []string, error) {
 	return []string{
 		n.bin("kubernetes", "kube-controller-manager"), "--kubeconfig=" + n.path("pki", "controller-manager.kubeconfig"),
 		"--root-ca-file=" + n.path("pki", "ca.crt"), "--service-account-private-key-file=" + n.path("pki", "sa.key"),
-		"--use-service-account-credentials=true", "--leader-elect=false", "--service-cluster-ip-range=" + serviceCIDR,
-		"--cluster-cidr=" + podCIDR, "--allocate-node-cidrs=false",
+		"--use-service-account-credentials=true", "--leader-elect=false", "--service-cluster-ip-range=" + n.serviceCIDR(),
+		"--cluster-cidr=" + n.podCIDR(), "--allocate-node-cidrs=false",
 	}, nil, nil
 }
 
@@ -91,7 +95,7 @@ func containerdCommand(n node) ([]string, []string, error) {
 		return writeFile(n.path("containerd-certs", dir, "hosts.toml"), fmt.Sprintf("server = \"http://127.0.0.1:%s\"\n\n[host.\"http://127.0.0.1:%s\"]\n  capabilities = [\"pull\", \"resolve\"]\n", registryPort, registryPort))
 	}
 	// docker.io too, so that public Task definitions find "busybox".
-	for _, dir := range []string{"localhost_" + registryPort + "_", "localhost:" + registryPort, "docker.io"} {
+	for _, dir := range []string{"localhost_" + registryPort + "_", "localhost:" + registryPort, n.registry(), "docker.io"} {
 		if err := hosts(dir); err != nil {
 			return nil, nil, err
 		}
@@ -137,7 +141,7 @@ disabled_plugins = ["io.containerd.nri.v1.nri"]
     {"type": "portmap", "capabilities": {"portMappings": true}}
   ]
 }
-`, podCIDR)
+`, n.podCIDR())
 	if err := writeFile(n.path("containerd.toml"), config); err != nil {
 		return nil, nil, err
 	}
@@ -181,7 +185,7 @@ evictionHard:
   nodefs.inodesFree: 1%%
 imageGCHighThresholdPercent: 99
 imageGCLowThresholdPercent: 98
-`, cgroupName, dnsIP, n.path("resolv.conf"), n.path("pki", "ca.crt"))
+`, n.cgroup(), n.dnsIP(), n.path("resolv.conf"), n.path("pki", "ca.crt"))
 	if err := writeFile(n.path("kubelet.yaml"), config); err != nil {
 		return nil, nil, err
 	}
@@ -190,7 +194,7 @@ imageGCLowThresholdPercent: 98
 	}
 	return []string{
 		n.bin("kubernetes", "kubelet"), "--config=" + n.path("kubelet.yaml"), "--kubeconfig=" + n.path("pki", "kubelet.kubeconfig"),
-		"--hostname-override=" + nodeName, "--node-ip=" + nodeIP, "--root-dir=/var/lib/kubelet", "--cert-dir=" + n.path("kubelet-pki"),
+		"--hostname-override=" + nodeName, "--node-ip=" + n.ip(), "--root-dir=/var/lib/kubelet", "--cert-dir=" + n.path("kubelet-pki"),
 	}, nil, nil
 }
 
@@ -203,7 +207,7 @@ hostnameOverride: %s
 clientConnection: {kubeconfig: %s}
 conntrack: {maxPerCore: 0, min: 0}
 iptables: {minSyncPeriod: 100ms}
-`, podCIDR, nodeName, n.path("pki", "kube-proxy.kubeconfig"))
+`, n.podCIDR(), nodeName, n.path("pki", "kube-proxy.kubeconfig"))
 	if err := writeFile(n.path("kube-proxy.yaml"), config); err != nil {
 		return nil, nil, err
 	}
@@ -221,7 +225,7 @@ func corednsCommand(n node) ([]string, []string, error) {
     }
     cache 5
 }
-`, nodeIP, n.kubeconfig())
+`, n.ip(), n.kubeconfig())
 	if err := writeFile(n.path("Corefile"), config); err != nil {
 		return nil, nil, err
 	}

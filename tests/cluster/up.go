@@ -50,7 +50,10 @@ func up(ctx context.Context, progress io.Writer) error {
 	if err := inCheckout(); err != nil {
 		return err
 	}
-	n := node{State: stateDir()}
+	n, err := newNode()
+	if err != nil {
+		return err
+	}
 	unlock, err := lock(n)
 	if err != nil {
 		return err
@@ -70,16 +73,16 @@ func up(ctx context.Context, progress io.Writer) error {
 		return err
 	}
 	// Good as it is, unless a part has died or would be built otherwise now.
-	if running, err := loadNode(); err == nil && machinePID(running) != 0 && maps.Equal(running.Bin, n.Bin) && healthy(ctx, running) == nil {
+	if running, err := loadNode(); err == nil && running.Net == n.Net && maps.Equal(running.Bin, n.Bin) && isUp(ctx, running) {
 		fmt.Fprintf(progress, "cluster: is up (%s)\n", time.Since(begin).Round(time.Millisecond))
 		return nil
 	}
-	if err := stopMachine(n); err != nil {
+	if err := stopRecorded(); err != nil {
 		return err
 	}
 	fmt.Fprintln(progress, "cluster: starting")
 	// A fresh cluster each time. Only the registry's blobs and the S3 server's objects stay.
-	for _, dir := range []string{"etcd", "pki", "kubelet", "kubelet-pki", "containerd", "containerd-opt", "cni", "cni-conf", "varlog", "logs"} {
+	for _, dir := range []string{"etcd", "pki", "kubelet", "kubelet-pki", "containerd", "containerd-opt", "cni", "cni-conf", "varlog", "tmp", "logs", "ready"} {
 		if err := os.RemoveAll(n.path(dir)); err != nil {
 			return fmt.Errorf("remove the last cluster's state: %w", err)
 		}
@@ -95,6 +98,9 @@ func up(ctx context.Context, progress io.Writer) error {
 	}
 	if err := bringUp(ctx, n, progress); err != nil {
 		return fmt.Errorf("%w\n  all logs are in %s; \"make cluster-down\" clears what was started", err, n.path("logs"))
+	}
+	if err := errors.Join(n.saveEnv(), os.WriteFile(n.path("ready"), nil, 0o600)); err != nil {
+		return fmt.Errorf("keep the cluster's state: %w", err)
 	}
 	fmt.Fprintf(progress, `cluster: up in %s
   look around:  eval "$(go run ./tests/cluster env)"; $KUBECTL get pods -A
@@ -118,7 +124,7 @@ func bringUp(ctx context.Context, n node, progress io.Writer) error {
 	go func() {
 		list, err := clusterImages(ctx, n)
 		if err == nil {
-			err = until(ctx, "the registry", 20*time.Second, answers("http://"+nodeIP+":"+registryPort+"/v2/"))
+			err = until(ctx, "the registry", 20*time.Second, answers("http://"+n.registry()+"/v2/"))
 		}
 		if err == nil {
 			err = pushAll(ctx, n, list)
@@ -144,10 +150,14 @@ func bringUp(ctx context.Context, n node, progress io.Writer) error {
 	if err := waitReady(ctx, n, progress); err != nil {
 		return err
 	}
-	if err := until(ctx, "versitygw", 20*time.Second, answers("http://"+nodeIP+":"+s3Port+"/")); err != nil {
+	if err := until(ctx, "versitygw", 20*time.Second, answers("http://"+n.ip()+":"+s3Port+"/")); err != nil {
 		return fmt.Errorf("%w; log %s ends with:\n%s", err, n.logPath("versitygw"), tailFile(n.logPath("versitygw"), 5))
 	}
 	fmt.Fprintln(progress, "  versitygw      ready")
+	if err := until(ctx, "cluster DNS", 30*time.Second, n.dnsReady); err != nil {
+		return fmt.Errorf("%w; log %s ends with:\n%s", err, n.logPath("coredns"), tailFile(n.logPath("coredns"), 5))
+	}
+	fmt.Fprintln(progress, "  coredns        ready")
 	return healthy(ctx, n)
 }
 
@@ -194,14 +204,35 @@ func status(ctx context.Context, w io.Writer) error {
 	if err != nil {
 		return err
 	}
+	host := hostPIDs(machinePID(n))
 	for _, p := range parts {
 		state := "stopped"
 		if pid := running[p.name]; pid != 0 {
-			state = fmt.Sprintf("running, pid %d in the machine", pid)
+			state = fmt.Sprintf("running, pid %d", host[pid])
 		}
 		fmt.Fprintf(w, "%-24s %-34s %s\n", p.name, state, n.logPath(p.name))
 	}
 	return healthy(ctx, n)
+}
+
+// isUp says whether "up" once came to its end and all is still well. Parts that run say nothing about what was never installed.
+func isUp(ctx context.Context, n node) bool {
+	if _, err := os.Stat(n.path("ready")); err != nil {
+		return false
+	}
+	return machinePID(n) != 0 && healthy(ctx, n) == nil
+}
+
+// stopRecorded stops the cluster of the state folder, if it has one. What another folder's cluster uses is not touched.
+func stopRecorded() error {
+	n, err := loadNode()
+	if errors.Is(err, errNoCluster) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return stopMachine(n)
 }
 
 // stopMachine kills the machine, and with it every process, mount, link and firewall rule in it.
@@ -219,10 +250,10 @@ func stopMachine(n node) error {
 		}
 	}
 	// The veth pair goes with the namespace, but the kernel takes a moment to clear that away. One that a failed start left goes here.
-	if out, err := exec.Command("ip", "link", "delete", hostLink).CombinedOutput(); err != nil && !strings.Contains(string(out), "Cannot find device") {
-		return fmt.Errorf("delete link %s: %w: %s", hostLink, err, out)
+	if out, err := exec.Command("ip", "link", "delete", n.hostLink()).CombinedOutput(); err != nil && !strings.Contains(string(out), "Cannot find device") {
+		return fmt.Errorf("delete link %s: %w: %s", n.hostLink(), err, out)
 	}
-	return removeCgroups()
+	return removeCgroups(n.cgroup())
 }
 
 // down leaves nothing behind but the caches: built binaries, the registry's blobs, S3's objects and the logs of the parts.
@@ -240,20 +271,15 @@ func down(_ context.Context, progress io.Writer) error {
 		return err
 	}
 	defer unlock()
-	if err := stopMachine(n); err != nil {
+	if err := stopRecorded(); err != nil {
 		return err
 	}
-	for _, name := range []string{"etcd", "pki", "kubelet", "kubelet-pki", "containerd", "containerd-opt", "cni", "varlog", "kubeconfig", "machine.pid", "machine.sock", "node.json"} {
+	for _, name := range []string{"etcd", "pki", "kubelet", "kubelet-pki", "containerd", "containerd-opt", "cni", "varlog", "tmp", "kubeconfig", "env", "ready", "machine.pid", "machine.sock", "node.json"} {
 		if err := os.RemoveAll(n.path(name)); err != nil {
 			return fmt.Errorf("remove the cluster's state: %w", err)
 		}
 	}
-	// Mount points that up made on the host, unless something else uses them.
-	for _, dir := range []string{"/var/lib/cni", "/var/lib/kubelet"} {
-		if err := os.Remove(dir); err != nil && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ENOTEMPTY) {
-			return fmt.Errorf("remove %s: %w", dir, err)
-		}
-	}
+	// The empty folders /var/lib/cni and /var/lib/kubelet stay: removing a mount point unmounts it in every other namespace, so in another cluster.
 	fmt.Fprintln(progress, "cluster: down")
 	return nil
 }

@@ -1,0 +1,153 @@
+package record
+
+import (
+	"bytes"
+	"encoding/json"
+	"flag"
+	"os"
+	"path/filepath"
+	"reflect"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/shiplog-dev/shiplog/internal/criline"
+	"github.com/shiplog-dev/shiplog/internal/layout"
+)
+
+var update = flag.Bool("update", false, "write the golden files anew")
+
+// One full example of each record. The files under testdata are the wire format.
+var (
+	created = time.Date(2026, 3, 4, 5, 6, 7, 0, time.UTC)
+	run     = Run{
+		Kind: layout.PipelineRun, Namespace: "team", Name: "build-7", UID: "uid-1", Created: created,
+		Pipeline: "build", Tasks: []string{"clone", "compile", "report"}, Labels: map[string]string{"b": "2", "a": "1"},
+	}
+	pod = Pod{
+		Namespace: "team", PodName: "build-7-compile-pod", PodUID: "uid-2", TaskRun: "build-7-compile", TaskRunUID: "uid-3", PipelineTask: "compile", Created: created,
+		Containers: []Container{
+			{Name: "prepare", Kind: Init, Captured: true}, {Name: "step-build", Kind: Step, Captured: true}, {Name: "sidecar-db", Kind: Sidecar, Skipped: "no-command"},
+		},
+		Labels: map[string]string{"app": "demo"},
+	}
+	alive   = Alive{Time: created.Add(time.Nanosecond)}
+	pointer = Pointer{Run: layout.Run{Namespace: "team", Name: "build-7", UID: "uid-1"}, TaskRun: "build-7-compile", PodUID: "uid-2"}
+	seal    = Seal{
+		Bytes: 5000, Printed: Printed{Stdout: 3000, Stderr: 700}, Lines: 49, Segments: 2, SHA256: strings.Repeat("ab", 32), End: EndExited, Exit: &Exit{Code: 137, Signal: "killed"},
+		Gaps: []criline.Marker{{Kind: criline.Gap, Reason: criline.ReasonSpoolLimit, Stdout: 10}}, GapCount: 1, Lost: Printed{Stdout: 10}, First: created, Last: created.Add(time.Second), Sealed: created.Add(2 * time.Second),
+	}
+	emptySeal = Seal{End: EndNeverStarted, Sealed: created}
+)
+
+func TestGolden(t *testing.T) {
+	t.Run("run", func(t *testing.T) { golden(t, run) })
+	t.Run("pod", func(t *testing.T) { golden(t, pod) })
+	t.Run("alive", func(t *testing.T) { golden(t, alive) })
+	t.Run("pointer", func(t *testing.T) { golden(t, pointer) })
+	t.Run("seal", func(t *testing.T) { golden(t, seal) })
+	t.Run("seal-empty", func(t *testing.T) { golden(t, emptySeal) })
+}
+
+// golden checks both ways: what is written is the file, and what is read from the file is the record.
+func golden[T Run | Pod | Alive | Pointer | Seal](t *testing.T, v T) {
+	b, err := Encode(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join("testdata", filepath.Base(t.Name())+".json")
+	if *update {
+		if err := os.WriteFile(file, b, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatalf("%v (go test ./internal/record -update makes it)", err)
+	}
+	if !bytes.Equal(b, want) {
+		t.Errorf("got  %swant %s", b, want)
+	}
+	if b[len(b)-1] != '\n' || bytes.Count(b, []byte{'\n'}) != 1 {
+		t.Errorf("%q is not one line", b)
+	}
+	got, err := Decode[T](want)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !reflect.DeepEqual(got, v) {
+		t.Errorf("decoded %+v, want %+v", got, v)
+	}
+}
+
+// Idempotence rests on it: a record made twice has the same bytes.
+func TestEncodeIsStable(t *testing.T) {
+	first, err := Encode(run)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 20 { // map order differs from call to call
+		if b, err := Encode(run); err != nil || !bytes.Equal(b, first) {
+			t.Fatalf("%s and %v, was %s", b, err, first)
+		}
+	}
+}
+
+func TestDecodeIgnoresUnknownFields(t *testing.T) {
+	got, err := Decode[Pointer]([]byte(`{"run":{"namespace":"n","name":"r","uid":"u","new":{}},"later":[1,2]}`))
+	if want := (Pointer{Run: layout.Run{Namespace: "n", Name: "r", UID: "u"}}); err != nil || got != want {
+		t.Errorf("got %+v and %v, want %+v", got, err, want)
+	}
+}
+
+func TestDecodeRefuses(t *testing.T) {
+	for name, s := range map[string]string{"empty": "", "cut off": `{"bytes":1`, "another type": `{"bytes":"1"}`, "list": `[]`, "fraction": `{"bytes":1.5}`, "two": "{}{}", "too large": `{"bytes":9223372036854775808}`} {
+		t.Run(name, func(t *testing.T) {
+			if got, err := Decode[Seal]([]byte(s)); err == nil || !strings.Contains(err.Error(), "record.Seal") {
+				t.Errorf("decoded %+v, error %v, want one that names the record", got, err)
+			}
+		})
+	}
+}
+
+func TestEncodeRefusesImpossibleTime(t *testing.T) {
+	if b, err := Encode(Alive{Time: time.Date(10000, 1, 1, 0, 0, 0, 0, time.UTC)}); err == nil {
+		t.Errorf("encoded %s", b)
+	}
+}
+
+func TestPrintedTotal(t *testing.T) {
+	if got := (Printed{Stdout: 3, Stderr: 4}).Total(); got != 7 {
+		t.Errorf("total %d, want 7", got)
+	}
+}
+
+// A record that was read and is written again keeps what it says.
+func FuzzSeal(f *testing.F) {
+	for _, s := range []Seal{seal, emptySeal} {
+		b, err := json.Marshal(s)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b)
+	}
+	f.Add([]byte(`{"exit":null,"gaps":[],"first":"0001-01-01T00:00:00Z"}`))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		first, err := Decode[Seal](b)
+		if err != nil {
+			return
+		}
+		again, err := Encode(first)
+		if err != nil {
+			t.Fatalf("encode what was decoded: %v", err)
+		}
+		second, err := Decode[Seal](again)
+		if err != nil {
+			t.Fatal(err)
+		}
+		final, err := Encode(second)
+		if err != nil || !bytes.Equal(again, final) {
+			t.Errorf("%s became %s, %v", again, final, err)
+		}
+	})
+}

@@ -1,0 +1,277 @@
+package main
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"path"
+	"strconv"
+
+	"gomodules.xyz/jsonpatch/v2"
+	evanphx "gopkg.in/evanphx/json-patch.v4"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	kjson "k8s.io/apimachinery/pkg/util/json"
+	"k8s.io/utils/ptr"
+
+	"github.com/shiplog-dev/shiplog/internal/contract"
+)
+
+const (
+	// nonRoot is the UID and GID of the shipper, as of Tekton's own images.
+	nonRoot = 65532
+	// tokenSeconds is how long the projected token lives; the kubelet renews it after 80 % of that.
+	tokenSeconds = 3600
+	// spoolOverhead is what the spool volume holds beside the logs: tee, the shipper's state, and the lines with which a container overshoots its limit.
+	spoolOverhead = 64 << 20
+)
+
+// skippedPointer is the JSON pointer (RFC 6901) to SkippedAnnotation, with its slash escaped.
+const skippedPointer = "/metadata/annotations/shiplog.dev~1skipped"
+
+// surroundings are what the webhook knows of the cluster when it decides about one pod.
+type surroundings struct {
+	sidecars nativeSidecars
+	caBundle string // PEM
+}
+
+// inject decides about a pod, given as the API server sent it, and returns the JSON patch (RFC 6902) that carries the decision out. The patch names
+// exact paths. The pod is never encoded again from our types: that would drop every field that is newer than they are, which is how other webhooks
+// lose restartPolicy: Always (istio#49054).
+func inject(raw []byte, s settings, around surroundings) (decision, []jsonpatch.Operation, error) {
+	pod, err := decodePod(raw)
+	if err != nil {
+		return decision{}, nil, err
+	}
+	d := decide(pod, s, around.sidecars)
+	var patch []jsonpatch.Operation
+	switch d.action {
+	case actionRepair:
+		patch = []jsonpatch.Operation{op("add", fmt.Sprintf("/spec/initContainers/%d/restartPolicy", d.shipper), corev1.ContainerRestartPolicyAlways)}
+	case actionInject:
+		if patch, err = injectionPatch(pod, d, s, around.caBundle); err != nil {
+			return decision{}, nil, err
+		}
+	case actionSkip:
+		if d.reason.silent() {
+			return d, nil, nil
+		}
+		whole := contract.Skipped{Container: contract.SkippedPod, Reason: string(d.reason)}
+		patch = annotate(pod, append([]contract.Skipped{whole}, d.skipped...))
+	}
+	if err := checkPatch(raw, patch, d); err != nil {
+		return decision{}, nil, err
+	}
+	return d, patch, nil
+}
+
+// decodePod reads a pod as the API server does: field names are case-sensitive, unknown ones are passed over.
+func decodePod(raw []byte) (*corev1.Pod, error) {
+	var pod corev1.Pod
+	if len(raw) == 0 {
+		return nil, errors.New("decode pod: the request holds no object")
+	}
+	if err := kjson.Unmarshal(raw, &pod); err != nil {
+		return nil, fmt.Errorf("decode pod: %w", err)
+	}
+	return &pod, nil
+}
+
+// checkPatch applies the patch as the API server will, with the library that it uses, and looks at what comes out. The API server refuses the pod,
+// whatever the failurePolicy says, when a patch does not apply (mutating/dispatcher.go: only errors of the call are ignored).
+func checkPatch(raw []byte, patch []jsonpatch.Operation, d decision) error {
+	if len(patch) == 0 {
+		return nil
+	}
+	encoded, err := json.Marshal(patch)
+	if err != nil {
+		return fmt.Errorf("encode patch: %w", err)
+	}
+	decoded, err := evanphx.DecodePatch(encoded)
+	if err != nil {
+		return fmt.Errorf("decode our own patch: %w", err)
+	}
+	patched, err := decoded.Apply(raw)
+	if err != nil {
+		return fmt.Errorf("apply our own patch: %w", err)
+	}
+	pod, err := decodePod(patched)
+	if err != nil {
+		return fmt.Errorf("our own patch spoils the pod: %w", err)
+	}
+	if d.action == actionInject || d.action == actionRepair {
+		if again := decide(pod, settings{}, sidecarsSupported); again.action != actionNone {
+			return fmt.Errorf("our own patch does not hold: a second pass would be %q", again.action)
+		}
+	}
+	return nil
+}
+
+// injectionPatch makes the patch. Operations on containers come first, while their indices are still those of the pod.
+func injectionPatch(pod *corev1.Pod, d decision, s settings, caBundle string) ([]jsonpatch.Operation, error) {
+	raised, grace := gracePeriods(&pod.Spec, s.drainGrace)
+
+	var patch []jsonpatch.Operation
+	names := make([]string, len(d.captured))
+	for i, c := range d.captured {
+		names[i] = c.Name
+		patch = append(patch, capture(c, s, contract.Tee{Spool: contract.SpoolMount, Limit: s.spoolLimit, Grace: grace})...)
+	}
+
+	shipper, err := shipperContainer(pod, s, s.config(caBundle, names, waitsForShipper(&pod.Spec, s)))
+	if err != nil {
+		return nil, err
+	}
+	patch = append(patch, appendTo("/spec/volumes", len(pod.Spec.Volumes), spoolVolume(), tokenVolume())...)
+	patch = append(patch, op("add", "/spec/terminationGracePeriodSeconds", raised))
+	patch = append(patch, annotate(pod, d.skipped)...)
+	// Last, since it moves every other init container up by one. First among them, since they run tee, which it installs.
+	if len(pod.Spec.InitContainers) == 0 {
+		return append(patch, op("add", "/spec/initContainers", []corev1.Container{shipper})), nil
+	}
+	return append(patch, op("add", "/spec/initContainers/0", shipper)), nil
+}
+
+// capture puts tee before a container's command. Kubernetes expands $(VAR), and $$ to $, in command and args alike and with the same variables, so a
+// word may move from one to the other (ExpandContainerCommandAndArgs in pkg/kubelet/container/helpers.go).
+func capture(c placedContainer, s settings, tee contract.Tee) []jsonpatch.Operation {
+	tee.Argv = append(append([]string{}, c.Command...), c.Args...)
+	at := "/spec/" + c.list + "/" + strconv.Itoa(c.index)
+	patch := []jsonpatch.Operation{
+		op("replace", at+"/command", []string{contract.TeePath}),
+		op("add", at+"/args", tee.Args()), // "add" replaces what is there
+	}
+	return append(patch, appendTo(at+"/volumeMounts", len(c.VolumeMounts),
+		corev1.VolumeMount{Name: contract.SpoolVolume, MountPath: contract.SpoolMount, SubPath: contract.LogsSubPath + "/" + c.Name},
+		corev1.VolumeMount{Name: contract.SpoolVolume, MountPath: contract.TeeMount, SubPath: contract.BinSubPath, ReadOnly: true},
+	)...)
+}
+
+// shipperContainer is the native sidecar. Its postStart hook installs tee; the kubelet starts nothing further until the hook has returned. It has no
+// probes: one that fails would restart it, and there is nothing in it that a restart mends.
+func shipperContainer(pod *corev1.Pod, s settings, config contract.Config) (corev1.Container, error) {
+	encoded, err := config.Encode()
+	if err != nil {
+		return corev1.Container{}, err
+	}
+	c := corev1.Container{
+		Name:            contract.ShipperContainer,
+		Image:           s.shipperImage,
+		ImagePullPolicy: s.imagePullPolicy,
+		Command:         []string{contract.ShipperBinary},
+		Env:             []corev1.EnvVar{{Name: contract.ConfigEnv, Value: encoded}},
+		RestartPolicy:   ptr.To(corev1.ContainerRestartPolicyAlways),
+		Lifecycle: &corev1.Lifecycle{PostStart: &corev1.LifecycleHandler{
+			Exec: &corev1.ExecAction{Command: []string{contract.ShipperBinary, "install"}},
+		}},
+		VolumeMounts: []corev1.VolumeMount{
+			{Name: contract.SpoolVolume, MountPath: contract.VolumeMount},
+			{Name: contract.TokenVolume, MountPath: contract.TokenMount, ReadOnly: true},
+		},
+		SecurityContext: &corev1.SecurityContext{
+			RunAsNonRoot:             ptr.To(true),
+			Privileged:               ptr.To(false),
+			AllowPrivilegeEscalation: ptr.To(false),
+			ReadOnlyRootFilesystem:   ptr.To(true),
+			Capabilities:             &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}},
+			SeccompProfile:           &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault},
+		},
+	}
+	if !s.openShift {
+		c.SecurityContext.RunAsUser, c.SecurityContext.RunAsGroup = ptr.To[int64](nonRoot), ptr.To[int64](nonRoot)
+	}
+	if pod.Spec.Resources != nil {
+		// The pod has resources of its own as a whole: no container's may exceed them, and they alone make the QoS class.
+		return c, nil
+	}
+	c.Resources = shipperResources(&pod.Spec, s, int64(len(config.Containers)))
+	// The Go runtime collects earlier rather than being killed. A tenth is left for what it does not count.
+	limit := c.Resources.Limits[corev1.ResourceMemory]
+	c.Env = append(c.Env, corev1.EnvVar{Name: "GOMEMLIMIT", Value: strconv.FormatInt(limit.Value()/10*9, 10)})
+	return c, nil
+}
+
+// shipperResources keep a Guaranteed pod Guaranteed, and leave room for the spool where the pod's local storage is limited.
+func shipperResources(spec *corev1.PodSpec, s settings, captured int64) corev1.ResourceRequirements {
+	r := corev1.ResourceRequirements{
+		Requests: corev1.ResourceList{corev1.ResourceCPU: s.cpuRequest, corev1.ResourceMemory: s.memoryRequest},
+		Limits:   corev1.ResourceList{corev1.ResourceCPU: s.cpuLimit, corev1.ResourceMemory: s.memoryLimit},
+	}
+	if isGuaranteed(spec) {
+		same := corev1.ResourceList{corev1.ResourceCPU: s.guaranteedCPU, corev1.ResourceMemory: s.memoryLimit}
+		r.Requests, r.Limits = same.DeepCopy(), same
+	}
+	for _, c := range placedContainers(spec) {
+		if _, limited := c.Resources.Limits[corev1.ResourceEphemeralStorage]; limited {
+			// The kubelet holds the pod's emptyDirs against the sum of its containers' limits. The request is what the spool holds while the store
+			// keeps up; without it the API server would take the limit, and the pod might fit on no node.
+			r.Limits[corev1.ResourceEphemeralStorage] = *resource.NewQuantity(captured*s.spoolLimit+spoolOverhead, resource.BinarySI)
+			r.Requests[corev1.ResourceEphemeralStorage] = *resource.NewQuantity(spoolOverhead, resource.BinarySI)
+			break
+		}
+	}
+	return r
+}
+
+// isGuaranteed says whether the pod's QoS class is Guaranteed, as ComputePodQOS in Kubernetes' pkg/apis/core/v1/helper/qos does: every container
+// limits CPU and memory, and requests as much. A request that is missing is its limit, by the API server's defaults.
+func isGuaranteed(spec *corev1.PodSpec) bool {
+	for _, c := range placedContainers(spec) {
+		for _, name := range []corev1.ResourceName{corev1.ResourceCPU, corev1.ResourceMemory} {
+			limit, limited := c.Resources.Limits[name]
+			request, requested := c.Resources.Requests[name]
+			if !limited || limit.Sign() <= 0 || requested && request.Cmp(limit) != 0 {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// spoolVolume has no sizeLimit: the kubelet evicts a pod that exceeds one, and a build must not fail because it prints much. tee bounds what it
+// writes instead.
+func spoolVolume() corev1.Volume {
+	return corev1.Volume{Name: contract.SpoolVolume, VolumeSource: corev1.VolumeSource{EmptyDir: &corev1.EmptyDirVolumeSource{}}}
+}
+
+// tokenVolume is mounted by the shipper alone.
+func tokenVolume() corev1.Volume {
+	return corev1.Volume{Name: contract.TokenVolume, VolumeSource: corev1.VolumeSource{Projected: &corev1.ProjectedVolumeSource{
+		Sources: []corev1.VolumeProjection{{ServiceAccountToken: &corev1.ServiceAccountTokenProjection{
+			Audience:          contract.Audience,
+			ExpirationSeconds: ptr.To[int64](tokenSeconds),
+			Path:              path.Base(contract.TokenFile),
+		}}},
+	}}}
+}
+
+// annotate sets SkippedAnnotation, or removes one that does not hold, such as one that a tenant typed.
+func annotate(pod *corev1.Pod, skipped []contract.Skipped) []jsonpatch.Operation {
+	old, present := pod.Annotations[contract.SkippedAnnotation]
+	value := contract.FormatSkipped(skipped)
+	switch {
+	case value == "" && present:
+		return []jsonpatch.Operation{op("remove", skippedPointer, nil)}
+	case value == old:
+		return nil
+	case len(pod.Annotations) == 0:
+		return []jsonpatch.Operation{op("add", "/metadata/annotations", map[string]string{contract.SkippedAnnotation: value})}
+	}
+	return []jsonpatch.Operation{op("add", skippedPointer, value)}
+}
+
+// appendTo adds values to an array, which it makes where it is missing, null or empty.
+func appendTo[T any](at string, length int, values ...T) []jsonpatch.Operation {
+	if length == 0 {
+		return []jsonpatch.Operation{op("add", at, values)}
+	}
+	patch := make([]jsonpatch.Operation, len(values))
+	for i, v := range values {
+		patch[i] = op("add", at+"/-", v)
+	}
+	return patch
+}
+
+func op(operation, at string, value any) jsonpatch.Operation {
+	return jsonpatch.Operation{Operation: operation, Path: at, Value: value}
+}

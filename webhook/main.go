@@ -1,0 +1,245 @@
+// Command webhook is shiplog's part in the control plane: it injects the native sidecar into TaskRun pods at their admission, and trades pod-bound
+// tokens for upload tickets. It is stateless; two or more replicas run side by side.
+//
+// A pod's way through it: main.go serves, handler.go answers and fails open, decide.go says what to do, inject.go makes the patch. The ticket
+// service begins in tickets.go.
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"flag"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	"github.com/go-logr/logr"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"golang.org/x/sync/errgroup"
+	"k8s.io/client-go/discovery"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/clientcmd"
+	"sigs.k8s.io/controller-runtime/pkg/certwatcher"
+	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
+	ctrlmetrics "sigs.k8s.io/controller-runtime/pkg/metrics"
+	"sigs.k8s.io/controller-runtime/pkg/webhook"
+
+	"github.com/shiplog-dev/shiplog/internal/objectstore"
+	"github.com/shiplog-dev/shiplog/internal/ticket"
+)
+
+// options are the flags of the process itself; settings are those that shape pods.
+type options struct {
+	settings
+	certDir       string
+	caFile        string
+	host          string
+	port          int
+	metricsAddr   string
+	kubeconfig    string
+	shutdownDelay time.Duration
+}
+
+// kubernetesTimeout bounds each request to the API server.
+const kubernetesTimeout = 10 * time.Second
+
+func main() {
+	log := slog.New(slog.NewJSONHandler(os.Stderr, nil))
+	slog.SetDefault(log)
+	ctrllog.SetLogger(logr.FromSlogHandler(log.Handler())) // controller-runtime's own
+
+	o, err := parseFlags(os.Args[1:])
+	if errors.Is(err, flag.ErrHelp) {
+		return
+	}
+	if err == nil {
+		leaving, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
+		defer stop()
+		serving, end := context.WithCancel(context.Background())
+		defer end()
+		context.AfterFunc(leaving, func() {
+			log.Info("shutting down", "delay", o.shutdownDelay.String())
+			time.AfterFunc(o.shutdownDelay, end)
+		})
+		err = run(serving, leaving, o, ctrlmetrics.Registry, log)
+	}
+	if err != nil {
+		log.Error("webhook stopped", "error", err)
+		os.Exit(1)
+	}
+}
+
+// parseFlags reads and checks the command line. An unset --ca-file is ca.crt in the certificate's folder, where cert-manager puts it.
+func parseFlags(args []string) (options, error) {
+	o := options{settings: defaultSettings()}
+	flags := flag.NewFlagSet("webhook", flag.ContinueOnError)
+	o.bind(flags)
+	flags.StringVar(&o.certDir, "cert-dir", "/certs", "folder of tls.crt and tls.key, which are read again when they change")
+	flags.StringVar(&o.caFile, "ca-file", "", "PEM file of the CA that shippers trust (default ca.crt in --cert-dir; set but empty: the system's roots)")
+	flags.StringVar(&o.host, "host", "", "address of admission and tickets (default: all)")
+	flags.IntVar(&o.port, "port", 9443, "port of admission and tickets")
+	flags.StringVar(&o.metricsAddr, "metrics-address", ":8080", "address of /metrics, /healthz and /readyz")
+	flags.StringVar(&o.kubeconfig, "kubeconfig", "", "kubeconfig file (default: the pod's service account)")
+	flags.DurationVar(&o.shutdownDelay, "shutdown-delay", 5*time.Second, "time to go on serving after SIGTERM, while the Service still routes here")
+	if err := flags.Parse(args); err != nil {
+		return o, err
+	}
+	if flags.NArg() > 0 {
+		return o, fmt.Errorf("unknown arguments %q: everything is a flag", flags.Args())
+	}
+	caFileSet := false
+	flags.Visit(func(f *flag.Flag) { caFileSet = caFileSet || f.Name == "ca-file" })
+	if !caFileSet {
+		o.caFile = filepath.Join(o.certDir, "ca.crt")
+	}
+	return o, o.validate()
+}
+
+// run serves until ctx ends, and returns when all requests are answered. From when leaving ends it says that it is not ready, so that the Service
+// sends no more requests; those that still come are answered.
+func run(ctx, leaving context.Context, o options, registry ctrlmetrics.RegistererGatherer, log *slog.Logger) error {
+	config, err := clientcmd.BuildConfigFromFlags("", o.kubeconfig)
+	if err != nil {
+		return fmt.Errorf("find the API server: %w", err)
+	}
+	config.Timeout = kubernetesTimeout
+	gate, err := newVersionGate(config, log)
+	if err != nil {
+		return err
+	}
+	if err := gate.refresh(); err != nil {
+		log.Warn("pods are left alone until it is known", "error", err)
+	}
+
+	tickets, closeStore, err := newTickets(ctx, config, registry, log)
+	if err != nil {
+		return err
+	}
+	defer closeStore()
+	certs, err := newCertWatcher(o.certDir, registry)
+	if err != nil {
+		return err
+	}
+	server := webhook.NewServer(webhook.Options{
+		Host:    o.host,
+		Port:    o.port,
+		TLSOpts: []func(*tls.Config){func(c *tls.Config) { c.GetCertificate = certs.GetCertificate }},
+	})
+	server.Register(admissionPath, &podAdmission{
+		settings: o.settings,
+		sidecars: gate.sidecars,
+		caBundle: func() (string, error) { return readCABundle(o.caFile) },
+		metrics:  newAdmissionMetrics(registry),
+		log:      log,
+	})
+	server.Register(ticket.Path, tickets)
+
+	started := server.StartedChecker()
+	side := &http.Server{
+		Handler: sideRoutes(registry, func(r *http.Request) error {
+			if leaving.Err() != nil {
+				return errors.New("shutting down")
+			}
+			return started(r)
+		}),
+		ReadHeaderTimeout: 10 * time.Second,
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelWarn),
+	}
+	listener, err := net.Listen("tcp", o.metricsAddr)
+	if err != nil {
+		return fmt.Errorf("serve metrics and health: %w", err)
+	}
+
+	group, serving := errgroup.WithContext(ctx) // the first that fails ends all
+	group.Go(func() error {
+		if err := server.Start(serving); err != nil {
+			return fmt.Errorf("serve admission and tickets: %w", err)
+		}
+		return nil
+	})
+	group.Go(func() error {
+		if err := certs.Start(serving); err != nil {
+			return fmt.Errorf("watch the certificate: %w", err)
+		}
+		return nil
+	})
+	group.Go(func() error { gate.run(serving); return nil })
+	group.Go(func() error {
+		if err := side.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+			return fmt.Errorf("serve metrics and health: %w", err)
+		}
+		return nil
+	})
+	group.Go(func() error { <-serving.Done(); return side.Close() })
+	return group.Wait()
+}
+
+// newVersionGate makes the gate on the API server's own word.
+func newVersionGate(config *rest.Config, log *slog.Logger) (*versionGate, error) {
+	client, err := discovery.NewDiscoveryClientForConfig(config)
+	if err != nil {
+		return nil, fmt.Errorf("make a client of the API server: %w", err)
+	}
+	return &versionGate{lookUp: client.ServerVersion, log: log}, nil
+}
+
+// newTickets makes the ticket service on the object store that the environment names.
+func newTickets(ctx context.Context, config *rest.Config, registry prometheus.Registerer, log *slog.Logger) (tickets http.Handler, closeStore func(), err error) {
+	s3, err := objectstore.ConfigFromEnv()
+	if err != nil {
+		return nil, nil, fmt.Errorf("S3 settings: %w", err)
+	}
+	store, err := objectstore.New(ctx, s3)
+	if err != nil {
+		return nil, nil, err
+	}
+	tickets, err = newTicketService(ticketConfig{REST: config, Store: store, Metrics: registry, Log: log})
+	if err != nil {
+		store.Close()
+		return nil, nil, err
+	}
+	return tickets, store.Close, nil
+}
+
+// newCertWatcher reads the serving certificate, reads it again when it changes, and shows its expiry as a metric.
+func newCertWatcher(dir string, registry prometheus.Registerer) (*certwatcher.CertWatcher, error) {
+	certs, err := certwatcher.New(filepath.Join(dir, "tls.crt"), filepath.Join(dir, "tls.key"))
+	if err != nil {
+		return nil, fmt.Errorf("read the serving certificate: %w (is cert-manager's Certificate ready?)", err)
+	}
+	expiry := prometheus.NewGauge(prometheus.GaugeOpts{
+		Name: "shiplog_webhook_certificate_expiry_timestamp_seconds",
+		Help: "When the serving certificate in use expires, in seconds since 1970.",
+	})
+	registry.MustRegister(expiry)
+	certs.RegisterCallback(func(c tls.Certificate) {
+		if leaf, err := x509.ParseCertificate(c.Certificate[0]); err == nil {
+			expiry.Set(float64(leaf.NotAfter.Unix()))
+		}
+	})
+	return certs, nil
+}
+
+// sideRoutes are what Prometheus and the kubelet ask for, in plain HTTP. Ready means that the TLS server accepts connections.
+func sideRoutes(metrics prometheus.Gatherer, ready func(*http.Request) error) http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(metrics, promhttp.HandlerOpts{}))
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) {
+		if err := ready(r); err != nil {
+			http.Error(w, err.Error(), http.StatusServiceUnavailable)
+			return
+		}
+		fmt.Fprintln(w, "ok")
+	})
+	return mux
+}

@@ -1,0 +1,227 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+
+	"github.com/shiplog-dev/shiplog/internal/contract"
+	"github.com/shiplog-dev/shiplog/internal/layout"
+	"github.com/shiplog-dev/shiplog/internal/record"
+)
+
+const (
+	tektonGroup       = "tekton.dev"
+	pipelineTaskLabel = "tekton.dev/pipelineTask"
+	// stepPrefix begins the name of every container of a step (pkg/pod/pod.go of tektoncd/pipeline).
+	stepPrefix = "step-"
+
+	// reasonUnknown is why a container is not captured where the pod's annotation does not say.
+	reasonUnknown = "unknown"
+)
+
+// ownedPod is a pod with the objects that own it: all that its records are made of.
+type ownedPod struct {
+	pod         layout.Pod // where the logs are
+	object      *corev1.Pod
+	taskRun     *unstructured.Unstructured
+	pipelineRun *unstructured.Unstructured // nil for a TaskRun without one
+}
+
+// owner is what an owner reference may point to.
+type owner struct {
+	kind, resource string
+}
+
+var (
+	taskRunOwner     = owner{"TaskRun", "taskruns"}
+	pipelineRunOwner = owner{"PipelineRun", "pipelineruns"}
+)
+
+// findOwners looks up the pod and its owners. Every name comes from the owner objects themselves, found by the pod's controller reference and checked
+// by UID: a label is whatever a tenant types.
+func (s *ticketService) findOwners(ctx context.Context, bound boundPod) (ownedPod, error) {
+	pod, err := s.getPod(ctx, bound)
+	if err != nil {
+		return ownedPod{}, err
+	}
+	r := ownedPod{object: pod}
+	ref := controlledBy(pod.OwnerReferences, taskRunOwner)
+	if ref == nil {
+		return ownedPod{}, refuse(refusedNotTekton, "pod %s/%s is not controlled by a TaskRun", pod.Namespace, pod.Name)
+	}
+	if r.taskRun, err = s.getOwner(ctx, pod.Namespace, ref, taskRunOwner); err != nil {
+		return ownedPod{}, err
+	}
+	in := layout.Run{Namespace: pod.Namespace, Name: layout.NoPipelineRun, UID: string(r.taskRun.GetUID())}
+	if ref := controlledBy(r.taskRun.GetOwnerReferences(), pipelineRunOwner); ref != nil {
+		if r.pipelineRun, err = s.getOwner(ctx, pod.Namespace, ref, pipelineRunOwner); err != nil {
+			return ownedPod{}, err
+		}
+		in.Name, in.UID = r.pipelineRun.GetName(), string(r.pipelineRun.GetUID())
+	}
+	r.pod = layout.Pod{Run: in, TaskRun: r.taskRun.GetName(), PodUID: string(pod.UID)}
+	if err := r.pod.Validate(); err != nil { // no API server lets such a name pass; if one does, it must not become a path
+		return ownedPod{}, refuse(refusedOwnerMismatch, "pod %s/%s: %v", pod.Namespace, pod.Name, err)
+	}
+	return r, nil
+}
+
+// controlledBy returns the controller reference, if it points to such an owner.
+func controlledBy(refs []metav1.OwnerReference, o owner) *metav1.OwnerReference {
+	for _, ref := range refs {
+		gv, err := schema.ParseGroupVersion(ref.APIVersion)
+		if ref.Controller != nil && *ref.Controller && err == nil && gv.Group == tektonGroup && ref.Kind == o.kind {
+			return &ref
+		}
+	}
+	return nil
+}
+
+// apiVersion is a version that can stand in an address. The API server does not check this in an owner reference.
+var apiVersion = regexp.MustCompile(`^v[0-9]+((alpha|beta)[0-9]+)?$`)
+
+// getOwner returns the owner that the reference points to, in whatever version it names, if it is still the one that it meant.
+func (s *ticketService) getOwner(ctx context.Context, namespace string, ref *metav1.OwnerReference, o owner) (*unstructured.Unstructured, error) {
+	gv, err := schema.ParseGroupVersion(ref.APIVersion)
+	if err != nil || !apiVersion.MatchString(gv.Version) {
+		return nil, refuse(refusedOwnerMismatch, "%s %s/%s has the API version %q", o.kind, namespace, ref.Name, ref.APIVersion)
+	}
+	obj, err := s.tekton.Resource(gv.WithResource(o.resource)).Namespace(namespace).Get(ctx, ref.Name, metav1.GetOptions{})
+	switch {
+	case apierrors.IsNotFound(err):
+		return nil, refuse(refusedOwnerMismatch, "there is no %s %s/%s", o.kind, namespace, ref.Name)
+	case err != nil:
+		return nil, clusterDown(fmt.Sprintf("get %s %s/%s", o.kind, namespace, ref.Name), err)
+	case obj.GetUID() != ref.UID || obj.GetName() != ref.Name || obj.GetNamespace() != namespace:
+		return nil, refuse(refusedOwnerMismatch, "%s %s/%s has UID %s, the owner reference means %s", o.kind, namespace, ref.Name, obj.GetUID(), ref.UID)
+	}
+	return obj, nil
+}
+
+// objects are the run's and the pod's records and index objects, by key. They depend on nothing but the objects in the cluster, so whichever replica
+// writes them writes the same.
+func (r ownedPod) objects() (map[string][]byte, error) {
+	runRecord := r.runRecord()
+	wholeRun := record.Pointer{Run: r.pod.Run}
+	wholeTask := record.Pointer{Run: r.pod.Run, TaskRun: r.pod.TaskRun}
+	onePod := record.Pointer{Run: r.pod.Run, TaskRun: r.pod.TaskRun, PodUID: r.pod.PodUID}
+	index := layout.RunIndex{
+		Namespace: runRecord.Namespace, Created: runRecord.Created, Kind: runRecord.Kind, Name: runRecord.Name, UID: runRecord.UID,
+	}
+	pointers := map[string]record.Pointer{
+		index.Key(): wholeRun,
+		layout.PodIndexKey(r.pod.Namespace, r.object.Name, r.pod.PodUID): onePod,
+		layout.UIDIndexKey(r.pod.Namespace, r.pod.Run.UID):               wholeRun,
+		layout.UIDIndexKey(r.pod.Namespace, string(r.taskRun.GetUID())):  wholeTask, // without a PipelineRun it is the key above
+	}
+	out := make(map[string][]byte, len(pointers)+2)
+	var err error
+	if out[r.pod.RunKey()], err = record.Encode(runRecord); err != nil {
+		return nil, err
+	}
+	if out[r.pod.PodKey()], err = record.Encode(r.podRecord()); err != nil {
+		return nil, err
+	}
+	for key, p := range pointers {
+		if out[key], err = record.Encode(p); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
+}
+
+// runRecord makes run.json.
+func (r ownedPod) runRecord() record.Run {
+	obj, kind, ref := r.taskRun, layout.TaskRun, "taskRef"
+	if r.pipelineRun != nil {
+		obj, kind, ref = r.pipelineRun, layout.PipelineRun, "pipelineRef"
+	}
+	out := record.Run{
+		Kind: kind, Namespace: obj.GetNamespace(), Name: obj.GetName(), UID: string(obj.GetUID()),
+		Created: createdAt(obj.GetCreationTimestamp()), Labels: obj.GetLabels(),
+	}
+	// Absent, or of another shape in a version to come: the field stays empty, the logs are archived all the same.
+	out.Pipeline, _, _ = unstructured.NestedString(obj.Object, "spec", ref, "name")
+	if r.pipelineRun != nil {
+		for _, list := range []string{"tasks", "finally"} {
+			out.Tasks = append(out.Tasks, taskNames(obj, list)...)
+		}
+	}
+	return out
+}
+
+// taskNames reads the names of the tasks that Tekton resolved, which are there as soon as it has created the first TaskRun.
+func taskNames(pipelineRun *unstructured.Unstructured, list string) []string {
+	tasks, _, _ := unstructured.NestedSlice(pipelineRun.Object, "status", "pipelineSpec", list)
+	var names []string
+	for _, t := range tasks {
+		task, _ := t.(map[string]any)
+		if name, _ := task["name"].(string); name != "" {
+			names = append(names, name)
+		}
+	}
+	return names
+}
+
+// podRecord makes pod.json.
+func (r ownedPod) podRecord() record.Pod {
+	return record.Pod{
+		Namespace: r.object.Namespace, PodName: r.object.Name, PodUID: string(r.object.UID),
+		TaskRun: r.taskRun.GetName(), TaskRunUID: string(r.taskRun.GetUID()),
+		PipelineTask: r.taskRun.GetLabels()[pipelineTaskLabel],
+		Created:      createdAt(r.object.CreationTimestamp),
+		Containers:   containers(r.object),
+		Labels:       r.object.Labels,
+	}
+}
+
+// createdAt has whole seconds and UTC, whatever made it, so that the same object gives the same bytes.
+func createdAt(t metav1.Time) time.Time { return t.UTC().Truncate(time.Second) }
+
+// containers lists the pod's containers as pod.json has them. The shipper is not among them: it is no part of what the user runs.
+func containers(pod *corev1.Pod) []record.Container {
+	reasons := map[string]string{}
+	for _, s := range contract.ParseSkipped(pod.Annotations[contract.SkippedAnnotation]) {
+		reasons[s.Container] = s.Reason
+	}
+	describe := func(c corev1.Container, kind record.ContainerKind) record.Container {
+		out := record.Container{Name: c.Name, Kind: kind, Captured: slices.Equal(c.Command, []string{contract.TeePath})}
+		if !out.Captured {
+			out.Skipped = reasonUnknown
+			for _, name := range []string{contract.SkippedPod, c.Name} { // the container's own reason is the better one
+				if reason, ok := reasons[name]; ok {
+					out.Skipped = reason
+				}
+			}
+		}
+		return out
+	}
+	var out []record.Container
+	for _, c := range pod.Spec.InitContainers {
+		switch {
+		case c.Name == contract.ShipperContainer:
+		case c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways:
+			out = append(out, describe(c, record.Sidecar))
+		default:
+			out = append(out, describe(c, record.Init))
+		}
+	}
+	for _, c := range pod.Spec.Containers {
+		kind := record.Sidecar
+		if strings.HasPrefix(c.Name, stepPrefix) {
+			kind = record.Step
+		}
+		out = append(out, describe(c, kind))
+	}
+	return out
+}

@@ -1,0 +1,126 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	corev1 "k8s.io/api/core/v1"
+
+	"github.com/shiplog-dev/shiplog/internal/contract"
+	"github.com/shiplog-dev/shiplog/internal/record"
+)
+
+// The records of a whole run, as files under testdata/records named as the objects: what is there and what is in it.
+func TestRecords(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		world func(*fakeAPI)
+	}{
+		{"pipelinerun", func(*fakeAPI) {}},
+		{"taskrun", func(f *fakeAPI) { delete(f.at(taskRunPath, "metadata"), "ownerReferences") }},
+		// What a later Tekton might make of its objects must not cost the logs.
+		{"odd-shapes", func(f *fakeAPI) {
+			f.at(pipelineRunPath)["spec"] = object{"pipelineRef": "a string"}
+			f.at(pipelineRunPath)["status"] = object{"pipelineSpec": object{"tasks": []any{"a string", object{"name": 7}, object{"name": "ok"}}, "finally": object{}}}
+			delete(f.at(pipelineRunPath, "metadata"), "labels")
+			delete(f.at(taskRunPath, "metadata"), "labels")
+		}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			api, store := newFakeAPI(), &memoryStore{}
+			c.world(api)
+			s := startService(t, api, store)
+			if w := s.ask(t); w.Code != 200 {
+				t.Fatalf("status %d: %s\n%s", w.Code, w.Body, s.log)
+			}
+			var got bytes.Buffer
+			for _, key := range slices.Sorted(maps.Keys(store.objects)) {
+				got.WriteString("-- " + key + " --\n")
+				if err := json.Indent(&got, []byte(store.objects[key]), "", "  "); err != nil {
+					t.Fatalf("%s: %v", key, err)
+				}
+			}
+			file := filepath.Join("testdata", "records", c.name+".txt")
+			if *update {
+				if err := os.WriteFile(file, got.Bytes(), 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			want, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatalf("%v (go test ./webhook -update makes it)", err)
+			}
+			if got.String() != string(want) {
+				t.Errorf("%s differs (go test ./webhook -update takes it over); got:\n%s", file, got.String())
+			}
+		})
+	}
+}
+
+func TestContainers(t *testing.T) {
+	always := corev1.ContainerRestartPolicyAlways
+	tee := []string{contract.TeePath}
+	for _, c := range []struct {
+		name    string
+		skipped string
+		init    []corev1.Container
+		others  []corev1.Container
+		want    []record.Container
+	}{
+		{name: "empty pod"},
+		{
+			name: "the shipper is left out",
+			init: []corev1.Container{{Name: contract.ShipperContainer, RestartPolicy: &always}},
+		},
+		{
+			name:   "kinds, in the pod's order",
+			init:   []corev1.Container{{Name: "working-dir", Command: tee}, {Name: "sidecar-native", RestartPolicy: &always, Command: tee}, {Name: "step-init", Command: tee}},
+			others: []corev1.Container{{Name: "step-b", Command: tee}, {Name: "step-a", Command: tee}, {Name: "sidecar-x", Command: tee}, {Name: "injected-by-mesh", Command: tee}, {Name: "stepladder", Command: tee}},
+			want: []record.Container{
+				{Name: "working-dir", Kind: record.Init, Captured: true}, {Name: "sidecar-native", Kind: record.Sidecar, Captured: true}, {Name: "step-init", Kind: record.Init, Captured: true},
+				{Name: "step-b", Kind: record.Step, Captured: true}, {Name: "step-a", Kind: record.Step, Captured: true},
+				{Name: "sidecar-x", Kind: record.Sidecar, Captured: true}, {Name: "injected-by-mesh", Kind: record.Sidecar, Captured: true}, {Name: "stepladder", Kind: record.Sidecar, Captured: true},
+			},
+		},
+		{
+			name:    "reasons",
+			skipped: contract.FormatSkipped([]contract.Skipped{{Container: "step-a", Reason: "no-command"}, {Container: "step-b", Reason: "memory-limit"}}),
+			others:  []corev1.Container{{Name: "step-a"}, {Name: "step-b", Command: []string{"/bin/sh"}}, {Name: "step-c", Command: []string{"/bin/sh"}}},
+			want: []record.Container{
+				{Name: "step-a", Kind: record.Step, Skipped: "no-command"}, {Name: "step-b", Kind: record.Step, Skipped: "memory-limit"}, {Name: "step-c", Kind: record.Step, Skipped: reasonUnknown},
+			},
+		},
+		{
+			name:    "reason for the whole pod",
+			skipped: contract.SkippedPod + "=shared-process-namespace,step-b=no-command",
+			others:  []corev1.Container{{Name: "step-a"}, {Name: "step-b"}},
+			want:    []record.Container{{Name: "step-a", Kind: record.Step, Skipped: "shared-process-namespace"}, {Name: "step-b", Kind: record.Step, Skipped: "no-command"}},
+		},
+		{
+			name:    "captured, whatever the annotation says",
+			skipped: "step-a=forged",
+			others:  []corev1.Container{{Name: "step-a", Command: tee}},
+			want:    []record.Container{{Name: "step-a", Kind: record.Step, Captured: true}},
+		},
+		{
+			name:    "annotation that is no list",
+			skipped: strings.Repeat("=,", 50),
+			others:  []corev1.Container{{Name: "step-a"}},
+			want:    []record.Container{{Name: "step-a", Kind: record.Step, Skipped: reasonUnknown}},
+		},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			pod := &corev1.Pod{Spec: corev1.PodSpec{InitContainers: c.init, Containers: c.others}}
+			pod.Annotations = map[string]string{contract.SkippedAnnotation: c.skipped}
+			if got := containers(pod); !slices.Equal(got, c.want) {
+				t.Errorf("got\n%+v, want\n%+v", got, c.want)
+			}
+		})
+	}
+}

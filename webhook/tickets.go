@@ -1,0 +1,395 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+	authenticationv1 "k8s.io/api/authentication/v1"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/utils/lru"
+	"sigs.k8s.io/controller-runtime/pkg/metrics"
+
+	"github.com/shiplog-dev/shiplog/internal/contract"
+	"github.com/shiplog-dev/shiplog/internal/ticket"
+)
+
+// uploadStore is what the ticket service needs of package objectstore.
+type uploadStore interface {
+	Put(ctx context.Context, key string, body []byte) error
+	SignUpload(ctx context.Context, prefix string, maxBytes int64, lifetime time.Duration) (ticket.Ticket, error)
+}
+
+// ticketConfig configures the ticket service. Only REST and Store have no default.
+type ticketConfig struct {
+	REST  *rest.Config
+	Store uploadStore
+	// Lifetime of a ticket; 0 means 6 hours. The store shortens it where its own credentials end before.
+	Lifetime time.Duration
+	// MaxBytes is the size of the largest object; 0 means 64 MiB.
+	MaxBytes int64
+	// Concurrency is the number of requests that are worked on at once; 0 means 64. Others wait, for as long as Timeout.
+	Concurrency int
+	// Timeout bounds a request; 0 means 20 seconds.
+	Timeout time.Duration
+	// Metrics nil means controller-runtime's registry, which its metrics server shows.
+	Metrics prometheus.Registerer
+	// Log nil means slog's default.
+	Log *slog.Logger
+}
+
+const (
+	// retryAfter is what a shipper is told to wait, in seconds, where the fault is not its own.
+	retryAfter = "5"
+	// maxToken is far above the size of a service-account token, which is about 1 KiB.
+	maxToken = 16 << 10
+	// writtenEntries bounds the memory of what has been written, to a few megabytes. A pod has three objects of its own, a run three more.
+	writtenEntries = 8192
+)
+
+// refusal is the named value of ticket.Refusal.Reason.
+type refusal string
+
+// The reasons to refuse. 401 says that the token is no good, and another one may be; 403 that its pod gets no ticket; 503 that it may get one later.
+const (
+	refusedMethod        refusal = "method-not-allowed"  // 405
+	refusedNoToken       refusal = "no-token"            // 401
+	refusedInvalidToken  refusal = "invalid-token"       // 401: forged, expired, for another audience, or of a pod or account that is gone
+	refusedWrongAudience refusal = "wrong-audience"      // 401: an API server that knows no audiences accepted it
+	refusedNotBound      refusal = "not-bound-to-pod"    // 401
+	refusedNoPod         refusal = "pod-not-found"       // 403
+	refusedOtherPod      refusal = "other-pod"           // 403: a pod of that name, with another UID
+	refusedFinished      refusal = "pod-finished"        // 403
+	refusedNotTekton     refusal = "not-tekton"          // 403: no TaskRun controls the pod
+	refusedOwnerMismatch refusal = "owner-mismatch"      // 403: the owner is gone, or another one of its name is there
+	refusedNotInjected   refusal = "not-injected"        // 403
+	refusedBusy          refusal = "busy"                // 503
+	refusedClusterDown   refusal = "cluster-unavailable" // 503
+	refusedStoreDown     refusal = "store-unavailable"   // 503
+)
+
+var refusalStatus = map[refusal]int{
+	refusedMethod:        http.StatusMethodNotAllowed,
+	refusedNoToken:       http.StatusUnauthorized,
+	refusedInvalidToken:  http.StatusUnauthorized,
+	refusedWrongAudience: http.StatusUnauthorized,
+	refusedNotBound:      http.StatusUnauthorized,
+	refusedNoPod:         http.StatusForbidden,
+	refusedOtherPod:      http.StatusForbidden,
+	refusedFinished:      http.StatusForbidden,
+	refusedNotTekton:     http.StatusForbidden,
+	refusedOwnerMismatch: http.StatusForbidden,
+	refusedNotInjected:   http.StatusForbidden,
+	refusedBusy:          http.StatusServiceUnavailable,
+	refusedClusterDown:   http.StatusServiceUnavailable,
+	refusedStoreDown:     http.StatusServiceUnavailable,
+}
+
+// refusedError is why no ticket is given. Its text is for a person and goes to whoever holds the token; the wrapped error is for the log alone.
+type refusedError struct {
+	reason  refusal
+	message string
+	err     error
+}
+
+func (e *refusedError) Error() string {
+	if e.err == nil {
+		return fmt.Sprintf("%s: %s", e.reason, e.message)
+	}
+	return fmt.Sprintf("%s: %s: %v", e.reason, e.message, e.err)
+}
+
+func (e *refusedError) Unwrap() error { return e.err }
+
+func refuse(reason refusal, format string, args ...any) error {
+	return &refusedError{reason: reason, message: fmt.Sprintf(format, args...)}
+}
+
+// ticketService answers POST ticket.Path: it trades a pod-bound token for an upload ticket. It keeps nothing that it could not do without, so any
+// number of replicas can run.
+type ticketService struct {
+	cfg     ticketConfig
+	core    kubernetes.Interface
+	tekton  dynamic.Interface
+	slots   chan struct{} // holds one value per request in work
+	written *lru.Cache    // object key → SHA-256 of what this process wrote there
+	issued  prometheus.Counter
+	refused *prometheus.CounterVec
+}
+
+// newTicketService makes the handler of ticket.Path. It sends nothing yet.
+func newTicketService(cfg ticketConfig) (http.Handler, error) {
+	if cfg.REST == nil || cfg.Store == nil {
+		return nil, errors.New("ticket service: no cluster or no store")
+	}
+	if cfg.Lifetime < 0 || cfg.MaxBytes < 0 || cfg.Concurrency < 0 || cfg.Timeout < 0 {
+		return nil, fmt.Errorf("ticket service: lifetime %s, largest object %d, concurrency %d and timeout %s must not be negative",
+			cfg.Lifetime, cfg.MaxBytes, cfg.Concurrency, cfg.Timeout)
+	}
+	cfg.Lifetime = cmp.Or(cfg.Lifetime, 6*time.Hour)
+	cfg.MaxBytes = cmp.Or(cfg.MaxBytes, 64<<20)
+	cfg.Concurrency = cmp.Or(cfg.Concurrency, 64)
+	cfg.Timeout = cmp.Or(cfg.Timeout, 20*time.Second)
+	cfg.Log = cmp.Or(cfg.Log, slog.Default())
+	if cfg.Metrics == nil {
+		cfg.Metrics = metrics.Registry
+	}
+
+	// client-go's own limit of 5 requests a second is meant for controllers. Here every request is a pod's that waits, Concurrency bounds them, and
+	// the API server has its own fairness.
+	conf := rest.CopyConfig(cfg.REST)
+	conf.QPS = -1
+	client, err := rest.HTTPClientFor(conf)
+	if err != nil {
+		return nil, fmt.Errorf("ticket service: API client: %w", err)
+	}
+	core, err := kubernetes.NewForConfigAndClient(conf, client)
+	if err != nil {
+		return nil, fmt.Errorf("ticket service: API client: %w", err)
+	}
+	tekton, err := dynamic.NewForConfigAndClient(conf, client)
+	if err != nil {
+		return nil, fmt.Errorf("ticket service: API client: %w", err)
+	}
+	s := &ticketService{
+		cfg: cfg, core: core, tekton: tekton,
+		slots:   make(chan struct{}, cfg.Concurrency),
+		written: lru.New(writtenEntries),
+		issued: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "shiplog_tickets_issued_total", Help: "Upload tickets given to shippers.",
+		}),
+		refused: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "shiplog_tickets_refused_total", Help: "Requests for an upload ticket that were refused, by reason.",
+		}, []string{"reason"}),
+	}
+	for reason := range refusalStatus { // a counter that is there from the start can be alerted on from its first increase
+		s.refused.WithLabelValues(string(reason))
+	}
+	for _, c := range []prometheus.Collector{s.issued, s.refused} {
+		if err := cfg.Metrics.Register(c); err != nil {
+			return nil, fmt.Errorf("ticket service: metrics: %w", err)
+		}
+	}
+	return s, nil
+}
+
+// ServeHTTP implements http.Handler.
+func (s *ticketService) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	ctx, cancel := context.WithTimeout(r.Context(), s.cfg.Timeout)
+	defer cancel()
+	pod, t, err := s.serve(ctx, r)
+	if err != nil {
+		s.answerRefusal(ctx, w, pod, err)
+		return
+	}
+	s.issued.Inc()
+	s.cfg.Log.InfoContext(ctx, "upload ticket issued", append(pod.attrs(), "prefix", t.Prefix, "expires", t.Expires)...)
+	s.answer(ctx, w, http.StatusOK, t)
+}
+
+// serve returns the ticket, or a *refusedError. What it knows of the pod by then is returned in both cases.
+func (s *ticketService) serve(ctx context.Context, r *http.Request) (boundPod, ticket.Ticket, error) {
+	var pod boundPod
+	fail := func(err error) (boundPod, ticket.Ticket, error) { return pod, ticket.Ticket{}, err }
+	if r.Method != http.MethodPost {
+		return fail(refuse(refusedMethod, "%s takes POST, not %s", ticket.Path, r.Method))
+	}
+	// The request has no body. One that comes all the same is never read here, so it costs no memory.
+	token, err := bearerToken(r)
+	if err != nil {
+		return fail(err)
+	}
+	select {
+	case s.slots <- struct{}{}:
+		defer func() { <-s.slots }()
+	case <-ctx.Done():
+		return fail(refuse(refusedBusy, "too many requests at once"))
+	}
+	if pod, err = s.reviewToken(ctx, token); err != nil {
+		return fail(err)
+	}
+	owned, err := s.findOwners(ctx, pod)
+	if err != nil {
+		return fail(err)
+	}
+	// The ticket is given only when all of these are durable: a log that nobody can find is as good as lost, while a shipper that gets no ticket keeps
+	// what it has in the spool and asks again.
+	if err := s.writeRecords(ctx, owned); err != nil {
+		return fail(&refusedError{refusedStoreDown, "the object store does not take the index objects", err})
+	}
+	t, err := s.cfg.Store.SignUpload(ctx, owned.pod.Prefix(), s.cfg.MaxBytes, s.cfg.Lifetime)
+	if err != nil {
+		return fail(&refusedError{refusedStoreDown, "no upload ticket could be signed", err})
+	}
+	return pod, t, nil
+}
+
+// bearerToken reads the Authorization header (RFC 6750).
+func bearerToken(r *http.Request) (string, error) {
+	scheme, token, _ := strings.Cut(r.Header.Get("Authorization"), " ")
+	token = strings.TrimSpace(token)
+	if !strings.EqualFold(scheme, "Bearer") || token == "" {
+		return "", refuse(refusedNoToken, "no bearer token in the Authorization header")
+	}
+	if len(token) > maxToken {
+		return "", refuse(refusedInvalidToken, "the token is longer than %d bytes", maxToken)
+	}
+	return token, nil
+}
+
+// boundPod is the pod that a token is bound to.
+type boundPod struct {
+	namespace, name, uid string
+}
+
+func (p boundPod) attrs() []any {
+	if p == (boundPod{}) {
+		return nil
+	}
+	return []any{"namespace", p.namespace, "pod", p.name, "podUID", p.uid}
+}
+
+// The extra fields of a service-account token that is bound to a pod, see
+// https://kubernetes.io/docs/reference/access-authn-authz/service-accounts-admin/#schema-for-service-account-private-claims
+const (
+	podNameExtra = "authentication.kubernetes.io/pod-name"
+	podUIDExtra  = "authentication.kubernetes.io/pod-uid"
+)
+
+// reviewToken asks the API server whose token it is.
+func (s *ticketService) reviewToken(ctx context.Context, token string) (boundPod, error) {
+	review, err := s.core.AuthenticationV1().TokenReviews().Create(ctx, &authenticationv1.TokenReview{
+		Spec: authenticationv1.TokenReviewSpec{Token: token, Audiences: []string{contract.Audience}},
+	}, metav1.CreateOptions{})
+	if err != nil {
+		return boundPod{}, clusterDown("review the token", err)
+	}
+	st := review.Status
+	if !st.Authenticated {
+		// The API server's reason distinguishes these cases only in words, which may change.
+		return boundPod{}, &refusedError{refusedInvalidToken,
+			"the API server does not accept the token: it is expired, for another audience, or its pod or service account is gone", errors.New(cmp.Or(st.Error, "no reason given"))}
+	}
+	if !slices.Contains(st.Audiences, contract.Audience) { // the TokenReview API: a server that is not aware of audiences returns none, whatever the token is for
+		return boundPod{}, refuse(refusedWrongAudience, "the token is not for audience %q", contract.Audience)
+	}
+	account, isAccount := strings.CutPrefix(st.User.Username, "system:serviceaccount:")
+	namespace, _, split := strings.Cut(account, ":")
+	name, uid := st.User.Extra[podNameExtra], st.User.Extra[podUIDExtra]
+	if !isAccount || !split || namespace == "" || len(name) != 1 || len(uid) != 1 || name[0] == "" || uid[0] == "" {
+		return boundPod{}, refuse(refusedNotBound, "the token of %q is not a service account's that is bound to a pod", st.User.Username)
+	}
+	return boundPod{namespace: namespace, name: name[0], uid: uid[0]}, nil
+}
+
+// getPod returns the token's pod, of which a ticket may be had.
+func (s *ticketService) getPod(ctx context.Context, bound boundPod) (*corev1.Pod, error) {
+	pod, err := s.core.CoreV1().Pods(bound.namespace).Get(ctx, bound.name, metav1.GetOptions{})
+	switch {
+	case apierrors.IsNotFound(err):
+		return nil, refuse(refusedNoPod, "there is no pod %s/%s", bound.namespace, bound.name)
+	case err != nil:
+		return nil, clusterDown(fmt.Sprintf("get pod %s/%s", bound.namespace, bound.name), err)
+	case string(pod.UID) != bound.uid:
+		return nil, refuse(refusedOtherPod, "pod %s/%s has UID %s, the token is bound to %s", bound.namespace, bound.name, pod.UID, bound.uid)
+	case !injected(pod):
+		return nil, refuse(refusedNotInjected, "pod %s/%s has no init container %s", bound.namespace, bound.name, contract.ShipperContainer)
+	// The kubelet reports a final phase only when no container runs any more, native sidecars included (mergePodStatus in
+	// pkg/kubelet/status/status_manager.go). So no shipper can be asking, and a pod that is being deleted still gets its ticket.
+	case pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed:
+		return nil, refuse(refusedFinished, "pod %s/%s is %s: nothing of it runs any more", bound.namespace, bound.name, pod.Status.Phase)
+	}
+	return pod, nil
+}
+
+// injected says whether the webhook has been at the pod.
+func injected(pod *corev1.Pod) bool {
+	for _, c := range pod.Spec.InitContainers {
+		if c.Name == contract.ShipperContainer {
+			return true
+		}
+	}
+	return false
+}
+
+// clusterDown is the refusal where the API server gives no answer, or not the one that it gives to an identity with our rights.
+func clusterDown(what string, err error) error {
+	if apierrors.IsForbidden(err) || apierrors.IsUnauthorized(err) {
+		what += ": check the ClusterRole and ClusterRoleBinding shiplog-webhook"
+	}
+	return &refusedError{refusedClusterDown, "the API server could not be asked", fmt.Errorf("%s: %w", what, err)}
+}
+
+// writeRecords puts the run's and the pod's records and index objects, all at once. What this process has written before is not written again: a shipper
+// renews its ticket, and a run has many pods.
+func (s *ticketService) writeRecords(ctx context.Context, owned ownedPod) error {
+	objects, err := owned.objects()
+	if err != nil {
+		return err
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	for key, body := range objects {
+		sum := sha256.Sum256(body)
+		if old, ok := s.written.Get(key); ok && old == sum {
+			continue
+		}
+		group.Go(func() error {
+			if err := s.cfg.Store.Put(ctx, key, body); err != nil {
+				return err
+			}
+			s.written.Add(key, sum)
+			return nil
+		})
+	}
+	return group.Wait()
+}
+
+// answerRefusal logs, counts and answers a refusal.
+func (s *ticketService) answerRefusal(ctx context.Context, w http.ResponseWriter, pod boundPod, err error) {
+	var re *refusedError
+	if !errors.As(err, &re) { // every error of serve is one; if not, it is ours
+		re = &refusedError{refusedStoreDown, "internal error", err}
+	}
+	status := refusalStatus[re.reason]
+	level := slog.LevelWarn
+	switch status {
+	case http.StatusServiceUnavailable:
+		level = slog.LevelError
+		w.Header().Set("Retry-After", retryAfter)
+	case http.StatusUnauthorized:
+		w.Header().Set("WWW-Authenticate", "Bearer")
+	case http.StatusMethodNotAllowed:
+		w.Header().Set("Allow", http.MethodPost)
+	}
+	s.refused.WithLabelValues(string(re.reason)).Inc()
+	s.cfg.Log.Log(ctx, level, "upload ticket refused", append(pod.attrs(), "reason", string(re.reason), "error", err.Error())...)
+	s.answer(ctx, w, status, ticket.Refusal{Reason: string(re.reason), Message: re.message})
+}
+
+func (s *ticketService) answer(ctx context.Context, w http.ResponseWriter, status int, v any) {
+	b, err := json.Marshal(v)
+	if err != nil { // strings, numbers and times within years 0 to 9999
+		s.cfg.Log.ErrorContext(ctx, "encode the answer", "error", err.Error())
+		w.WriteHeader(http.StatusInternalServerError)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Cache-Control", "no-store")
+	w.WriteHeader(status)
+	_, _ = w.Write(append(b, '\n')) // the holder has gone, if this fails, and asks again
+}
