@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"runtime/debug"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -31,6 +32,7 @@ type crashConfig struct {
 
 // runAsShipper is what main does, with other paths.
 func runAsShipper() {
+	debug.SetGCPercent(50) // as main does
 	var c crashConfig
 	if err := json.Unmarshal([]byte(os.Getenv(crashEnv)), &c); err != nil {
 		os.Exit(3)

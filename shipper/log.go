@@ -19,7 +19,7 @@ const (
 	// 1 s and 5 s this makes about 770 objects of an hour of one line a second.
 	trickle = 60
 	pause   = 30 * time.Second
-	// hurryInterval is the age at which logs are cut after SIGTERM. It is not 0, since a step can make the mark itself, at any time.
+	// hurryInterval is the age at which logs are cut after SIGTERM, and one whose container has ended. It is not 0, since a step can make these marks itself, at any time.
 	hurryInterval = 100 * time.Millisecond
 	// batch is how many archive bytes are read and compressed at once.
 	batch = 128 << 10
@@ -91,11 +91,11 @@ func (l *containerLog) due(now time.Time, hurry bool) (bool, time.Duration) {
 		return true, 0
 	case l.status.Available == 0:
 		return false, tick
-	case l.status.Available >= l.shipper.config.SegmentBytes || l.status.More || l.status.Ended && l.sealedAt.IsZero():
+	case l.status.Available >= l.shipper.config.SegmentBytes || l.status.More:
 		return true, 0
 	}
 	interval := l.interval()
-	if hurry {
+	if hurry || l.status.Ended {
 		interval = min(interval, hurryInterval)
 	}
 	if wait := interval - now.Sub(l.lastCut); wait > 0 {

@@ -173,6 +173,7 @@ func TestWhileItRuns(t *testing.T) {
 	// A container's end seals its log while the pod goes on.
 	p.write("step-a", spool.LogName(int64(len(all))), lines(12, 1))
 	p.write("step-a", spool.EndFile, end(t, record.Exit{Code: 1}))
+	now = now.Add(hurryInterval)
 	pass() // cuts the rest
 	pass() // sees that there is no more
 	if seal := f.seal("step-a"); seal.End != record.EndExited || seal.Exit.Code != 1 || seal.Bytes != int64(len(lines(0, 13))) {

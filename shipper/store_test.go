@@ -37,7 +37,7 @@ const (
 // fakeServer is the ticket service and S3 in one: it checks the form as S3 does, and keeps the objects.
 type fakeServer struct {
 	*httptest.Server
-	t *testing.T
+	t testing.TB
 
 	mu          sync.Mutex
 	objects     map[string][]byte
@@ -53,7 +53,7 @@ type fakeServer struct {
 	putFault    func(n int, name string, w http.ResponseWriter) (stored, answered bool)
 }
 
-func newFakeServer(t *testing.T) *fakeServer {
+func newFakeServer(t testing.TB) *fakeServer {
 	f := &fakeServer{t: t, objects: map[string][]byte{}, put: make(chan struct{}, 1), maxBytes: 64 << 20, lifetime: 6 * time.Hour}
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST "+ticket.Path, f.serveTicket)
@@ -239,7 +239,7 @@ func (f *fakeServer) seal(container string) record.Seal {
 	return seal
 }
 
-func tallyOf(t *testing.T, log []byte) (tally criline.Tally) {
+func tallyOf(t testing.TB, log []byte) (tally criline.Tally) {
 	t.Helper()
 	for text := range bytes.Lines(log) {
 		line, err := criline.Parse(bytes.TrimSuffix(text, []byte{'\n'}))
@@ -253,14 +253,14 @@ func tallyOf(t *testing.T, log []byte) (tally criline.Tally) {
 
 // pod is a spool volume with a shipper's config.
 type pod struct {
-	t      *testing.T
+	t      testing.TB
 	volume string
 	token  string
 	config contract.Config
 	logged *syncBuffer
 }
 
-func newPod(t *testing.T, f *fakeServer, containers ...string) *pod {
+func newPod(t testing.TB, f *fakeServer, containers ...string) *pod {
 	t.Helper()
 	p := &pod{t: t, volume: t.TempDir(), logged: &syncBuffer{}, config: contract.Config{
 		TicketURL: f.URL + ticket.Path, Containers: containers, SegmentBytes: 4 << 20,

@@ -69,12 +69,14 @@ func setUp(ctx context.Context) error {
 		return err
 	}
 	for line := range strings.Lines(out) {
-		env.vars = append(env.vars, strings.TrimSpace(strings.TrimPrefix(line, "export ")))
+		if v := strings.TrimSpace(strings.TrimPrefix(line, "export ")); !strings.HasPrefix(v, "PATH=") { // which is for a shell to expand
+			env.vars = append(env.vars, v)
+		}
 	}
 	vars := map[string]string{}
 	for _, v := range env.vars {
 		name, value, _ := strings.Cut(v, "=")
-		vars[name] = value
+		vars[name] = strings.Trim(value, "'\"")
 	}
 	env.kubectl = vars["KUBECTL"]
 	env.cli = filepath.Join(root, "bin", "shiplog")

@@ -1,0 +1,317 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	tekton "github.com/tektoncd/pipeline/pkg/apis/pipeline/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/yaml"
+
+	"github.com/shiplog-dev/shiplog/internal/contract"
+)
+
+// newPipelineRun makes a PipelineRun of a spec.
+func newPipelineRun(t *testing.T, namespace, name, spec string, annotations map[string]string) *tekton.PipelineRun {
+	t.Helper()
+	pr := &tekton.PipelineRun{ObjectMeta: metav1.ObjectMeta{Namespace: namespace, Name: name, Annotations: annotations}}
+	if err := yaml.UnmarshalStrict([]byte(spec), &pr.Spec); err != nil {
+		t.Fatalf("the spec's YAML: %v", err)
+	}
+	if err := env.client.Create(t.Context(), pr); err != nil {
+		t.Fatal(err)
+	}
+	return pr
+}
+
+// deleteRun deletes a PipelineRun and waits until it and its pods are gone.
+func deleteRun(t *testing.T, pr *tekton.PipelineRun) {
+	t.Helper()
+	if err := env.client.Delete(t.Context(), pr, client.PropagationPolicy(metav1.DeletePropagationForeground)); err != nil {
+		t.Fatal(err)
+	}
+	err := poll(t.Context(), 2*time.Minute, "the pods of "+pr.Name+" to be gone", func(ctx context.Context) (bool, error) {
+		var pods corev1.PodList
+		err := env.client.List(ctx, &pods, client.InNamespace(pr.Namespace), client.MatchingLabels{"tekton.dev/pipelineRun": pr.Name})
+		return len(pods.Items) == 0, err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestArchiveOutlivesTheRun reads a run's logs by name and by UID after the run and its pods are deleted.
+func TestArchiveOutlivesTheRun(t *testing.T) {
+	t.Parallel()
+	pr := newPipelineRun(t, nsOn, "outlived", `
+pipelineSpec:
+  tasks:
+    - {name: first, taskSpec: {steps: [{name: a, image: busybox, script: "echo of the first task"}]}}
+    - {name: second, runAfter: [first], taskSpec: {steps: [{name: b, image: busybox, script: "echo of the second task; printf end"}]}}
+`, nil)
+	finishRun(t, pr, 3*time.Minute)
+	deleteRun(t, pr)
+
+	const want = "[first : a] of the first task\n\n[second : b] of the second task\n[second : b] end\n\n"
+	for _, ref := range []string{pr.Name, string(pr.UID)} {
+		sealed(t, nsOn, ref)
+		got, err := command(t.Context(), "", nil, env.cli, "logs", "-n", nsOn, ref)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Errorf("logs %s (-want +got):\n%s", ref, diff)
+		}
+		tree, err := command(t.Context(), "", nil, env.cli, "ls", "-n", nsOn, ref)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, part := range []string{string(pr.UID), "step-a", "step-b", "verified"} {
+			if !strings.Contains(tree, part) {
+				t.Errorf("ls %s does not show %q:\n%s", ref, part, tree)
+			}
+		}
+	}
+	runs, err := command(t.Context(), "", nil, env.cli, "ls", "-n", nsOn)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(runs, string(pr.UID)) {
+		t.Errorf("ls does not show the run:\n%s", runs)
+	}
+}
+
+// TestRetry expects the logs of both tries, which are two pods of one TaskRun.
+func TestRetry(t *testing.T) {
+	t.Parallel()
+	spec := `
+pipelineSpec:
+  tasks:
+    - name: flaky
+      retries: 1
+      taskSpec: {steps: [{name: s, image: busybox, script: "echo try $(context.task.retry-count); [ $(context.task.retry-count) = 1 ]"}]}
+`
+	off := finishRun(t, newPipelineRun(t, nsOff, "retry", spec, nil), 3*time.Minute)
+	on := finishRun(t, newPipelineRun(t, nsOn, "retry", spec, nil), 3*time.Minute)
+	if a, b := off.Status.GetCondition("Succeeded"), on.Status.GetCondition("Succeeded"); a.Status != b.Status || a.Reason != b.Reason {
+		t.Errorf("without shiplog %s %s, with shiplog %s %s", a.Status, a.Reason, b.Status, b.Reason)
+	}
+	sealed(t, nsOn, "retry")
+	got, err := command(t.Context(), "", nil, env.cli, "logs", "-n", nsOn, "retry")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := "[flaky : s] try 0\n\n[flaky retry 1 : s] try 1\n\n"; got != want {
+		t.Errorf("logs %q, want %q", got, want)
+	}
+}
+
+// TestWebhookReplaced kills both replicas in the middle of a run, and then restarts them one by one. Nothing printed may be lost.
+func TestWebhookReplaced(t *testing.T) {
+	tr := newTaskRun(t, nsOn, "webhook-replaced", taskSpec(t, `
+taskSpec:
+  results: [{name: step-s}]
+  steps:
+    - name: s
+      image: busybox
+      script: |
+        gen() { for i in $(seq 1 400); do echo "line $i of 400"; [ -z "$1" ] || sleep 0.1; done; }
+        echo "$(gen | wc -c) $(gen | sha256sum | cut -c1-64)" | tr -d '\n' > $(results.step-s.path)
+        gen slowly`), nil)
+	waitForStep(t, tr)
+	if _, err := command(t.Context(), "", nil, env.kubectl, "-n", "shiplog-system", "delete", "pods", "--all", "--force", "--grace-period=0"); err != nil {
+		t.Fatal(err)
+	}
+	for _, args := range [][]string{
+		{"-n", "shiplog-system", "rollout", "status", "deployment/shiplog-webhook", "--timeout=120s"},
+		{"-n", "shiplog-system", "rollout", "restart", "deployment/shiplog-webhook"},
+		{"-n", "shiplog-system", "rollout", "status", "deployment/shiplog-webhook", "--timeout=120s"},
+	} {
+		if _, err := command(t.Context(), "", nil, env.kubectl, args...); err != nil {
+			t.Fatal(err)
+		}
+	}
+	done := finish(t, tr, 3*time.Minute)
+	sealed(t, nsOn, tr.Name)
+	checkArchive(t, stepCase{hashed: []string{"step-s"}}, done)
+}
+
+func taskSpec(t *testing.T, text string) tekton.TaskRunSpec {
+	t.Helper()
+	var spec tekton.TaskRunSpec
+	if err := yaml.UnmarshalStrict([]byte(text), &spec); err != nil {
+		t.Fatalf("the spec's YAML: %v", err)
+	}
+	return spec
+}
+
+// TestOptOut expects that an annotation on the TaskRun or PipelineRun keeps shiplog out of its pods.
+func TestOptOut(t *testing.T) {
+	t.Parallel()
+	optOut := map[string]string{contract.InjectKey: contract.InjectDisabled}
+	spec := taskSpec(t, "taskSpec: {steps: [{name: s, image: busybox, script: echo hi}]}")
+	tr := finish(t, newTaskRun(t, nsOn, "opt-out", spec, optOut), 2*time.Minute)
+	checkUntouched(t, podOf(t, tr))
+
+	pr := newPipelineRun(t, nsOn, "opt-out-run", "pipelineSpec: {tasks: [{name: a, taskSpec: {steps: [{name: s, image: busybox, script: echo hi}]}}]}", optOut)
+	finishRun(t, pr, 2*time.Minute)
+	var pods corev1.PodList
+	if err := env.client.List(t.Context(), &pods, client.InNamespace(nsOn), client.MatchingLabels{"tekton.dev/pipelineRun": pr.Name}); err != nil {
+		t.Fatal(err)
+	}
+	if len(pods.Items) != 1 {
+		t.Fatalf("%d pods, want 1", len(pods.Items))
+	}
+	checkUntouched(t, &pods.Items[0])
+}
+
+func checkUntouched(t *testing.T, pod *corev1.Pod) {
+	t.Helper()
+	b, err := json.Marshal(pod.Spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if strings.Contains(string(b), "/shiplog") || shipperOf(pod) != nil {
+		t.Errorf("pod %s is touched: %s", pod.Name, b)
+	}
+	if v, ok := pod.Annotations[contract.SkippedAnnotation]; ok {
+		t.Errorf("pod %s has the annotation %q", pod.Name, v)
+	}
+}
+
+// TestUntouchedByteForByte creates the same pod where shiplog is on and where it is off (as a dry run through all of admission). Where shiplog has no business, both must be
+// the same to the byte.
+func TestUntouchedByteForByte(t *testing.T) {
+	t.Parallel()
+	// The pod that Tekton makes of this TaskRun, without what the API server adds.
+	tr := finish(t, newTaskRun(t, nsOff, "template", taskSpec(t, "taskSpec: {steps: [{name: s, image: busybox, script: echo hi}]}"), nil), 2*time.Minute)
+	made := podOf(t, tr)
+	template := func(change func(*corev1.Pod)) *corev1.Pod {
+		pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "probe", Labels: made.Labels, Annotations: map[string]string{}, OwnerReferences: made.OwnerReferences}, Spec: *made.Spec.DeepCopy()}
+		pod.Spec.NodeName = ""
+		// The service account's volume is added anew, under a random name.
+		var volumes []corev1.Volume
+		for _, v := range pod.Spec.Volumes {
+			if !strings.HasPrefix(v.Name, "kube-api-access-") {
+				volumes = append(volumes, v)
+			}
+		}
+		pod.Spec.Volumes = volumes
+		for _, list := range [][]corev1.Container{pod.Spec.InitContainers, pod.Spec.Containers} {
+			for i := range list {
+				var mounts []corev1.VolumeMount
+				for _, m := range list[i].VolumeMounts {
+					if !strings.HasPrefix(m.Name, "kube-api-access-") {
+						mounts = append(mounts, m)
+					}
+				}
+				list[i].VolumeMounts = mounts
+			}
+		}
+		no := false
+		pod.Spec.AutomountServiceAccountToken = &no
+		change(pod)
+		return pod
+	}
+	for _, c := range []struct {
+		name     string
+		change   func(*corev1.Pod)
+		injected bool
+	}{
+		{"tekton pod, which proves that the probe works", func(*corev1.Pod) {}, true},
+		{"opted out", func(p *corev1.Pod) { p.Annotations[contract.InjectKey] = contract.InjectDisabled }, false},
+		{"not tekton's", func(p *corev1.Pod) { p.Labels, p.OwnerReferences = map[string]string{"app": "x"}, nil }, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			var specs []string
+			for _, ns := range []string{nsOn, nsOff} {
+				pod := template(c.change)
+				pod.Namespace = ns
+				if err := env.client.Create(t.Context(), pod, client.DryRunAll); err != nil {
+					t.Fatal(err)
+				}
+				b, err := json.Marshal(map[string]any{"spec": pod.Spec, "labels": pod.Labels, "annotations": pod.Annotations})
+				if err != nil {
+					t.Fatal(err)
+				}
+				specs = append(specs, string(b))
+			}
+			if same := specs[0] == specs[1]; same == c.injected {
+				t.Errorf("same with and without shiplog: %v, want %v:\n%s", same, !c.injected, cmp.Diff(specs[1], specs[0]))
+			}
+		})
+	}
+}
+
+// TestTicketRefusals asks the real ticket service with real tokens that must not get a ticket.
+func TestTicketRefusals(t *testing.T) {
+	t.Parallel()
+	pod := &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Namespace: nsOn, Name: "not-tekton"},
+		Spec: corev1.PodSpec{
+			RestartPolicy: corev1.RestartPolicyNever,
+			Containers:    []corev1.Container{{Name: "c", Image: "busybox", Command: []string{"sleep", "600"}}},
+		},
+	}
+	if err := env.client.Create(t.Context(), pod); err != nil {
+		t.Fatal(err)
+	}
+	err := poll(t.Context(), time.Minute, "the pod to run", func(ctx context.Context) (bool, error) {
+		err := env.client.Get(ctx, client.ObjectKeyFromObject(pod), pod)
+		return pod.Status.Phase == corev1.PodRunning, err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	token := func(args ...string) string {
+		out, err := command(t.Context(), "", nil, env.kubectl, append([]string{"-n", nsOn, "create", "token", "default"}, args...)...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.TrimSpace(out)
+	}
+	bound := []string{"--bound-object-kind=Pod", "--bound-object-name=" + pod.Name, "--bound-object-uid=" + string(pod.UID)}
+	for _, c := range []struct {
+		name, token, status, reason string
+	}{
+		{"no token", "", "401", "no-token"},
+		{"not a token", "eyJhbGciOiJub25lIn0.e30.", "401", "invalid-token"},
+		{"wrong audience", token(append(bound, "--audience=other")...), "401", "invalid-token"},
+		{"not bound to a pod", token("--audience=" + contract.Audience), "401", "not-bound-to-pod"},
+		{"pod that is not Tekton's", token(append(bound, "--audience="+contract.Audience)...), "403", "not-tekton"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			status, body := askForTicket(t, c.token)
+			if status != c.status || !strings.Contains(body, fmt.Sprintf("%q", c.reason)) || strings.Contains(body, "fields") {
+				t.Errorf("answer %s %s, want %s with reason %s and no ticket", status, body, c.status, c.reason)
+			}
+		})
+	}
+}
+
+// askForTicket posts to the ticket service through its Service's port, as the host reaches it.
+func askForTicket(t *testing.T, token string) (status, body string) {
+	t.Helper()
+	var pods corev1.PodList
+	if err := env.client.List(t.Context(), &pods, client.InNamespace("shiplog-system"), client.MatchingLabels{"app.kubernetes.io/component": "webhook"}); err != nil {
+		t.Fatal(err)
+	}
+	for _, pod := range pods.Items {
+		if pod.Status.Phase != corev1.PodRunning || pod.DeletionTimestamp != nil {
+			continue
+		}
+		// The API server's proxy takes our Authorization header for its own, so the request goes through a port-forward.
+		return postThroughForward(t, pod.Name, token)
+	}
+	t.Fatal("no webhook pod runs")
+	return "", ""
+}
