@@ -66,7 +66,7 @@ fuzz: ## Each fuzz test for FUZZTIME (30s).
 
 .PHONY: bench
 bench: ## Measure on the local cluster and write docs/benchmarks.md.
-	@tests/bench/bench.sh
+	@$(GO) run ./tests/bench
 
 ##@ Local cluster
 

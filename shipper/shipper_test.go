@@ -266,7 +266,6 @@ func TestFlushPolicy(t *testing.T) {
 	}{
 		"a line each second for an hour":       {1, hour, 700, 999},
 		"a line every 2 s for an hour":         {2, hour, 500, 999},
-		"a line every 4 s for an hour":         {4, hour, 500, 999},
 		"a line every 7 s for an hour":         {7, hour, 500, 999},
 		"a line every 40 s is shipped at once": {40, hour, hour / 40, hour / 40},
 		"the first minute has a cut a second":  {1, 60, 59, 60},

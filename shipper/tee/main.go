@@ -15,6 +15,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"runtime"
 	"runtime/debug"
 	"slices"
@@ -54,7 +55,7 @@ func main() {
 	}
 	if err != nil {
 		fmt.Fprintf(os.Stderr, "shiplog: this log is not kept: %v\n", err)
-		exit = run(opts, nil)
+		exit = run(opts, nil, false)
 	}
 	os.Exit(exit.Code)
 }
@@ -62,6 +63,10 @@ func main() {
 // capture runs the command with its output captured. An error says that the capture could not be set up: then stdout and stderr are what they were, and
 // nothing has been run.
 func capture(opts contract.Tee) (record.Exit, error) {
+	// Tekton stops a sidecar by swapping its image for one that holds nothing; the container then starts once more, without its command. That is no news
+	// for the sidecar's log, which has ended.
+	_, statErr := os.Lstat(filepath.Join(opts.Spool, spool.EndFile))
+	again := statErr == nil
 	w, err := spool.NewWriter(opts.Spool, opts.Limit)
 	if err != nil {
 		return record.Exit{}, err
@@ -70,18 +75,22 @@ func capture(opts contract.Tee) (record.Exit, error) {
 	if err != nil {
 		return record.Exit{}, err
 	}
-	exit := run(opts, w.Term)
+	exit := run(opts, w.Term, again)
 	c.drain()
 	c.end(w, exit)
 	return exit, nil
 }
 
-// run runs the command to its end. What it has to say goes to fd 2, and so through the capture, as the shell's or the container runtime's own words would.
-func run(opts contract.Tee, onTerm func() error) record.Exit {
+// run runs the command to its end. What it has to say goes to fd 2, and so through the capture, as the shell's or the container runtime's own words would. With again, a
+// command that is not there is not worth a word.
+func run(opts contract.Tee, onTerm func() error, again bool) record.Exit {
 	c, err := startChild(opts.Argv)
 	if err != nil {
-		fmt.Fprintf(os.Stderr, "shiplog: %v\n", err)
-		if errors.Is(err, syscall.ENOENT) {
+		missing := errors.Is(err, syscall.ENOENT)
+		if !missing || !again {
+			fmt.Fprintf(os.Stderr, "shiplog: %v\n", err)
+		}
+		if missing {
 			return record.Exit{Code: exitNotFound}
 		}
 		return record.Exit{Code: exitNotExecutable}

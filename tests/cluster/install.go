@@ -192,6 +192,9 @@ func localTekton(text string) (string, error) {
 		if i := strings.Index(line, `"-shell-image",`); i >= 0 {
 			line = line[:i] + `"-shell-image", "` + local + `/tekton/shell:local",` + "\n"
 		}
+		if strings.HasPrefix(line, "  enable-api-fields:") { // stdoutConfig is one of the alpha features that are tested
+			line = "  enable-api-fields: \"alpha\"\n"
+		}
 		if strings.HasPrefix(line, "  set-security-context:") {
 			line = "  set-security-context: \"true\"\n"
 		}

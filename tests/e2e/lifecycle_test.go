@@ -287,7 +287,7 @@ func TestTicketRefusals(t *testing.T) {
 		{"not a token", "eyJhbGciOiJub25lIn0.e30.", "401", "invalid-token"},
 		{"wrong audience", token(append(bound, "--audience=other")...), "401", "invalid-token"},
 		{"not bound to a pod", token("--audience=" + contract.Audience), "401", "not-bound-to-pod"},
-		{"pod that is not Tekton's", token(append(bound, "--audience="+contract.Audience)...), "403", "not-tekton"},
+		{"pod that is not Tekton's", token(append(bound, "--audience="+contract.Audience)...), "403", "not-injected"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			status, body := askForTicket(t, c.token)

@@ -127,7 +127,7 @@ taskSpec:
 		{
 			name: "timed-out", place: open, podGone: true, want: map[string]printed{},
 			spec: `
-timeout: 6s
+timeout: 20s
 taskSpec:
   steps: [{name: s, image: busybox, script: "echo started; sleep 1000"}]`,
 		},
@@ -139,7 +139,8 @@ taskSpec:
   steps: [{name: s, image: busybox, script: "echo started; sleep 1000"}]`,
 		},
 		{
-			name: "sidecar-with-script", place: open,
+			// Once the steps are done Tekton swaps the sidecar's image, and the kubelet's copy is that of what starts then.
+			name: "sidecar-with-script", place: open, want: map[string]printed{"sidecar-helper": text("sidecar up\n")},
 			spec: `
 taskSpec:
   sidecars: [{name: helper, image: busybox, script: "echo sidecar up; while true; do sleep 1; done"}]
@@ -178,14 +179,14 @@ taskSpec:
   steps: [{name: s, image: busybox, script: "true"}]`,
 		},
 		{
-			name: "50-MB-line-of-every-byte", place: open, hashed: []string{"step-s"}, timeout: 5 * time.Minute,
+			name: "50-mb-line-of-every-byte", place: open, hashed: []string{"step-s"}, timeout: 5 * time.Minute,
 			spec: `
 taskSpec:
   results: [{name: step-s}]
   steps: [{name: s, image: busybox, script: "` + strings.ReplaceAll(hashing(`cat /tmp/50`, "step-s"), "gen() {", `x() { `+strings.ReplaceAll(everyByte, `"`, `\"`)+`; }; x > /tmp/1; for i in $(seq 8); do cat /tmp/1 /tmp/1 /tmp/1 /tmp/1 /tmp/1 /tmp/1 > /tmp/2; mv /tmp/2 /tmp/1; [ $(wc -c < /tmp/1) -gt 2000000 ] && break; done; while [ $(wc -c < /tmp/1) -lt 50000000 ]; do cat /tmp/1 /tmp/1 > /tmp/2; mv /tmp/2 /tmp/1; done; head -c 50000000 /tmp/1 > /tmp/50; gen() {`) + `"}]`,
 		},
 		{
-			name: "300-MB", place: restricted, timeout: 10 * time.Minute,
+			name: "300-mb", place: restricted, timeout: 10 * time.Minute,
 			want: map[string]printed{"step-s": mustGenerate("yes 'a line of a build log that is not very long, but there are many of them, as in life 0123456789' | head -c 300000000")},
 			spec: `
 taskSpec:
@@ -233,6 +234,9 @@ func TestSteps(t *testing.T) {
 			if diff := cmp.Diff(outcome(off), outcome(on)); diff != "" {
 				t.Errorf("Tekton reports another run with shiplog (-without +with):\n%s", diff)
 			}
+			if !c.podGone {
+				podEnded(t, on)
+			}
 			sealed(t, on.Namespace, on.Name)
 			checkArchive(t, c, on)
 		})
@@ -255,6 +259,18 @@ func runCase(t *testing.T, c stepCase, namespace string, spec tekton.TaskRunSpec
 		}
 	}
 	return finish(t, tr, c.timeout)
+}
+
+// podEnded waits until every container of the pod has ended: a TaskRun is done before its sidecars are.
+func podEnded(t *testing.T, tr *tekton.TaskRun) {
+	t.Helper()
+	err := poll(t.Context(), 2*time.Minute, "the pod of "+tr.Name+" to end", func(context.Context) (bool, error) {
+		phase := podOf(t, tr).Status.Phase
+		return phase == corev1.PodSucceeded || phase == corev1.PodFailed, nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
 }
 
 // took is how long a TaskRun took, by Tekton's own times, which have whole seconds.
