@@ -204,7 +204,8 @@ func TestTermDuringOutage(t *testing.T) {
 			}
 			return true, false
 		}
-		p.write("step-a", spool.LogName(0), lines(0, 100))
+		p.write("step-a", spool.LogName(0), lines(0, 60))
+		p.write("step-a", spool.LogName(int64(len(lines(0, 60)))), lines(60, 40)) // the segment spans two files
 		p.write("step-b", spool.LogName(0), lines(0, 10))
 		s := p.shipper()
 		if diskFull { // the state folder takes nothing

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -39,9 +38,6 @@ type containerLog struct {
 	sealedAt time.Time // zero if this process has not sealed it
 	byAge    int       // segments cut by age since the last pause
 	unsaved  bool      // a failure to record was logged
-
-	// unrecorded is the pending segment where its file could not be written and the upload was interrupted.
-	unrecorded []byte
 }
 
 func openLog(name, folder string, dir stateDir, s *shipper) (*containerLog, error) {
@@ -150,7 +146,7 @@ func (l *containerLog) ship(ctx context.Context, now time.Time, hurry bool) (tim
 func (l *containerLog) advance(ctx context.Context, final bool, now time.Time) (bool, error) {
 	limit := l.shipper.config.SegmentBytes
 	if l.state.Pending != "" {
-		body, err := l.pending()
+		body, err := l.dir.loadSegment(l.name, l.state.PendingSum)
 		if err == nil {
 			return true, l.uploadPending(ctx, body)
 		}
@@ -159,6 +155,9 @@ func (l *containerLog) advance(ctx context.Context, final bool, now time.Time) (
 			limit = s.Length // the same piece, if the spool still has it
 		}
 		l.state = *l.state.Before
+		if err := l.look(); err != nil { // the reader is behind the segment
+			return false, err
+		}
 	}
 	next, name, body, err := l.cut(limit, final, now)
 	if err != nil || name == "" {
@@ -166,27 +165,15 @@ func (l *containerLog) advance(ctx context.Context, final bool, now time.Time) (
 		return false, err
 	}
 	// Recorded first, so that whatever happens the same bytes go under the same name. If it cannot be recorded, as on a full disk, shipping goes on: it makes room.
-	recordErr := l.dir.saveSegment(l.name, body)
-	if recordErr == nil {
-		recordErr = l.dir.save(l.name, next)
+	err = l.dir.saveSegment(l.name, body)
+	if err == nil {
+		err = l.dir.save(l.name, next)
 	}
-	if recordErr != nil {
-		l.warnUnsaved(recordErr)
+	if err != nil {
+		l.warnUnsaved(err)
 	}
 	l.state = next
-	err = l.uploadPending(ctx, body)
-	if recordErr != nil && l.state.Pending != "" {
-		l.unrecorded = bytes.Clone(body) // the next cut of any log overwrites it
-	}
-	return true, err
-}
-
-// pending returns the bytes of a segment that was cut and perhaps not uploaded.
-func (l *containerLog) pending() ([]byte, error) {
-	if l.unrecorded != nil {
-		return l.unrecorded, nil
-	}
-	return l.dir.loadSegment(l.name, l.state.PendingSum)
+	return true, l.uploadPending(ctx, body)
 }
 
 func (l *containerLog) uploadPending(ctx context.Context, body []byte) error {
@@ -198,7 +185,7 @@ func (l *containerLog) uploadPending(ctx context.Context, body []byte) error {
 
 // shipped records that the pending segment is in the store, and deletes what was shipped.
 func (l *containerLog) shipped() error {
-	l.state.Pending, l.state.PendingSum, l.state.Before, l.unrecorded = "", nil, nil, nil
+	l.state.Pending, l.state.PendingSum, l.state.Before = "", nil, nil
 	saveErr := l.dir.save(l.name, l.state)
 	trimErr := l.reader.Trim(l.state.Position)
 	if saveErr != nil {

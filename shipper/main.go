@@ -9,6 +9,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -37,9 +38,15 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
 	defer stop()
-	for ctx.Err() == nil {
-		if err := protect(func() error { return runFromEnv(ctx, log) }); err != nil {
+	for {
+		stopping := ctx.Err() != nil
+		err := protect(func() error { return runFromEnv(ctx, log) })
+		if err != nil {
 			log.Error("shipper stopped", "error", err)
+		}
+		// What failed before SIGTERM is begun once more after it, since only a run that sees SIGTERM drains the spool.
+		if err == nil || stopping || errors.Is(err, context.DeadlineExceeded) {
+			return
 		}
 		// Begin again in this process. If it ended, the kubelet would kill the postStart hook with it, back off, and the pod's steps would wait.
 		select {
