@@ -52,7 +52,6 @@ if [ -z "$local" ] && [ -z "${SHIPLOG_S3_ENDPOINT:-}" ]; then
   "$KUBECTL" -n "$ns" rollout status deployment/s3 --timeout=180s
   export SHIPLOG_S3_ENDPOINT=http://s3.$ns.svc:7070 SHIPLOG_S3_BUCKET=shiplog SHIPLOG_S3_REGION=us-east-1
   export AWS_ACCESS_KEY_ID=shiplog-demo AWS_SECRET_ACCESS_KEY=shiplog-demo-secret
-  "$KUBECTL" -n "$ns" exec deployment/s3 -- /versitygw --version >/dev/null
   in_cluster_s3=yes
 fi
 

@@ -132,7 +132,7 @@ func printTree(tree *backend.Tree, target backend.Target, out io.Writer) error {
 func remarks(c backend.Container) string {
 	if c.Gaps() > 0 {
 		lost := c.Seal.Lost.Total()
-		return cmp.Or(c.Why, fmt.Sprintf("%d gaps, %d bytes lost", c.Gaps(), lost))
+		return cmp.Or(c.Why, fmt.Sprintf("gaps: %d, bytes lost: %d", c.Gaps(), lost))
 	}
 	return c.Why
 }

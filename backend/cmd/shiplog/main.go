@@ -155,29 +155,27 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer, getenv fu
 	return err
 }
 
-// config is where the archive is.
+// config is where the archive is: what the environment says, and over it the flags.
 func (s settings) config(getenv func(string) string) (objectstore.Config, error) {
 	if s.s3URL == "" && getenv(objectstore.EnvBucket) == "" {
 		return objectstore.Config{}, usageError("where is the archive? Set %s (and %s for a store other than AWS), or use --s3-url s3://BUCKET/PREFIX",
 			objectstore.EnvBucket, objectstore.EnvEndpoint)
 	}
+	config, err := objectstore.ConfigFromEnv()
 	if s.s3URL != "" {
-		u, err := url.Parse(s.s3URL)
-		if err != nil || u.Scheme != "s3" || u.Host == "" {
-			return objectstore.Config{}, usageError("--s3-url %q is not like s3://BUCKET/PREFIX", s.s3URL)
+		u, parseErr := url.Parse(s.s3URL)
+		if parseErr != nil || u.Scheme != "s3" || u.Host == "" {
+			return config, usageError("--s3-url %q is not like s3://BUCKET/PREFIX", s.s3URL)
 		}
-		for name, value := range map[string]string{objectstore.EnvBucket: u.Host, objectstore.EnvPrefix: strings.Trim(u.Path, "/")} {
-			if err := os.Setenv(name, value); err != nil {
-				return objectstore.Config{}, err
-			}
-		}
+		config.Bucket, config.Prefix = u.Host, strings.Trim(u.Path, "/")
 	}
 	if s.endpoint != "" {
-		if err := os.Setenv(objectstore.EnvEndpoint, s.endpoint); err != nil {
-			return objectstore.Config{}, err
-		}
+		config.Endpoint, config.PathStyle = s.endpoint, true
 	}
-	return objectstore.ConfigFromEnv()
+	if s.s3URL != "" || s.endpoint != "" { // which may have mended what was wrong
+		err = config.Validate()
+	}
+	return config, err
 }
 
 // open connects to the archive.

@@ -1,0 +1,221 @@
+package main
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/shiplog-dev/shiplog/internal/criline"
+	"github.com/shiplog-dev/shiplog/internal/layout"
+	"github.com/shiplog-dev/shiplog/internal/objectstore"
+	"github.com/shiplog-dev/shiplog/internal/objectstore/s3test"
+	"github.com/shiplog-dev/shiplog/internal/record"
+	"github.com/shiplog-dev/shiplog/internal/segment"
+)
+
+var update = flag.Bool("update", false, "write the golden files anew")
+
+var start = time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
+
+// logText is a container's log, as the archive has it.
+type logText struct {
+	container layout.Container
+	lines     []byte
+	sealed    bool
+	broken    bool // the segment is missing
+}
+
+func put(t *testing.T, store *objectstore.Store, l logText) {
+	t.Helper()
+	var tally criline.Tally
+	for line := range bytes.Lines(l.lines) {
+		parsed, err := criline.Parse(bytes.TrimSuffix(line, []byte("\n")))
+		if err != nil {
+			t.Fatal(err)
+		}
+		tally.Add(parsed)
+	}
+	w, err := segment.NewWriter()
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.Begin(0, 0, 0)
+	if err := w.Append(l.lines, tally); err != nil {
+		t.Fatal(err)
+	}
+	s, body, err := w.Finish()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !l.broken {
+		putObject(t, store, l.container.SegmentKey(s), body)
+	}
+	if l.sealed {
+		putRecord(t, store, l.container.SealKey(), record.Seal{
+			Bytes: int64(len(l.lines)), SHA256: fmt.Sprintf("%x", sha256.Sum256(l.lines)), GapCount: int64(len(tally.Gaps)),
+			End: record.EndExited, Exit: &record.Exit{Code: 0}, Segments: 1,
+		})
+	}
+}
+
+func putObject(t *testing.T, store *objectstore.Store, key string, body []byte) {
+	t.Helper()
+	if err := store.Put(t.Context(), key, body); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func putRecord[T record.Run | record.Pod | record.Alive | record.Pointer | record.Seal](t *testing.T, store *objectstore.Store, key string, v T) {
+	t.Helper()
+	b, err := record.Encode(v)
+	if err != nil {
+		t.Fatal(err)
+	}
+	putObject(t, store, key, b)
+}
+
+// TestCommands runs the CLI on a real S3 server and compares what it prints with testdata/<name>.txt.
+func TestCommands(t *testing.T) {
+	config := s3test.Start(t, s3test.Versity)
+	store, err := objectstore.New(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer store.Close()
+	if err := store.EnsureBucket(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	theRun := layout.Run{Namespace: "ns", Name: "run", UID: "11111111-2222-3333-4444-555555555555"}
+	build := layout.Pod{Run: theRun, TaskRun: "run-build", PodUID: "pod-build"}
+	retry := layout.Pod{Run: theRun, TaskRun: "run-build", PodUID: "pod-retry"}
+	broken := layout.Run{Namespace: "ns", Name: "broken", UID: "99999999-2222-3333-4444-555555555555"}
+	brokenPod := layout.Pod{Run: broken, TaskRun: "broken-a", PodUID: "pod-broken"}
+	for r, created := range map[layout.Run]time.Time{theRun: start, broken: start.Add(-time.Hour)} {
+		x := layout.RunIndex{Namespace: "ns", Created: created, Kind: layout.PipelineRun, Name: r.Name, UID: r.UID}
+		putRecord(t, store, x.Key(), record.Pointer{Run: r})
+		putRecord(t, store, layout.UIDIndexKey("ns", r.UID), record.Pointer{Run: r})
+		putRecord(t, store, r.RunKey(), record.Run{Kind: layout.PipelineRun, Namespace: "ns", Name: r.Name, UID: r.UID, Created: created, Tasks: []string{"build"}})
+	}
+	for i, p := range []layout.Pod{build, retry} {
+		putRecord(t, store, p.PodKey(), record.Pod{
+			Namespace: "ns", PodName: "run-" + p.PodUID, TaskRun: p.TaskRun, PipelineTask: "build", Created: start.Add(time.Duration(i) * time.Minute),
+			Containers: []record.Container{
+				{Name: "prepare", Kind: record.Init, Captured: true},
+				{Name: "step-compile", Kind: record.Step, Captured: true},
+				{Name: "sidecar-db", Kind: record.Sidecar, Skipped: "no-command"},
+			},
+		})
+		put(t, store, logText{container: layout.Container{Pod: p, Container: "prepare"}, sealed: true, lines: criline.Append(nil, start, criline.Stderr, true, []byte("prepared"))})
+	}
+	var first, second []byte
+	for i := range 5 {
+		first = criline.Append(first, start.Add(time.Duration(i)*time.Second), criline.Stdout, true, fmt.Appendf(nil, "line %d", i))
+	}
+	first = criline.Append(first, start.Add(time.Minute), criline.Stdout, false, []byte("half of a "))
+	first = criline.Append(first, start.Add(time.Minute), criline.Stdout, true, []byte("line"))
+	first = criline.Append(first, start.Add(time.Minute), criline.Stdout, false, []byte("cut"))
+	first = criline.Append(first, start.Add(time.Minute), criline.Stderr, true, []byte("an error"))
+	put(t, store, logText{container: layout.Container{Pod: build, Container: "step-compile"}, lines: first, sealed: true})
+	second = criline.Append(nil, start, criline.Stdout, true, []byte("before the gap"))
+	if second, err = criline.AppendMarker(second, start, criline.Marker{Kind: criline.Gap, Reason: criline.ReasonSpoolLimit, Stdout: 17}); err != nil {
+		t.Fatal(err)
+	}
+	second = criline.Append(second, start, criline.Stdout, true, []byte("behind the gap"))
+	put(t, store, logText{container: layout.Container{Pod: retry, Container: "step-compile"}, lines: second, sealed: true})
+	put(t, store, logText{container: layout.Container{Pod: brokenPod, Container: "step-a"}, lines: first, sealed: true, broken: true})
+	running := layout.Pod{Run: layout.Run{Namespace: "ns", Name: "running", UID: "88888888-2222-3333-4444-555555555555"}, TaskRun: "running-a", PodUID: "pod-running"}
+	put(t, store, logText{container: layout.Container{Pod: running, Container: "step-a"}, lines: first})
+
+	t.Setenv(objectstore.EnvBucket, config.Bucket)
+	t.Setenv(objectstore.EnvEndpoint, config.Endpoint)
+	t.Setenv(objectstore.EnvRegion, config.Region)
+	t.Setenv("AWS_ACCESS_KEY_ID", config.Credentials.AccessKeyID)
+	t.Setenv("AWS_SECRET_ACCESS_KEY", string(config.Credentials.SecretAccessKey))
+	for _, c := range []struct {
+		name string
+		args []string
+		code int
+	}{
+		{"ls", []string{"ls", "-n", "ns"}, 0},
+		{"ls-limit", []string{"ls", "-n", "ns", "--limit", "1"}, 0},
+		{"ls-nothing", []string{"ls", "-n", "empty"}, 0},
+		{"ls-run", []string{"ls", "-n", "ns", "run"}, 0},
+		{"ls-broken", []string{"ls", "broken", "-n", "ns"}, 0},
+		{"ls-not-found", []string{"ls", "-n", "ns", "none"}, exitFailed},
+		{"logs-with-gap", []string{"logs", "-n", "ns", "run"}, exitLost},
+		{"logs-by-uid", []string{"logs", "-n", "ns", theRun.UID}, exitLost},
+		{"logs-all", []string{"logs", "-n", "ns", "--all", "run"}, exitLost},
+		{"logs-init", []string{"logs", "-n", "ns", "--container", "prepare", "run"}, 0},
+		{"logs-timestamps", []string{"logs", "-n", "ns", "--container", "prepare", "--timestamps", "run"}, 0},
+		{"logs-tail", []string{"logs", "-n", "ns", "--step", "compile", "--tail", "2", "run"}, exitLost},
+		{"logs-raw", []string{"logs", "-n", "ns", "--task", "build", "--step", "compile", "--raw", "run"}, exitLost},
+		{"logs-running", []string{"logs", "-n", "ns", "running"}, exitIncomplete},
+		{"logs-broken", []string{"logs", "-n", "ns", "broken"}, exitLost},
+		{"logs-no-such-step", []string{"logs", "-n", "ns", "--step", "none", "run"}, exitFailed},
+		{"prefix", []string{"prefix", "-n", "ns", "run"}, 0},
+		{"usage", []string{"logs"}, exitUsage},
+		{"unknown-flag", []string{"ls", "--nope"}, exitUsage},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			var stdout, stderr bytes.Buffer
+			err := run(t.Context(), c.args, &stdout, &stderr, os.Getenv)
+			code := 0
+			var exit *exitError
+			switch {
+			case errors.As(err, &exit):
+				code = exit.code
+			case err != nil:
+				code = exitFailed
+			}
+			if code != c.code {
+				t.Errorf("exit code %d (%v), want %d", code, err, c.code)
+			}
+			got := stdout.String()
+			if stderr.Len() > 0 {
+				got += "--- stderr\n" + stderr.String()
+			}
+			if err != nil && err.Error() != "" {
+				got += "--- error\n" + err.Error() + "\n"
+			}
+			golden(t, filepath.Join("testdata", c.name+".txt"), got)
+		})
+	}
+}
+
+func golden(t *testing.T, name, got string) {
+	t.Helper()
+	if *update {
+		if err := os.MkdirAll(filepath.Dir(name), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(name, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	want, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatalf("%v: run the test with -update", err)
+	}
+	if diff := cmp.Diff(string(want), got); diff != "" {
+		t.Errorf("%s (-want +got):\n%s", name, diff)
+	}
+}
+
+func TestWhereIsTheArchive(t *testing.T) {
+	t.Setenv(objectstore.EnvBucket, "")
+	var out bytes.Buffer
+	err := run(t.Context(), []string{"ls"}, &out, &out, os.Getenv)
+	var exit *exitError
+	if !errors.As(err, &exit) || exit.code != exitUsage {
+		t.Errorf("error %v, want wrong usage that says what to set", err)
+	}
+}
