@@ -1,0 +1,205 @@
+package backend
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/shiplog-dev/shiplog/internal/criline"
+	"github.com/shiplog-dev/shiplog/internal/layout"
+	"github.com/shiplog-dev/shiplog/internal/record"
+)
+
+// TestStatusAtItsEdges holds the rules of docs/format.md where one state becomes another.
+func TestStatusAtItsEdges(t *testing.T) {
+	whole := lines(9)
+	third, sixth := lineEnd(whole, 3), lineEnd(whole, 6)
+	old := now.Add(-time.Hour)
+	one := record.Pod{PodName: "p", Containers: []record.Container{{Name: "step-a", Kind: record.Step, Captured: true}}}
+	skipped := record.Pod{PodName: "p", Containers: []record.Container{{Name: "step-a", Kind: record.Step, Skipped: "no-command"}}}
+	for _, c := range []struct {
+		name string
+		make func(t *testing.T, m memory)
+		want Status
+		why  string
+	}{
+		{"heard of just within the limit", func(t *testing.T, m memory) {
+			m.putLog(t, step, now.Add(-AliveWithin+1), whole, third)
+		}, Running, ""},
+		{"heard of at the limit", func(t *testing.T, m memory) {
+			m.putLog(t, step, now.Add(-AliveWithin), whole, third)
+		}, Partial, "the pod was last heard of at 2026-11-23T11:57:00Z"},
+		{"captured, without an object of its own", func(t *testing.T, m memory) { m.put(t, pod.PodKey(), now, one) }, Running, ""},
+		{"captured, without an object of its own, long ago", func(t *testing.T, m memory) {
+			m.put(t, pod.PodKey(), old, one)
+		}, Partial, "the pod was last heard of at 2026-11-23T11:00:00Z"},
+		{"went on behind its seal, and then died", func(t *testing.T, m memory) {
+			m.putLog(t, step, old, whole, third, sixth)
+			m.put(t, step.SealKey(), old, sealOf(whole[:third]))
+		}, Partial, "the pod was last heard of at 2026-11-23T11:00:00Z"},
+		{"a hole shows before the seal", func(t *testing.T, m memory) {
+			s, b := segmentOf(t, whole, third, sixth)
+			m.put(t, step.SegmentKey(s), now, b)
+		}, Damaged, fmt.Sprintf("%d archive bytes are missing at offset 0", third)},
+		{"a seal without any segment", func(t *testing.T, m memory) {
+			m.put(t, step.SealKey(), old, sealOf(whole))
+		}, Damaged, fmt.Sprintf("the last %d archive bytes are missing", len(whole))},
+		{"empty, with the exit code", func(t *testing.T, m memory) {
+			m.put(t, step.SealKey(), old, record.Seal{End: record.EndExited, Exit: &record.Exit{Code: 137}})
+		}, Verified, "printed nothing, exit code 137"},
+		{"said to be not captured, and yet there", func(t *testing.T, m memory) {
+			m.put(t, pod.PodKey(), old, skipped)
+			m.putLog(t, step, old, whole, len(whole))
+			m.put(t, step.SealKey(), old, sealOf(whole))
+		}, Verified, "no-command"},
+		{"no pod.json", func(t *testing.T, m memory) {
+			delete(m, pod.PodKey())
+			m.putLog(t, step, old, whole, len(whole))
+			m.put(t, step.SealKey(), old, sealOf(whole))
+		}, Verified, ""},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			m := memory{}
+			m.put(t, pod.PodKey(), old, one)
+			c.make(t, m)
+			got := onlyContainer(t, m)
+			if got.Status != c.want || got.Why != c.why {
+				t.Errorf("status %q (%s), want %q (%s)", got.Status, got.Why, c.want, c.why)
+			}
+		})
+	}
+}
+
+// TestTreeOrder expects the pipeline's order of tasks, pods oldest first, the pod's order of containers, and nothing of what is not asked for.
+func TestTreeOrder(t *testing.T) {
+	m := memory{}
+	m.put(t, run.RunKey(), now, record.Run{Kind: layout.PipelineRun, Name: "run", Tasks: []string{"fetch", "build", "clean"}})
+	put := func(taskRun, task, uid string, created time.Time) {
+		p := layout.Pod{Run: run, TaskRun: taskRun, PodUID: uid}
+		m.put(t, p.PodKey(), now, record.Pod{PodName: taskRun + "-pod", TaskRun: taskRun, PipelineTask: task, Created: created, Containers: []record.Container{
+			{Name: "prepare", Kind: record.Init, Captured: true}, {Name: "step-b", Kind: record.Step, Captured: true}, {Name: "step-a", Kind: record.Step, Captured: true},
+		}})
+		for _, name := range []string{"step-a", "step-b", "unknown"} {
+			m.put(t, layout.Container{Pod: p, Container: name}.SealKey(), now, record.Seal{End: record.EndKilled})
+		}
+		m.put(t, p.Prefix()+"later.json", now, []byte("of a later version"))
+	}
+	put("run-clean", "clean", "u1", now)
+	put("run-custom", "unlisted", "u2", now)
+	put("run-build", "build", "u0-retry", now.Add(time.Minute))
+	put("run-build", "build", "u9-first", now)
+	put("run-fetch", "fetch", "u4", now.Add(time.Hour))
+
+	for _, c := range []struct {
+		name   string
+		target Target
+		want   []string
+	}{
+		{"run", Target{Run: run}, []string{"fetch/u4", "build/u9-first", "build/u0-retry", "clean/u1", "unlisted/u2"}},
+		{"TaskRun", Target{Run: run, TaskRun: "run-build"}, []string{"build/u9-first", "build/u0-retry"}},
+		{"pod", Target{Run: run, TaskRun: "run-build", PodUID: "u0-retry"}, []string{"build/u0-retry"}},
+		{"a TaskRun that is not in it", Target{Run: run, TaskRun: "none"}, nil},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			tree, err := archive(m).Tree(t.Context(), c.target)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var got []string
+			for _, tr := range tree.TaskRuns {
+				for _, p := range tr.Pods {
+					got = append(got, tr.Label()+"/"+p.Key.PodUID)
+					var names []string
+					for _, c := range p.Containers {
+						names = append(names, c.Name)
+					}
+					if want := []string{"prepare", "step-b", "step-a", "unknown"}; !slices.Equal(names, want) {
+						t.Errorf("containers %v, want %v", names, want)
+					}
+				}
+			}
+			if !slices.Equal(got, c.want) {
+				t.Errorf("got %v, want %v", got, c.want)
+			}
+		})
+	}
+	if _, err := archive(m).Tree(t.Context(), Target{Run: layout.Run{Namespace: "ns", Name: "run", UID: "none"}}); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a run without objects: %v, want fs.ErrNotExist", err)
+	}
+}
+
+// failing is a store whose Get of one key fails.
+type failing struct {
+	memory
+	key string
+	err error
+}
+
+func (f failing) Get(ctx context.Context, key string) (io.ReadCloser, error) {
+	if key == f.key {
+		return nil, f.err
+	}
+	return f.memory.Get(ctx, key)
+}
+
+// TestStoreError expects that an error of the store ends a log with that error, and is no gap: the bytes may be there.
+func TestStoreError(t *testing.T) {
+	whole := lines(9)
+	third, sixth := lineEnd(whole, 3), lineEnd(whole, 6)
+	m := memory{}
+	m.putLog(t, step, now, whole, third, sixth, len(whole))
+	m.put(t, step.SealKey(), now, sealOf(whole))
+	middle, _ := segmentOf(t, whole, third, sixth)
+	down := errors.New("the store is down")
+	a := &Archive{store: failing{m, step.SegmentKey(middle), down}, now: func() time.Time { return now }}
+	var got []byte
+	var last error
+	for l, err := range a.Lines(t.Context(), onlyContainer(t, m), LogOptions{}) {
+		if last = err; err == nil {
+			got = criline.Append(got, l.Time, l.Stream, l.Full, l.Text)
+		}
+	}
+	if !errors.Is(last, down) || string(got) != string(whole[:third]) {
+		t.Errorf("the log is %q and ends with %v, want %q and %v", got, last, whole[:third], down)
+	}
+
+	a.store = failing{m, step.SealKey(), down}
+	if _, err := a.Tree(t.Context(), Target{Run: run}); !errors.Is(err, down) {
+		t.Errorf("tree: %v, want %v", err, down)
+	}
+	a.store = failing{m, layout.UIDIndexKey("ns", "run"), down}
+	if _, err := a.Find(t.Context(), "ns", "run"); !errors.Is(err, down) {
+		t.Errorf("find: %v, want %v", err, down)
+	}
+}
+
+// TestMissingMarker expects a reader's gap to say what it is, at its place.
+func TestMissingMarker(t *testing.T) {
+	whole := lines(9)
+	third, sixth := lineEnd(whole, 3), lineEnd(whole, 6)
+	middle, _ := segmentOf(t, whole, third, sixth)
+	m := memory{}
+	m.putLog(t, step, now, whole, third, sixth, len(whole))
+	delete(m, step.SegmentKey(middle))
+	n := 0
+	for l, err := range archive(m).Lines(t.Context(), onlyContainer(t, m), LogOptions{}) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if n++; n != 4 {
+			continue
+		}
+		mark, err := criline.ParseMarker(l.Text)
+		if l.Stream != criline.Markers || err != nil || mark.Kind != criline.Gap || mark.Reason != ReasonMissing || !mark.Unknown || mark.Stdout == 0 {
+			t.Errorf("behind the third line is %s %q (%v), want a gap with the reason %q", l.Stream, l.Text, err, ReasonMissing)
+		}
+	}
+	if n != 7 {
+		t.Errorf("%d lines, want 3, a gap, and 3", n)
+	}
+}
