@@ -55,10 +55,19 @@ func readRecord[T record.Run | record.Pod | record.Alive | record.Pointer | reco
 	}
 	v, err := record.Decode[T](b)
 	if err != nil {
-		return zero, fmt.Errorf("read %s: %w", key, err)
+		return zero, &recordError{key, err}
 	}
 	return v, nil
 }
+
+// recordError says that an object is there and is not what its name says. Whoever can write under a pod's prefix can cause it, so it must not keep anybody from reading the rest.
+type recordError struct {
+	key string
+	err error
+}
+
+func (e *recordError) Error() string { return fmt.Sprintf("%s cannot be read: %v", e.key, e.err) }
+func (e *recordError) Unwrap() error { return e.err }
 
 // Runs yields a namespace's runs, newest first, at most limit of them (0: all). With after, only those that come behind it in this order. It costs one LIST for each 1000
 // runs.

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"iter"
-	"slices"
 
 	"github.com/shiplog-dev/shiplog/internal/criline"
 	"github.com/shiplog-dev/shiplog/internal/layout"
@@ -30,7 +29,8 @@ func (e *DigestError) Error() string {
 
 // LogOptions choose what of a log is read.
 type LogOptions struct {
-	Tail int64 // if positive, only the last lines
+	// Tail, if positive, leaves only so many of the last ended lines, and what is behind them.
+	Tail int64
 }
 
 // Lines yields a container's lines in the order of the archive, and gaps as lines of the stream "marker" where they are. It reads one segment at a time: memory does not depend on the
@@ -40,29 +40,30 @@ type LogOptions struct {
 // error is the store's, and ends the log.
 func (a *Archive) Lines(ctx context.Context, c Container, o LogOptions) iter.Seq2[criline.Line, error] {
 	return func(yield func(criline.Line, error) bool) {
-		segments, skip := c.Segments, int64(0)
+		first, skip := 0, int64(0)
 		if o.Tail > 0 {
-			segments, skip = tail(c.Segments, o.Tail)
+			first, skip = tail(c.Segments, o.Tail)
 		}
-		whole := len(segments) == len(c.Segments)
+		whole := first == 0
 		digest := sha256.New()
-		end := int64(0)
-		if len(segments) > 0 && !whole {
-			end = segments[0].Offset
+		var end, printed int64 // where the last segment ended, in archive and in printed bytes
+		if first > 0 {
+			s := c.Segments[first-1]
+			end, printed = s.End(), s.PrintedOffset+s.Printed
 		}
-		for _, s := range segments {
+		for _, s := range c.Segments[first:] {
 			if s.Offset > end {
 				whole = false
-				if !yield(missing(s, s.Offset-end, errors.New("no object"))) {
+				if !yield(missing(s, s.PrintedOffset-printed, errors.New("no object"))) {
 					return
 				}
 			}
-			line := s.Line
-			for raw, err := range a.segmentLines(ctx, c.Key, s, end-s.Offset) {
+			at, shown := s.Offset, int64(0)
+			for raw, err := range a.segmentLines(ctx, c.Key, s) {
 				var corrupt *segment.CorruptError
 				if errors.As(err, &corrupt) {
 					whole = false
-					if !yield(missing(s, s.Length, err)) {
+					if !yield(missing(s, s.Printed-shown, err)) {
 						return
 					}
 					break
@@ -71,8 +72,13 @@ func (a *Archive) Lines(ctx context.Context, c Container, o LogOptions) iter.Seq
 					yield(criline.Line{}, err)
 					return
 				}
-				digest.Write(raw)
+				at += int64(len(raw))
 				l, err := criline.Parse(raw[:len(raw)-1])
+				shown += l.Printed()
+				if at <= end {
+					continue // an earlier segment held it
+				}
+				digest.Write(raw)
 				if err != nil {
 					whole = false
 					if !yield(missing(s, int64(len(raw)), err)) {
@@ -80,15 +86,15 @@ func (a *Archive) Lines(ctx context.Context, c Container, o LogOptions) iter.Seq
 					}
 					continue
 				}
-				wanted := line >= skip || l.Stream == criline.Markers
+				wanted := skip <= 0
 				if l.Full && l.Stream != criline.Markers {
-					line++
+					skip--
 				}
 				if wanted && !yield(l, nil) {
 					return
 				}
 			}
-			end = s.End()
+			end, printed = s.End(), s.PrintedOffset+s.Printed
 		}
 		// A shipper that had lost its state, and went on, has no digest of the whole.
 		if c.Seal != nil && c.Seal.SHA256 != "" && whole && end == c.Seal.Bytes {
@@ -99,27 +105,28 @@ func (a *Archive) Lines(ctx context.Context, c Container, o LogOptions) iter.Seq
 	}
 }
 
-// tail returns the segments that hold the last n lines, and the number of the first of these.
-func tail(segments []layout.Segment, n int64) ([]layout.Segment, int64) {
-	if len(segments) == 0 {
-		return nil, 0
-	}
-	last := segments[len(segments)-1]
-	first := max(0, last.Line+last.Lines-n)
-	// Line numbers rise with the segments.
-	i, _ := slices.BinarySearchFunc(segments, first, func(s layout.Segment, first int64) int {
-		if s.Line+s.Lines <= first {
-			return -1
+// tail returns the index of the segment to begin with for the last n lines, and how many newlines to skip from there on. It begins one line early, which may have begun in the segment
+// before.
+func tail(segments []layout.Segment, n int64) (first int, skip int64) {
+	lines := int64(0)
+	for first = len(segments); first > 0 && lines <= n; {
+		first--
+		s := segments[first]
+		lines += s.Lines
+		if first > 0 {
+			// Lines that the segment before holds too count once. Line numbers begin anew only where a shipper had lost its state.
+			if before := segments[first-1]; s.Line >= before.Line {
+				lines -= max(0, before.Line+before.Lines-s.Line)
+			}
 		}
-		return 1
-	})
-	return segments[min(i, len(segments)-1):], first
+	}
+	return first, lines - n
 }
 
 // missing makes the marker of a gap in the archive itself.
 func missing(s layout.Segment, n int64, err error) (criline.Line, error) {
 	marked, encodeErr := criline.AppendMarker(nil, s.First, criline.Marker{
-		Kind: criline.Gap, Reason: ReasonMissing, Stdout: n, Unknown: true, Detail: err.Error(),
+		Kind: criline.Gap, Reason: ReasonMissing, Stdout: max(0, n), Unknown: true, Detail: err.Error(),
 	})
 	if encodeErr != nil {
 		return criline.Line{}, encodeErr
@@ -127,8 +134,8 @@ func missing(s layout.Segment, n int64, err error) (criline.Line, error) {
 	return criline.Parse(marked[:len(marked)-1])
 }
 
-// segmentLines yields the lines of one segment with their newlines, without the first skip archive bytes, which an earlier segment held.
-func (a *Archive) segmentLines(ctx context.Context, c layout.Container, s layout.Segment, skip int64) iter.Seq2[[]byte, error] {
+// segmentLines yields the lines of one segment with their newlines.
+func (a *Archive) segmentLines(ctx context.Context, c layout.Container, s layout.Segment) iter.Seq2[[]byte, error] {
 	return func(yield func([]byte, error) bool) {
 		object, err := a.store.Get(ctx, c.SegmentKey(s))
 		if err != nil {
@@ -142,12 +149,6 @@ func (a *Archive) segmentLines(ctx context.Context, c layout.Container, s layout
 			return
 		}
 		defer r.Close()
-		if skip > 0 {
-			if _, err := io.CopyN(io.Discard, r, skip); err != nil {
-				yield(nil, err)
-				return
-			}
-		}
 		lines := bufio.NewReaderSize(r, criline.MaxLen)
 		for {
 			raw, err := lines.ReadSlice('\n')

@@ -75,7 +75,9 @@ type Container struct {
 	Lines    int64                `json:"lines"`
 	LastSeen time.Time            `json:"lastSeen,omitzero"` // time of the last line
 	Seal     *record.Seal         `json:"seal,omitempty"`
-	Segments []layout.Segment     `json:"-"` // without overlaps, in order
+	Segments []layout.Segment     `json:"-"` // without those that others cover, in order
+
+	badSeal string // why there is a seal and it is not in Seal
 }
 
 // Label is what a person calls the container: a step without its prefix.
@@ -158,13 +160,13 @@ func (a *Archive) Tree(ctx context.Context, target Target) (*Tree, error) {
 		if err == nil {
 			tree.Record = &r
 		}
-		return ignoreNotExist(err)
+		return ignoreAbsent(err)
 	})
 	for key, p := range pods {
 		group.Go(func() error {
 			if records[key] {
 				r, err := readRecord[record.Pod](ctx, a.store, key.PodKey())
-				if ignoreNotExist(err) != nil {
+				if ignoreAbsent(err) != nil {
 					return err
 				}
 				if err == nil {
@@ -176,11 +178,15 @@ func (a *Archive) Tree(ctx context.Context, target Target) (*Tree, error) {
 				c := &p.Containers[i]
 				if sealed[c.Key] {
 					s, err := readRecord[record.Seal](ctx, a.store, c.Key.SealKey())
-					if ignoreNotExist(err) != nil {
+					if ignoreAbsent(err) != nil {
 						return err
 					}
 					if err == nil {
 						c.Seal = &s
+					}
+					var bad *recordError
+					if errors.As(err, &bad) {
+						c.badSeal = bad.Error()
 					}
 				}
 				c.judge(p, a.now())
@@ -195,8 +201,10 @@ func (a *Archive) Tree(ctx context.Context, target Target) (*Tree, error) {
 	return tree, nil
 }
 
-func ignoreNotExist(err error) error {
-	if errors.Is(err, fs.ErrNotExist) {
+// ignoreAbsent leaves errors of the store: a record that is not there, or that is not one, leaves out what it would have said.
+func ignoreAbsent(err error) error {
+	var bad *recordError
+	if errors.Is(err, fs.ErrNotExist) || errors.As(err, &bad) {
 		return nil
 	}
 	return err
@@ -230,9 +238,10 @@ func (p *Pod) order() {
 
 // judge finds the container's status from its segments and its seal.
 func (c *Container) judge(p *Pod, now time.Time) {
-	if c.Status == NotCaptured && len(c.Segments) == 0 && c.Seal == nil {
+	if c.Status == NotCaptured && len(c.Segments) == 0 && c.Seal == nil && c.badSeal == "" {
 		return
 	}
+	c.Why = ""
 	segments, hole := contiguous(c.Segments)
 	c.Segments = segments
 	for _, s := range segments {
@@ -248,6 +257,8 @@ func (c *Container) judge(p *Pod, now time.Time) {
 	switch {
 	case hole != "":
 		c.Status, c.Why = Damaged, hole
+	case c.badSeal != "":
+		c.Status, c.Why = Damaged, c.badSeal
 	case c.Seal != nil && end < c.Seal.Bytes:
 		c.Status, c.Why = Damaged, fmt.Sprintf("the last %d archive bytes are missing", c.Seal.Bytes-end)
 	case c.Seal != nil && end == c.Seal.Bytes:

@@ -21,7 +21,6 @@ func TestStatusAtItsEdges(t *testing.T) {
 	third, sixth := lineEnd(whole, 3), lineEnd(whole, 6)
 	old := now.Add(-time.Hour)
 	one := record.Pod{PodName: "p", Containers: []record.Container{{Name: "step-a", Kind: record.Step, Captured: true}}}
-	skipped := record.Pod{PodName: "p", Containers: []record.Container{{Name: "step-a", Kind: record.Step, Skipped: "no-command"}}}
 	for _, c := range []struct {
 		name string
 		make func(t *testing.T, m memory)
@@ -52,11 +51,6 @@ func TestStatusAtItsEdges(t *testing.T) {
 		{"empty, with the exit code", func(t *testing.T, m memory) {
 			m.put(t, step.SealKey(), old, record.Seal{End: record.EndExited, Exit: &record.Exit{Code: 137}})
 		}, Verified, "printed nothing, exit code 137"},
-		{"said to be not captured, and yet there", func(t *testing.T, m memory) {
-			m.put(t, pod.PodKey(), old, skipped)
-			m.putLog(t, step, old, whole, len(whole))
-			m.put(t, step.SealKey(), old, sealOf(whole))
-		}, Verified, "no-command"},
 		{"no pod.json", func(t *testing.T, m memory) {
 			delete(m, pod.PodKey())
 			m.putLog(t, step, old, whole, len(whole))

@@ -61,9 +61,17 @@ func put(t *testing.T, store *objectstore.Store, l logText) {
 	if l.sealed {
 		putRecord(t, store, l.container.SealKey(), record.Seal{
 			Bytes: int64(len(l.lines)), SHA256: fmt.Sprintf("%x", sha256.Sum256(l.lines)), GapCount: int64(len(tally.Gaps)),
-			End: record.EndExited, Exit: &record.Exit{Code: 0}, Segments: 1,
+			End: record.EndExited, Exit: &record.Exit{Code: 0}, Segments: 1, Gaps: tally.Gaps, Lost: lostIn(tally.Gaps),
 		})
 	}
+}
+
+func lostIn(gaps []criline.Marker) (lost record.Printed) {
+	for _, g := range gaps {
+		lost.Stdout += g.Stdout
+		lost.Stderr += g.Stderr
+	}
+	return lost
 }
 
 func putObject(t *testing.T, store *objectstore.Store, key string, body []byte) {
