@@ -34,7 +34,9 @@ else
   export KUBECONFIG REGISTRY
   KUBECTL=${KUBECTL:-$(command -v kubectl || go run ./tests/cluster binary kubectl)}
   export KUBECTL
+  [ -f "$KUBECONFIG" ] || fail "there is no file $KUBECONFIG"
   say "your cluster: $("$KUBECTL" config current-context)"
+  "$KUBECTL" get --raw /version >/dev/null || fail "the cluster of $KUBECONFIG does not answer"
   "$KUBECTL" get crd pipelineruns.tekton.dev >/dev/null || fail 'Tekton Pipelines is not installed: https://tekton.dev/docs/installation/pipelines/'
   "$KUBECTL" get crd certificates.cert-manager.io >/dev/null || fail 'cert-manager is not installed: https://cert-manager.io/docs/installation/'
 fi
