@@ -19,8 +19,6 @@ STATIC  := CGO_ENABLED=0 GOOS=linux GOARCH=$(ARCH) $(GO) build -trimpath -ldflag
 help: ## List the targets.
 	@awk 'BEGIN {FS = ":.*## "} /^[a-zA-Z0-9_-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-##@ Use
-
 .PHONY: demo
 demo: ## Show the whole journey on a real cluster: the local one, or KUBECONFIG=… REGISTRY=… for yours.
 	@KUBECONFIG='$(KUBECONFIG)' REGISTRY='$(REGISTRY)' tests/demo/demo.sh
@@ -46,8 +44,6 @@ release: ## Write bin/shiplog.yaml, everything to install with the images of REG
 	@manifests/render.sh '$(or $(OVERLAY),base)' '$(REGISTRY)' '$(VERSION)' > bin/shiplog.yaml
 	@echo 'wrote bin/shiplog.yaml'
 
-##@ Test
-
 .PHONY: test
 test: ## Everything: static checks, unit, integration against real S3 servers, end to end on the local cluster.
 	@tests/run.sh all
@@ -67,8 +63,6 @@ fuzz: ## Each fuzz test for FUZZTIME (30s).
 .PHONY: bench
 bench: ## Measure on the local cluster and write docs/benchmarks.md.
 	@$(GO) run ./tests/bench
-
-##@ Local cluster
 
 .PHONY: cluster-up
 cluster-up: ## Build (first time: many minutes) and start the local cluster.

@@ -231,18 +231,25 @@ func TestStatus(t *testing.T) {
 	}
 }
 
+// overlapping stores a log of 40 lines in segments that overlap at random.
+func overlapping(t *testing.T, whole []byte, seed uint64) memory {
+	t.Helper()
+	r := rand.New(rand.NewPCG(seed, 0))
+	m := memory{}
+	for end := 0; end < 40; {
+		from := end - r.IntN(min(end, 5)+1)
+		end = min(40, end+1+r.IntN(8))
+		s, b := segmentOf(t, whole, lineEnd(whole, from), lineEnd(whole, end))
+		m.put(t, step.SegmentKey(s), now, b)
+	}
+	return m
+}
+
 // TestOverlap cuts one log into segments that overlap at random, and expects exactly its bytes.
 func TestOverlap(t *testing.T) {
 	whole := lines(40)
 	for seed := range uint64(50) {
-		r := rand.New(rand.NewPCG(seed, 0))
-		m := memory{}
-		for end := 0; end < 40; {
-			from := end - r.IntN(min(end, 5)+1)
-			end = min(40, end+1+r.IntN(8))
-			s, b := segmentOf(t, whole, lineEnd(whole, from), lineEnd(whole, end))
-			m.put(t, step.SegmentKey(s), now, b)
-		}
+		m := overlapping(t, whole, seed)
 		m.put(t, step.SealKey(), now, sealOf(whole))
 		c := onlyContainer(t, m)
 		if c.Status != Verified {

@@ -2,7 +2,6 @@ package backend
 
 import (
 	"bytes"
-	"math/rand/v2"
 	"testing"
 
 	"github.com/shiplog-dev/shiplog/internal/criline"
@@ -13,14 +12,7 @@ import (
 func TestTailOverlap(t *testing.T) {
 	whole := lines(40)
 	for seed := range uint64(50) {
-		r := rand.New(rand.NewPCG(seed, 0))
-		m := memory{}
-		for end := 0; end < 40; {
-			from := end - r.IntN(min(end, 5)+1)
-			end = min(40, end+1+r.IntN(8))
-			s, b := segmentOf(t, whole, lineEnd(whole, from), lineEnd(whole, end))
-			m.put(t, step.SegmentKey(s), now, b)
-		}
+		m := overlapping(t, whole, seed)
 		c := onlyContainer(t, m)
 		for n := range 41 {
 			if n == 0 {

@@ -21,10 +21,10 @@ type selection struct {
 	tail                  int64
 }
 
-func logs(ctx context.Context, args []string, out *bufio.Writer, stderr io.Writer, getenv func(string) string) error {
+func logs(ctx context.Context, args []string, out *bufio.Writer, stderr io.Writer) error {
 	var s settings
 	var sel selection
-	f := newFlags("logs", &s, getenv)
+	f := newFlags("logs", &s)
 	f.StringVar(&sel.task, "task", "", "")
 	f.StringVar(&sel.step, "step", "", "")
 	f.StringVar(&sel.container, "container", "", "")
@@ -44,7 +44,7 @@ func logs(ctx context.Context, args []string, out *bufio.Writer, stderr io.Write
 	case sel.raw && sel.timestamps:
 		return usageError("logs: --raw prints what was printed, which has no timestamps")
 	}
-	archive, _, err := s.open(ctx, getenv)
+	archive, _, err := s.open(ctx)
 	if err != nil {
 		return err
 	}

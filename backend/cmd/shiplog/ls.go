@@ -13,9 +13,9 @@ import (
 	"github.com/shiplog-dev/shiplog/internal/layout"
 )
 
-func list(ctx context.Context, args []string, out io.Writer, getenv func(string) string) error {
+func list(ctx context.Context, args []string, out io.Writer) error {
 	var s settings
-	f := newFlags("ls", &s, getenv)
+	f := newFlags("ls", &s)
 	limit := f.Int("limit", 50, "")
 	f.StringVar(&s.output, "o", "", "")
 	rest, err := parse(f, args)
@@ -30,7 +30,7 @@ func list(ctx context.Context, args []string, out io.Writer, getenv func(string)
 	case *limit < 0:
 		return usageError("ls: --limit %d is negative", *limit)
 	}
-	archive, _, err := s.open(ctx, getenv)
+	archive, _, err := s.open(ctx)
 	if err != nil {
 		return err
 	}

@@ -68,7 +68,7 @@ func main() {
 	// A reader that has seen enough, as head has, ends us quietly: the write fails with EPIPE.
 	signal.Ignore(syscall.SIGPIPE)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr, os.Getenv)
+	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
 	stop()
 	var exit *exitError
 	switch {
@@ -92,10 +92,10 @@ type settings struct {
 	output    string
 }
 
-func newFlags(name string, s *settings, getenv func(string) string) *flag.FlagSet {
+func newFlags(name string, s *settings) *flag.FlagSet {
 	f := flag.NewFlagSet(name, flag.ContinueOnError)
 	f.SetOutput(io.Discard)
-	namespace := getenv("SHIPLOG_NAMESPACE")
+	namespace := os.Getenv("SHIPLOG_NAMESPACE")
 	if namespace == "" {
 		namespace = "default"
 	}
@@ -126,7 +126,7 @@ func parse(f *flag.FlagSet, args []string) ([]string, error) {
 }
 
 // run is the program without its process.
-func run(ctx context.Context, args []string, stdout, stderr io.Writer, getenv func(string) string) error {
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if len(args) == 0 {
 		fmt.Fprint(stderr, usage)
 		return &exitError{code: exitUsage}
@@ -135,11 +135,11 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer, getenv fu
 	var err error
 	switch args[0] {
 	case "ls":
-		err = list(ctx, args[1:], out, getenv)
+		err = list(ctx, args[1:], out)
 	case "logs":
-		err = logs(ctx, args[1:], out, stderr, getenv)
+		err = logs(ctx, args[1:], out, stderr)
 	case "prefix":
-		err = prefix(ctx, args[1:], out, getenv)
+		err = prefix(ctx, args[1:], out)
 	case "help", "-h", "-help", "--help":
 		_, err = io.WriteString(out, usage)
 	default:
@@ -156,8 +156,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer, getenv fu
 }
 
 // config is where the archive is: what the environment says, and over it the flags.
-func (s settings) config(getenv func(string) string) (objectstore.Config, error) {
-	if s.s3URL == "" && getenv(objectstore.EnvBucket) == "" {
+func (s settings) config() (objectstore.Config, error) {
+	if s.s3URL == "" && os.Getenv(objectstore.EnvBucket) == "" {
 		return objectstore.Config{}, usageError("where is the archive? Set %s (and %s for a store other than AWS), or use --s3-url s3://BUCKET/PREFIX",
 			objectstore.EnvBucket, objectstore.EnvEndpoint)
 	}
@@ -179,8 +179,8 @@ func (s settings) config(getenv func(string) string) (objectstore.Config, error)
 }
 
 // open connects to the archive.
-func (s settings) open(ctx context.Context, getenv func(string) string) (*backend.Archive, objectstore.Config, error) {
-	config, err := s.config(getenv)
+func (s settings) open(ctx context.Context) (*backend.Archive, objectstore.Config, error) {
+	config, err := s.config()
 	if err != nil {
 		return nil, config, err
 	}
@@ -201,9 +201,9 @@ func find(ctx context.Context, archive *backend.Archive, namespace, ref string) 
 	return target, err
 }
 
-func prefix(ctx context.Context, args []string, out io.Writer, getenv func(string) string) error {
+func prefix(ctx context.Context, args []string, out io.Writer) error {
 	var s settings
-	f := newFlags("prefix", &s, getenv)
+	f := newFlags("prefix", &s)
 	rest, err := parse(f, args)
 	if err != nil {
 		return err
@@ -211,7 +211,7 @@ func prefix(ctx context.Context, args []string, out io.Writer, getenv func(strin
 	if len(rest) != 1 {
 		return usageError("prefix: name one run")
 	}
-	archive, config, err := s.open(ctx, getenv)
+	archive, config, err := s.open(ctx)
 	if err != nil {
 		return err
 	}

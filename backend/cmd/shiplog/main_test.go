@@ -174,7 +174,7 @@ func TestCommands(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			var stdout, stderr bytes.Buffer
-			err := run(t.Context(), c.args, &stdout, &stderr, os.Getenv)
+			err := run(t.Context(), c.args, &stdout, &stderr)
 			code := 0
 			var exit *exitError
 			switch {
@@ -221,7 +221,7 @@ func golden(t *testing.T, name, got string) {
 func TestWhereIsTheArchive(t *testing.T) {
 	t.Setenv(objectstore.EnvBucket, "")
 	var out bytes.Buffer
-	err := run(t.Context(), []string{"ls"}, &out, &out, os.Getenv)
+	err := run(t.Context(), []string{"ls"}, &out, &out)
 	var exit *exitError
 	if !errors.As(err, &exit) || exit.code != exitUsage {
 		t.Errorf("error %v, want wrong usage that says what to set", err)
