@@ -35,10 +35,11 @@ import (
 
 // env is what the tests share: the cluster, and the CLI as a user has it.
 var env struct {
-	client  client.Client
-	cli     string // path of the shiplog binary
-	kubectl string
-	vars    []string // the variables of "cluster env"
+	client     client.Client
+	cli        string // path of the shiplog binary
+	kubectl    string
+	kubeconfig string
+	vars       []string // the variables of "cluster env"
 }
 
 // The namespaces: with shiplog and without, each open and with Pod Security "restricted".
@@ -78,7 +79,7 @@ func setUp(ctx context.Context) error {
 		name, value, _ := strings.Cut(v, "=")
 		vars[name] = strings.Trim(value, "'\"")
 	}
-	env.kubectl = vars["KUBECTL"]
+	env.kubectl, env.kubeconfig = vars["KUBECTL"], vars["KUBECONFIG"]
 	env.cli = filepath.Join(root, "bin", "shiplog")
 
 	deploy := []string{"REGISTRY=localhost:5000/shiplog", "PUSH_REGISTRY=" + vars["SHIPLOG_REGISTRY"] + "/shiplog"}

@@ -18,6 +18,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/yaml"
+
+	"github.com/shiplog-dev/shiplog/internal/contract"
 )
 
 // Where a case runs.
@@ -47,7 +49,7 @@ type stepCase struct {
 	want map[string]printed
 	// hashed are the containers that say what they print in a result of their name: "<bytes> <sha256>".
 	hashed []string
-	// podGone: Tekton deletes the pod (cancel, timeout), so there is nothing of the kubelet's to compare with.
+	// podGone: Tekton deletes the pod (cancel, timeout), so what the kubelet has of its init containers is read while the pod lives.
 	podGone bool
 	timeout time.Duration // 2 minutes if zero
 }
@@ -125,18 +127,18 @@ taskSpec:
   steps: [{name: s, image: busybox, script: "echo before; kill -9 $$; echo after"}]`,
 		},
 		{
-			name: "timed-out", place: open, podGone: true, want: map[string]printed{},
+			name: "timed-out", place: open, podGone: true, want: map[string]printed{"step-s": text("started\nstopping\n")},
 			spec: `
 timeout: 20s
 taskSpec:
-  steps: [{name: s, image: busybox, script: "echo started; sleep 1000"}]`,
+  steps: [{name: s, image: busybox, script: "trap 'echo stopping; exit 1' TERM; echo started; sleep 1000 & wait"}]`,
 		},
 		{
-			name: "cancelled", place: open, podGone: true, want: map[string]printed{},
+			name: "cancelled", place: open, podGone: true, want: map[string]printed{"step-s": text("started\nstopping\n")},
 			change: func(tr *tekton.TaskRun) { tr.Spec.Status = tekton.TaskRunSpecStatusCancelled },
 			spec: `
 taskSpec:
-  steps: [{name: s, image: busybox, script: "echo started; sleep 1000"}]`,
+  steps: [{name: s, image: busybox, script: "trap 'echo stopping; exit 1' TERM; echo started; sleep 1000 & wait"}]`,
 		},
 		{
 			// Once the steps are done Tekton swaps the sidecar's image, and the kubelet's copy is that of what starts then.
@@ -227,8 +229,8 @@ func TestSteps(t *testing.T) {
 			if c.timeout == 0 {
 				c.timeout = 2 * time.Minute
 			}
-			off := runCase(t, c, c.place.off, spec)
-			on := runCase(t, c, c.place.on, spec)
+			off, _ := runCase(t, c, c.place.off, spec)
+			on, logs := runCase(t, c, c.place.on, spec)
 			t.Logf("without shiplog %s, with shiplog %s from creation to completion", took(off), took(on))
 
 			if diff := cmp.Diff(outcome(off), outcome(on)); diff != "" {
@@ -238,16 +240,28 @@ func TestSteps(t *testing.T) {
 				podEnded(t, on)
 			}
 			sealed(t, on.Namespace, on.Name)
-			checkArchive(t, c, on)
+			checkArchive(t, c, on, logs)
 		})
 	}
 }
 
-func runCase(t *testing.T, c stepCase, namespace string, spec tekton.TaskRunSpec) *tekton.TaskRun {
+// runCase runs a case to its end. Of a pod that Tekton deletes it returns what the kubelet had of each init container.
+func runCase(t *testing.T, c stepCase, namespace string, spec tekton.TaskRunSpec) (*tekton.TaskRun, map[string]string) {
 	t.Helper()
 	tr := newTaskRun(t, namespace, c.name, spec, nil)
+	logs := map[string]string{}
+	if c.podGone {
+		for _, container := range waitForStep(t, tr).Spec.InitContainers {
+			if container.Name == contract.ShipperContainer {
+				continue
+			}
+			var err error
+			if logs[container.Name], err = command(t.Context(), "", nil, env.kubectl, "-n", namespace, "logs", tr.Name+"-pod", "-c", container.Name); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
 	if c.change != nil {
-		waitForStep(t, tr)
 		var live tekton.TaskRun
 		if err := env.client.Get(t.Context(), client.ObjectKeyFromObject(tr), &live); err != nil {
 			t.Fatal(err)
@@ -258,7 +272,7 @@ func runCase(t *testing.T, c stepCase, namespace string, spec tekton.TaskRunSpec
 			t.Fatal(err)
 		}
 	}
-	return finish(t, tr, c.timeout)
+	return finish(t, tr, c.timeout), logs
 }
 
 // podEnded waits until every container of the pod has ended: a TaskRun is done before its sidecars are.
@@ -280,10 +294,11 @@ func took(tr *tekton.TaskRun) time.Duration {
 
 // result is what a TaskRun reports, without names, times and image digests.
 type result struct {
-	Status, Reason string
-	Steps          []stepResult
-	Results        []string
-	Sidecars       int
+	Status, Reason, Message string
+	Steps                   []stepResult
+	Results                 []string
+	Sidecars                int
+	Retries                 []result
 }
 
 type stepResult struct {
@@ -294,18 +309,26 @@ type stepResult struct {
 }
 
 func outcome(tr *tekton.TaskRun) result {
-	var r result
-	if c := tr.Status.GetCondition("Succeeded"); c != nil {
-		r.Status, r.Reason = string(c.Status), c.Reason
+	r := outcomeOf(&tr.Status)
+	for _, try := range tr.Status.RetriesStatus {
+		r.Retries = append(r.Retries, outcomeOf(&try))
 	}
-	for _, s := range tr.Status.Steps {
+	return r
+}
+
+func outcomeOf(status *tekton.TaskRunStatus) result {
+	var r result
+	if c := status.GetCondition("Succeeded"); c != nil {
+		r.Status, r.Reason, r.Message = string(c.Status), c.Reason, c.Message
+	}
+	for _, s := range status.Steps {
 		step := stepResult{Name: s.Name, TerminationReason: s.TerminationReason}
 		if s.Terminated != nil {
 			step.ExitCode, step.Reason = s.Terminated.ExitCode, s.Terminated.Reason
 		}
 		r.Steps = append(r.Steps, step)
 	}
-	for _, x := range tr.Status.Results {
+	for _, x := range status.Results {
 		b, err := x.Value.MarshalJSON()
 		if err != nil {
 			b = []byte(err.Error())
@@ -313,12 +336,12 @@ func outcome(tr *tekton.TaskRun) result {
 		r.Results = append(r.Results, x.Name+"="+string(b))
 	}
 	slices.Sort(r.Results)
-	r.Sidecars = len(tr.Status.Sidecars)
+	r.Sidecars = len(status.Sidecars)
 	return r
 }
 
-// checkArchive compares the archive with what was printed.
-func checkArchive(t *testing.T, c stepCase, tr *tekton.TaskRun) {
+// checkArchive compares the archive with what was printed. Of a pod that is gone, logs is what the kubelet had of it.
+func checkArchive(t *testing.T, c stepCase, tr *tekton.TaskRun, logs map[string]string) {
 	t.Helper()
 	want := map[string]printed{}
 	for name, p := range c.want {
@@ -349,14 +372,8 @@ func checkArchive(t *testing.T, c stepCase, tr *tekton.TaskRun) {
 		}
 	}
 	if c.podGone {
-		// The pod is deleted: what is known is that the step had started and said so.
-		got, err := archivedText(t.Context(), tr.Namespace, tr.Name, "step-s")
-		if err != nil {
-			t.Error(err)
-		} else if !strings.HasPrefix(got, "started\n") {
-			t.Errorf("step-s: archived %q, which does not begin with what the step printed", got)
-		} else {
-			t.Logf("step-s: archived %q", got)
+		for name, kubelet := range logs {
+			sameLines(t, tr, name, kubelet)
 		}
 		return
 	}
@@ -369,23 +386,29 @@ func checkArchive(t *testing.T, c stepCase, tr *tekton.TaskRun) {
 			t.Errorf("%s is not captured: command %q", container.Name, container.Command)
 			continue
 		}
-		// The kubelet's copy of a short log is whole. The mutual order of stdout and stderr differs within it.
+		// The kubelet's copy of a short log is whole.
 		kubelet, err := command(t.Context(), "", nil, env.kubectl, "-n", pod.Namespace, "logs", pod.Name, "-c", container.Name)
 		if err != nil {
 			t.Error(err)
 			continue
 		}
-		got, err := archivedText(t.Context(), tr.Namespace, tr.Name, container.Name)
-		if err != nil {
-			t.Error(err)
-			continue
-		}
-		a, b := sortedLines(got), sortedLines(kubelet)
-		slices.Sort(a)
-		slices.Sort(b)
-		if diff := cmp.Diff(b, a); diff != "" {
-			t.Errorf("%s: the archive is not what the kubelet has (-kubelet +archive):\n%s", container.Name, diff)
-		}
+		sameLines(t, tr, container.Name, kubelet)
+	}
+}
+
+// sameLines compares one container's archive with the kubelet's copy. The mutual order of stdout and stderr differs within that.
+func sameLines(t *testing.T, tr *tekton.TaskRun, container, kubelet string) {
+	t.Helper()
+	got, err := archivedText(t.Context(), tr.Namespace, tr.Name, container)
+	if err != nil {
+		t.Error(err)
+		return
+	}
+	a, b := sortedLines(got), sortedLines(kubelet)
+	slices.Sort(a)
+	slices.Sort(b)
+	if diff := cmp.Diff(b, a); diff != "" {
+		t.Errorf("%s: the archive is not what the kubelet has (-kubelet +archive):\n%s", container, diff)
 	}
 }
 
