@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -31,12 +32,20 @@ type image struct {
 	texts      map[string]string // path in the image → content
 }
 
-// push assembles the image and pushes it to the local registry. It returns the reference with the digest, as pods pull it.
-func (img image) push(ctx context.Context, n node) (string, error) {
-	if err := os.MkdirAll(n.path("tmp"), 0o755); err != nil {
-		return "", fmt.Errorf("image %s: %w", img.ref, err)
-	}
-	layer, err := os.CreateTemp(n.path("tmp"), "layer-*.tar")
+// registry is where images go.
+type registry struct {
+	crane      string // path of the tool
+	push, pull string // its names for this machine and for pods, as "10.213.0.2:5000" and "localhost:5000"
+}
+
+// images is the cluster's own registry.
+func (n node) images() registry {
+	return registry{crane: n.bin("crane", "crane"), push: n.registry(), pull: "localhost:" + registryPort}
+}
+
+// push assembles the image and pushes it. It returns the reference with the digest, as pods pull it.
+func (img image) push(ctx context.Context, r registry) (string, error) {
+	layer, err := os.CreateTemp("", "layer-*.tar")
 	if err != nil {
 		return "", fmt.Errorf("image %s: %w", img.ref, err)
 	}
@@ -44,11 +53,10 @@ func (img image) push(ctx context.Context, n node) (string, error) {
 	if err := errors.Join(img.writeLayer(layer), layer.Close()); err != nil {
 		return "", fmt.Errorf("image %s: %w", img.ref, err)
 	}
-	crane := n.bin("crane", "crane")
-	target := n.registry() + "/" + img.ref
+	target := r.push + "/" + img.ref
 	run := func(args ...string) (string, error) {
 		var stdout, stderr bytes.Buffer
-		cmd := exec.CommandContext(ctx, crane, args...)
+		cmd := exec.CommandContext(ctx, r.crane, args...)
 		cmd.Stdout, cmd.Stderr = &stdout, &stderr
 		endWithCaller(cmd)
 		if err := cmd.Run(); err != nil {
@@ -59,14 +67,14 @@ func (img image) push(ctx context.Context, n node) (string, error) {
 	base := []string{"--oci-empty-base"}
 	if img.base != "" {
 		base = []string{"--base", img.base}
-		if rest, ok := strings.CutPrefix(img.base, "localhost:"+registryPort+"/"); ok { // pods' name for it, crane runs on the host
-			base[1] = n.registry() + "/" + rest
+		if rest, ok := strings.CutPrefix(img.base, r.pull+"/"); ok { // pods' name for it, crane runs on the host
+			base[1] = r.push + "/" + rest
 		}
 	}
-	if _, err := run(append([]string{"append", "--insecure", "--platform", "linux/amd64", "-f", layer.Name(), "-t", target}, base...)...); err != nil {
+	if _, err := run(append([]string{"append", "--insecure", "--platform", "linux/" + runtime.GOARCH, "-f", layer.Name(), "-t", target}, base...)...); err != nil {
 		return "", err
 	}
-	args := []string{"mutate", "--insecure", target, "--set-platform", "linux/amd64", "--env", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "-t", target}
+	args := []string{"mutate", "--insecure", target, "--set-platform", "linux/" + runtime.GOARCH, "--env", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "-t", target}
 	if len(img.entrypoint) > 0 {
 		args = append(args, "--entrypoint", strings.Join(img.entrypoint, ","))
 	}
@@ -81,7 +89,7 @@ func (img image) push(ctx context.Context, n node) (string, error) {
 	if !ok {
 		return "", fmt.Errorf("image %s: crane mutate printed no digest: %q", img.ref, out)
 	}
-	return "localhost:" + registryPort + "/" + img.ref + "@" + digest, nil
+	return r.pull + "/" + img.ref + "@" + digest, nil
 }
 
 // writeLayer writes the same bytes for the same content, so that an unchanged image keeps its digest.
@@ -164,9 +172,23 @@ func clusterImages(ctx context.Context, n node) ([]image, error) {
 		images = append(images, image{ref: ref, entrypoint: []string{"/pause"}, files: map[string]string{"pause": pause}})
 	}
 
+	busybox, err := busyboxImage(ctx)
+	if err != nil {
+		return nil, err
+	}
+	for _, ref := range []string{"busybox:latest", "library/busybox:latest"} { // the second for docker.io/library/busybox
+		busybox.ref = ref
+		images = append(images, busybox)
+	}
+	tekton, err := tektonImages(ctx, n.Bin["tekton"])
+	return append(images, tekton...), err
+}
+
+// busyboxImage is Debian's static busybox, under no name yet.
+func busyboxImage(ctx context.Context) (image, error) {
 	applets, err := exec.CommandContext(ctx, "/bin/busybox", "--list").Output()
 	if err != nil {
-		return nil, fmt.Errorf("image busybox: list applets: %w", err)
+		return image{}, fmt.Errorf("image busybox: list applets: %w", err)
 	}
 	links := map[string]string{}
 	for _, name := range strings.Fields(string(applets)) {
@@ -174,28 +196,33 @@ func clusterImages(ctx context.Context, n node) ([]image, error) {
 			links["bin/"+name] = "/bin/busybox"
 		}
 	}
-	busybox := image{
-		entrypoint: nil, files: map[string]string{"bin/busybox": "/bin/busybox"}, links: links,
+	return image{
+		files: map[string]string{"bin/busybox": "/bin/busybox"}, links: links,
 		texts: map[string]string{
 			"etc/passwd": "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n",
 			"etc/group":  "root:x:0:\nnobody:x:65534:\n",
 		},
+	}, nil
+}
+
+// nonroot is the user of images that must not be root, and say so: with set-security-context Tekton's own containers are such.
+const nonroot = "65532:65532"
+
+// tektonImages are those that Tekton's YAML names, made of the binaries in a folder.
+func tektonImages(ctx context.Context, bin string) ([]image, error) {
+	shell, err := busyboxImage(ctx)
+	if err != nil {
+		return nil, err
 	}
-	for _, ref := range []string{"busybox:latest", "library/busybox:latest"} { // the second for docker.io/library/busybox
-		busybox.ref = ref
-		images = append(images, busybox)
-	}
-	// With set-security-context Tekton's own containers must not be root, and its images say so.
-	const nonroot = "65532:65532"
-	busybox.ref, busybox.user = "tekton/shell:local", nonroot
-	images = append(images, busybox)
+	shell.ref, shell.user = "tekton/shell:local", nonroot
+	images := []image{shell}
 	for _, c := range components {
 		if c.name != "tekton" {
 			continue
 		}
 		for _, p := range c.packages {
 			name := path.Base(p)
-			files := map[string]string{"ko-app/" + name: n.bin("tekton", name)}
+			files := map[string]string{"ko-app/" + name: filepath.Join(bin, name)}
 			if name == "resolvers" { // Tekton's base image for it has git and tini; its command is tini
 				files["sbin/tini"] = "/usr/bin/tini-static"
 			}
@@ -206,11 +233,11 @@ func clusterImages(ctx context.Context, n node) ([]image, error) {
 }
 
 // pushAll pushes images side by side.
-func pushAll(ctx context.Context, n node, images []image) error {
+func pushAll(ctx context.Context, r registry, images []image) error {
 	var wg sync.WaitGroup
 	errs := make([]error, len(images))
 	for i, img := range images {
-		wg.Go(func() { _, errs[i] = img.push(ctx, n) })
+		wg.Go(func() { _, errs[i] = img.push(ctx, r) })
 	}
 	wg.Wait()
 	return errors.Join(errs...)

@@ -19,7 +19,11 @@ import (
 
 // kubectl runs kubectl against the cluster with an optional standard input.
 func (n node) kubectl(ctx context.Context, stdin string, args ...string) (string, error) {
-	cmd := exec.CommandContext(ctx, n.bin("kubernetes", "kubectl"), append([]string{"--kubeconfig", n.kubeconfig()}, args...)...)
+	return runKubectl(ctx, n.bin("kubernetes", "kubectl"), n.kubeconfig(), stdin, args...)
+}
+
+func runKubectl(ctx context.Context, binary, kubeconfig, stdin string, args ...string) (string, error) {
+	cmd := exec.CommandContext(ctx, binary, append([]string{"--kubeconfig", kubeconfig}, args...)...)
 	cmd.Stdin = strings.NewReader(stdin)
 	endWithCaller(cmd)
 	out, err := cmd.Output()
@@ -139,60 +143,89 @@ endpoints:
 
 // applyBase makes what does not need a node: DNS' address, cert-manager's and Tekton's objects.
 func applyBase(ctx context.Context, n node) error {
-	apply := func(text string) error {
-		_, err := n.kubectl(ctx, text, "apply", "--server-side", "--force-conflicts", "-f", "-")
-		return err
-	}
-	certManager, err := moduleDir(ctx, "certmanager", "github.com/cert-manager/cert-manager")
+	certManager, err := certManagerCRDs(ctx)
 	if err != nil {
 		return err
 	}
-	crds, err := readAll(filepath.Join(certManager, "deploy", "crds", "*.yaml"))
+	tekton, err := tektonYAML(ctx, n.images())
 	if err != nil {
 		return err
 	}
-	tekton, err := moduleDir(ctx, "tekton", "github.com/tektoncd/pipeline")
-	if err != nil {
-		return err
+	for i, text := range tekton {
+		if tekton[i], err = testedTekton(text); err != nil {
+			return err
+		}
 	}
-	config := filepath.Join(tekton, "config")
-	// Namespaces, accounts, roles and CRDs come before what uses them, as their numbers say.
-	first, err := readAll(config+"/100-namespace/*.yaml", config+"/resolvers/100-namespace.yaml", config+"/20*.yaml", config+"/300-crds/*.yaml", config+"/resolvers/20*.yaml")
-	if err != nil {
-		return err
-	}
-	rest, err := readAll(config+"/500-webhooks.yaml", config+"/config-*.yaml", config+"/clusterrole-aggregate-*.yaml",
-		config+"/controller.yaml", config+"/events.yaml", config+"/webhook.yaml", config+"/resolvers/*config*.yaml", config+"/resolvers/resolvers-*.yaml")
-	if err != nil {
-		return err
-	}
-	if rest, err = localTekton(rest); err != nil {
-		return err
-	}
-	namespace := "apiVersion: v1\nkind: Namespace\nmetadata: {name: cert-manager}\n---\n"
-	for _, text := range []string{namespace + n.clusterDNS() + "---\n" + crds, first, rest} {
-		if err := apply(text); err != nil {
+	return applyAll(ctx, n.kubectl, append([]string{certManager + "---\n" + n.clusterDNS()}, tekton...))
+}
+
+// applyAll applies YAML texts one after the other.
+func applyAll(ctx context.Context, kubectl func(ctx context.Context, stdin string, args ...string) (string, error), texts []string) error {
+	for _, text := range texts {
+		if _, err := kubectl(ctx, text, "apply", "--server-side", "--force-conflicts", "-f", "-"); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// localTekton makes Tekton's own YAML use the local registry's images and comply with Pod Security "restricted".
-func localTekton(text string) (string, error) {
-	local := "localhost:" + registryPort
+// certManagerCRDs are cert-manager's namespace and its CRDs.
+func certManagerCRDs(ctx context.Context) (string, error) {
+	dir, err := moduleDir(ctx, "certmanager", "github.com/cert-manager/cert-manager")
+	if err != nil {
+		return "", err
+	}
+	crds, err := readAll(filepath.Join(dir, "deploy", "crds", "*.yaml"))
+	return "apiVersion: v1\nkind: Namespace\nmetadata: {name: cert-manager}\n" + crds, err
+}
+
+// tektonYAML is what Tekton's release consists of, from its module, in the order in which it is to be applied. Namespaces, accounts, roles and CRDs come before what uses
+// them, as their numbers say.
+func tektonYAML(ctx context.Context, r registry) ([]string, error) {
+	dir, err := moduleDir(ctx, "tekton", "github.com/tektoncd/pipeline")
+	if err != nil {
+		return nil, err
+	}
+	config := filepath.Join(dir, "config")
+	first, err := readAll(config+"/100-namespace/*.yaml", config+"/resolvers/100-namespace.yaml", config+"/20*.yaml", config+"/300-crds/*.yaml", config+"/resolvers/20*.yaml")
+	if err != nil {
+		return nil, err
+	}
+	rest, err := readAll(config+"/500-webhooks.yaml", config+"/config-*.yaml", config+"/clusterrole-aggregate-*.yaml",
+		config+"/controller.yaml", config+"/events.yaml", config+"/webhook.yaml", config+"/resolvers/*config*.yaml", config+"/resolvers/resolvers-*.yaml")
+	if err != nil {
+		return nil, err
+	}
+	rest, err = withImages(rest, r)
+	return []string{first, rest}, err
+}
+
+// withImages makes Tekton's own YAML name the images of a registry.
+func withImages(text string, r registry) (string, error) {
 	var out []string
 	for line := range strings.Lines(text) {
 		const ko = "ko://github.com/tektoncd/pipeline/cmd/"
 		if i := strings.Index(line, ko); i >= 0 {
 			name := line[i+len(ko):]
 			end := strings.IndexAny(name, "\"\n")
-			line = line[:i] + local + "/tekton/" + name[:end] + ":local" + name[end:]
+			line = line[:i] + r.pull + "/tekton/" + name[:end] + ":local" + name[end:]
 		}
 		if i := strings.Index(line, `"-shell-image",`); i >= 0 {
-			line = line[:i] + `"-shell-image", "` + local + `/tekton/shell:local",` + "\n"
+			line = line[:i] + `"-shell-image", "` + r.pull + `/tekton/shell:local",` + "\n"
 		}
-		if strings.HasPrefix(line, "  enable-api-fields:") { // stdoutConfig is one of the alpha features that are tested
+		out = append(out, line)
+	}
+	if text = strings.Join(out, ""); strings.Contains(text, "ko://") {
+		return "", errors.New("tekton: its configuration is not of the known shape: see withImages in tests/cluster/install.go")
+	}
+	return text, nil
+}
+
+// testedTekton turns on what the tests need: Pod Security "restricted", and stdoutConfig, which is one of the alpha features.
+func testedTekton(text string) (string, error) {
+	var out []string
+	for line := range strings.Lines(text) {
+		if strings.HasPrefix(line, "  enable-api-fields:") {
 			line = "  enable-api-fields: \"alpha\"\n"
 		}
 		if strings.HasPrefix(line, "  set-security-context:") {
@@ -200,11 +233,11 @@ func localTekton(text string) (string, error) {
 		}
 		out = append(out, line)
 	}
-	text = strings.Join(out, "")
-	if strings.Contains(text, "ko://") || !strings.Contains(text, `set-security-context: "true"`) {
-		return "", errors.New("tekton: its configuration is not of the known shape: see localTekton in tests/cluster/install.go")
+	changed := strings.Join(out, "")
+	if strings.Contains(text, "set-security-context") && !strings.Contains(changed, `set-security-context: "true"`) {
+		return "", errors.New("tekton: its configuration is not of the known shape: see testedTekton in tests/cluster/install.go")
 	}
-	return text, nil
+	return changed, nil
 }
 
 // readAll joins YAML files. A pattern without files is an error, since files move between versions.
@@ -237,20 +270,24 @@ func waitReady(ctx context.Context, n node, progress io.Writer) error {
 		return fmt.Errorf("%w; logs %s, %s", err, n.logPath("kubelet"), n.logPath("containerd"))
 	}
 	fmt.Fprintln(progress, "  node           ready")
-	for _, ns := range []string{"tekton-pipelines", "tekton-pipelines-resolvers"} {
-		if _, err := n.kubectl(ctx, "", "-n", ns, "wait", "--for=condition=Available", "deployment", "--all", "--timeout=180s"); err != nil {
-			pods, _ := n.kubectl(ctx, "", "-n", ns, "get", "pods", "-o", "wide") // only explains
-			return fmt.Errorf("tekton is not ready: %w\n%s", err, pods)
-		}
-	}
-	task := "apiVersion: tekton.dev/v1\nkind: Task\nmetadata: {name: probe, namespace: default}\nspec: {steps: [{name: s, image: busybox, script: 'true'}]}\n"
-	err = until(ctx, "tekton's webhook", time.Minute, func(ctx context.Context) error {
-		_, err := n.kubectl(ctx, task, "create", "--dry-run=server", "-f", "-")
-		return err
-	})
-	if err != nil {
+	if err := waitForTekton(ctx, n.kubectl); err != nil {
 		return err
 	}
 	fmt.Fprintln(progress, "  tekton         ready")
 	return nil
+}
+
+// waitForTekton waits until Tekton works.
+func waitForTekton(ctx context.Context, kubectl func(ctx context.Context, stdin string, args ...string) (string, error)) error {
+	for _, ns := range []string{"tekton-pipelines", "tekton-pipelines-resolvers"} {
+		if _, err := kubectl(ctx, "", "-n", ns, "wait", "--for=condition=Available", "deployment", "--all", "--timeout=180s"); err != nil {
+			pods, _ := kubectl(ctx, "", "-n", ns, "get", "pods", "-o", "wide") // only explains
+			return fmt.Errorf("tekton is not ready: %w\n%s", err, pods)
+		}
+	}
+	task := "apiVersion: tekton.dev/v1\nkind: Task\nmetadata: {name: probe, namespace: default}\nspec: {steps: [{name: s, image: busybox, script: 'true'}]}\n"
+	return until(ctx, "tekton's webhook", time.Minute, func(ctx context.Context) error {
+		_, err := kubectl(ctx, task, "create", "--dry-run=server", "-f", "-")
+		return err
+	})
 }

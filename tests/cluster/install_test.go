@@ -9,7 +9,7 @@ import (
 	"time"
 )
 
-const tektonYAML = `      - name: controller
+const tektonParts = `      - name: controller
         image: ko://github.com/tektoncd/pipeline/cmd/controller
         args: [
           "-entrypoint-image", "ko://github.com/tektoncd/pipeline/cmd/entrypoint",
@@ -21,8 +21,11 @@ data:
   set-security-context: "false"
 `
 
-func TestLocalTekton(t *testing.T) {
-	got, err := localTekton(tektonYAML)
+func TestTektonYAML(t *testing.T) {
+	got, err := withImages(tektonParts, registry{pull: "localhost:5000"})
+	if err == nil {
+		got, err = testedTekton(got)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -42,16 +45,12 @@ data:
 	}
 }
 
-func TestLocalTektonOfAnotherShape(t *testing.T) {
-	for name, text := range map[string]string{
-		"no feature flag":       strings.ReplaceAll(tektonYAML, "set-security-context", "other"),
-		"image of another repo": strings.ReplaceAll(tektonYAML, "ko://github.com/tektoncd/pipeline/cmd/controller", "ko://example.com/controller"),
-	} {
-		t.Run(name, func(t *testing.T) {
-			if _, err := localTekton(text); err == nil {
-				t.Error("accepted")
-			}
-		})
+func TestTektonYAMLOfAnotherShape(t *testing.T) {
+	if _, err := withImages(strings.ReplaceAll(tektonParts, "ko://github.com/tektoncd/pipeline/cmd/controller", "ko://example.com/controller"), registry{}); err == nil {
+		t.Error("an image of another repository is accepted")
+	}
+	if _, err := testedTekton(strings.ReplaceAll(tektonParts, "  set-security-context", "    set-security-context")); err == nil {
+		t.Error("a flag at another indentation is accepted")
 	}
 }
 

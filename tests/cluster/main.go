@@ -28,6 +28,7 @@ const usage = `usage: go run ./tests/cluster COMMAND
   env                      print the variables to reach it, as in: eval "$(go run ./tests/cluster env)"
   load-image [-C FOLDER] NAME:TAG [--entrypoint PATH] [--from IMAGE] PATH=FILE…
                            make an image of static binaries in its registry
+  install PART…            install tekton or cert-manager, built from source, into the cluster of KUBECONFIG, with images in REGISTRY
   build [COMPONENT…]       only build, into the cache
   binary NAME              print the path of a built binary; build it if need be
   start PART, stop PART [SIGNAL-NUMBER]
@@ -71,12 +72,14 @@ func run(ctx context.Context, args []string) error {
 		if err != nil {
 			return err
 		}
-		ref, err := img.push(ctx, n)
+		ref, err := img.push(ctx, n.images())
 		if err != nil {
 			return err
 		}
 		fmt.Println(ref)
 		return nil
+	case "install":
+		return installElsewhere(ctx, os.Stdout, rest)
 	case "build":
 		if err := installPackages(ctx, os.Stdout); err != nil {
 			return err

@@ -82,7 +82,7 @@ func up(ctx context.Context, progress io.Writer) error {
 	}
 	fmt.Fprintln(progress, "cluster: starting")
 	// A fresh cluster each time. Only the registry's blobs and the S3 server's objects stay.
-	for _, dir := range []string{"etcd", "pki", "kubelet", "kubelet-pki", "containerd", "containerd-opt", "cni", "cni-conf", "varlog", "tmp", "logs", "ready"} {
+	for _, dir := range []string{"etcd", "pki", "kubelet", "kubelet-pki", "containerd", "containerd-opt", "cni", "cni-conf", "varlog", "logs", "ready"} {
 		if err := os.RemoveAll(n.path(dir)); err != nil {
 			return fmt.Errorf("remove the last cluster's state: %w", err)
 		}
@@ -127,7 +127,7 @@ func bringUp(ctx context.Context, n node, progress io.Writer) error {
 			err = until(ctx, "the registry", 20*time.Second, answers("http://"+n.registry()+"/v2/"))
 		}
 		if err == nil {
-			err = pushAll(ctx, n, list)
+			err = pushAll(ctx, n.images(), list)
 		}
 		images <- err
 	}()
@@ -274,7 +274,7 @@ func down(_ context.Context, progress io.Writer) error {
 	if err := stopRecorded(); err != nil {
 		return err
 	}
-	for _, name := range []string{"etcd", "pki", "kubelet", "kubelet-pki", "containerd", "containerd-opt", "cni", "varlog", "tmp", "kubeconfig", "env", "ready", "machine.pid", "machine.sock", "node.json"} {
+	for _, name := range []string{"etcd", "pki", "kubelet", "kubelet-pki", "containerd", "containerd-opt", "cni", "varlog", "kubeconfig", "env", "ready", "machine.pid", "machine.sock", "node.json"} {
 		if err := os.RemoveAll(n.path(name)); err != nil {
 			return fmt.Errorf("remove the cluster's state: %w", err)
 		}

@@ -2,8 +2,8 @@
 # The whole journey on a real cluster: install, run a PipelineRun, restart the webhook service in the middle, delete everything, and read the logs back
 # from S3, byte for byte.
 #
-# Without KUBECONFIG it brings the local cluster up. With KUBECONFIG and REGISTRY it uses that cluster, which must have Tekton Pipelines and
-# cert-manager, and pulls images from that registry; OVERLAY=openshift on OpenShift.
+# Without KUBECONFIG it brings the local cluster up. With KUBECONFIG and REGISTRY it uses that cluster, which pulls images from that registry, and installs Tekton
+# Pipelines and cert-manager if they are not there; OVERLAY=openshift on OpenShift, where they must be.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
@@ -12,7 +12,7 @@ say() { printf '\n\033[1m== %3ds  %s\033[0m\n' "$((SECONDS - begin))" "$*"; }
 fail() { printf '\ndemo: FAIL  %s\n' "$*"; exit 1; }
 trap 'fail "the command in line $LINENO of tests/demo/demo.sh failed; see above"' ERR
 work=$(mktemp -d)
-forward=
+forward= takeaway=
 cleanup() {
   [ -z "$forward" ] || kill "$forward" 2>/dev/null || true
   rm -rf "$work"
@@ -37,8 +37,16 @@ else
   [ -f "$KUBECONFIG" ] || fail "there is no file $KUBECONFIG"
   say "your cluster: $("$KUBECTL" config current-context)"
   "$KUBECTL" get --raw /version >/dev/null || fail "the cluster of $KUBECONFIG does not answer"
-  "$KUBECTL" get crd pipelineruns.tekton.dev >/dev/null || fail 'Tekton Pipelines is not installed: https://tekton.dev/docs/installation/pipelines/'
-  "$KUBECTL" get crd certificates.cert-manager.io >/dev/null || fail 'cert-manager is not installed: https://cert-manager.io/docs/installation/'
+  missing=()
+  "$KUBECTL" get crd pipelineruns.tekton.dev >/dev/null 2>&1 || missing+=(tekton)
+  "$KUBECTL" get crd certificates.cert-manager.io >/dev/null 2>&1 || missing+=(cert-manager)
+  if [ "${#missing[@]}" -gt 0 ]; then
+    [ "${OVERLAY:-base}" != openshift ] || fail "your cluster lacks ${missing[*]}: install the operators \"OpenShift Pipelines\" and \"cert-manager Operator for Red Hat OpenShift\""
+    say "your cluster lacks ${missing[*]}: build and install (the first time: many minutes)"
+    mkdir -p bin
+    INSTALLED=bin/demo-installed.yaml go run ./tests/cluster install "${missing[@]}"
+    takeaway=' kubectl delete -f bin/demo-installed.yaml;'
+  fi
 fi
 
 say "namespace $ns, labelled shiplog.dev/inject=enabled"
@@ -115,7 +123,7 @@ if [ -n "$local" ]; then
   # shellcheck disable=SC2016 # for the reader's shell
   printf '\nThe cluster stays up. Look around: eval "$(go run ./tests/cluster env)"; bin/shiplog logs -n %s demo; $KUBECTL get pods -A\nTake it down: make cluster-down\n' "$ns"
 else
-  printf '\nTake it away: kubectl delete namespace %s shiplog-system; kubectl delete mutatingwebhookconfiguration shiplog; kubectl delete clusterrole,clusterrolebinding shiplog-webhook\n' "$ns"
+  printf '\nTake it away: kubectl delete namespace %s shiplog-system; kubectl delete mutatingwebhookconfiguration shiplog; kubectl delete clusterrole,clusterrolebinding shiplog-webhook;%s\n' "$ns" "$takeaway"
 fi
 [ "$bad" -eq 0 ] || fail "$printed bytes printed, $stored bytes in S3, the logs differ"
 printf '\ndemo: PASS  %d bytes printed, %d bytes in S3, %d lost\n' "$printed" "$stored" "$lost"
