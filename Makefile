@@ -64,6 +64,10 @@ fuzz: ## Each fuzz test for FUZZTIME (30s).
 bench: ## Measure on the local cluster and write docs/benchmarks.md.
 	@$(GO) run ./tests/bench
 
+.PHONY: loss-budget
+loss-budget: ## Break everything that the loss budget names, and write what was lost to docs/loss-budget.md.
+	@$(GO) run ./tests/loss
+
 .PHONY: cluster-up
 cluster-up: ## Build (first time: many minutes) and start the local cluster.
 	$(CLUSTER) up
