@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"io"
 	"iter"
+	"slices"
+	"time"
 
 	"github.com/shiplog-dev/shiplog/internal/criline"
 	"github.com/shiplog-dev/shiplog/internal/layout"
@@ -36,7 +38,7 @@ type LogOptions struct {
 // Lines yields a container's lines in the order of the archive, and gaps as lines of the stream "marker" where they are. It reads one segment at a time: memory does not depend on the
 // log. A line's text is good until the next one.
 //
-// Missing or corrupt segments become gaps with ReasonMissing, and reading goes on behind them. A whole log whose digest is not the seal's ends with a *DigestError. Any other
+// Missing or corrupt segments become gaps with ReasonMissing where no other segment holds their bytes, and reading goes on behind them. A whole log whose digest is not the seal's ends with a *DigestError. Any other
 // error is the store's, and ends the log.
 func (a *Archive) Lines(ctx context.Context, c Container, o LogOptions) iter.Seq2[criline.Line, error] {
 	return func(yield func(criline.Line, error) bool) {
@@ -46,15 +48,40 @@ func (a *Archive) Lines(ctx context.Context, c Container, o LogOptions) iter.Seq
 		}
 		whole := first == 0
 		digest := sha256.New()
-		var end, printed int64 // where the last segment ended, in archive and in printed bytes
+		var end, printed int64 // how far the log is read, in archive and in printed bytes
 		if first > 0 {
 			s := c.Segments[first-1]
 			end, printed = s.End(), s.PrintedOffset+s.Printed
 		}
-		for _, s := range c.Segments[first:] {
+		var dropped layout.Segment // corrupt, and the one of these that goes furthest
+		var why error
+		for _, p := range c.readingOrder() {
+			s := p.Segment
+			if s.End() <= end {
+				continue // others held it
+			}
+			if p.overlaps {
+				// Another segment holds at least a part of it. Lines of a corrupt frame can be decompressed before its checksum is seen, so it is looked at first.
+				err := a.checkSegment(ctx, c.Key, s)
+				var corrupt *segment.CorruptError
+				if errors.As(err, &corrupt) {
+					if s.End() > dropped.End() {
+						dropped, why = s, err
+					}
+					continue
+				}
+				if err != nil {
+					yield(criline.Line{}, err)
+					return
+				}
+			}
 			if s.Offset > end {
 				whole = false
-				if !yield(missing(s, s.PrintedOffset-printed, errors.New("no object"))) {
+				cause := errors.New("no object")
+				if dropped.End() > end {
+					cause = why
+				}
+				if !yield(missing(s.First, s.PrintedOffset-printed, cause)) {
 					return
 				}
 			}
@@ -63,7 +90,7 @@ func (a *Archive) Lines(ctx context.Context, c Container, o LogOptions) iter.Seq
 				var corrupt *segment.CorruptError
 				if errors.As(err, &corrupt) {
 					whole = false
-					if !yield(missing(s, s.Printed-shown, err)) {
+					if !yield(missing(s.First, s.Printed-shown, err)) {
 						return
 					}
 					break
@@ -81,7 +108,7 @@ func (a *Archive) Lines(ctx context.Context, c Container, o LogOptions) iter.Seq
 				digest.Write(raw)
 				if err != nil {
 					whole = false
-					if !yield(missing(s, int64(len(raw)), err)) {
+					if !yield(missing(s.First, int64(len(raw)), err)) {
 						return
 					}
 					continue
@@ -95,6 +122,12 @@ func (a *Archive) Lines(ctx context.Context, c Container, o LogOptions) iter.Seq
 				}
 			}
 			end, printed = s.End(), s.PrintedOffset+s.Printed
+		}
+		if dropped.End() > end {
+			whole = false
+			if !yield(missing(dropped.First, dropped.PrintedOffset+dropped.Printed-printed, why)) {
+				return
+			}
 		}
 		// A shipper that had lost its state, and went on, has no digest of the whole.
 		if c.Seal != nil && c.Seal.SHA256 != "" && whole && end == c.Seal.Bytes {
@@ -123,9 +156,44 @@ func tail(segments []layout.Segment, n int64) (first int, skip int64) {
 	return first, lines - n
 }
 
+// placed is a segment, and whether another holds some of its bytes too.
+type placed struct {
+	layout.Segment
+	overlaps bool
+}
+
+// readingOrder are all of the container's segments by offset, and of two with the same offset the longer first. Those that others cover are among them: one of the others may be corrupt.
+func (c Container) readingOrder() []placed {
+	order := make([]placed, 0, len(c.Segments)+len(c.covered))
+	for _, s := range slices.Concat(c.Segments, c.covered) {
+		order = append(order, placed{Segment: s})
+	}
+	slices.SortFunc(order, func(a, b placed) int { return compareSegments(a.Segment, b.Segment) })
+	end, last := int64(0), 0 // of what is before, and where it is
+	for i, p := range order {
+		if p.Offset < end {
+			order[i].overlaps, order[last].overlaps = true, true
+		}
+		if p.End() > end {
+			end, last = p.End(), i
+		}
+	}
+	return order
+}
+
+// checkSegment reads a segment to its end.
+func (a *Archive) checkSegment(ctx context.Context, c layout.Container, s layout.Segment) error {
+	for _, err := range a.segmentLines(ctx, c, s) {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // missing makes the marker of a gap in the archive itself.
-func missing(s layout.Segment, n int64, err error) (criline.Line, error) {
-	marked, encodeErr := criline.AppendMarker(nil, s.First, criline.Marker{
+func missing(at time.Time, n int64, err error) (criline.Line, error) {
+	marked, encodeErr := criline.AppendMarker(nil, at, criline.Marker{
 		Kind: criline.Gap, Reason: ReasonMissing, Stdout: max(0, n), Unknown: true, Detail: err.Error(),
 	})
 	if encodeErr != nil {

@@ -77,7 +77,8 @@ type Container struct {
 	Seal     *record.Seal         `json:"seal,omitempty"`
 	Segments []layout.Segment     `json:"-"` // without those that others cover, in order
 
-	badSeal string // why there is a seal and it is not in Seal
+	covered []layout.Segment // by Segments: read where one of these is corrupt
+	badSeal string           // why there is a seal and it is not in Seal
 }
 
 // Label is what a person calls the container: a step without its prefix.
@@ -242,8 +243,8 @@ func (c *Container) judge(p *Pod, now time.Time) {
 		return
 	}
 	c.Why = ""
-	segments, hole := contiguous(c.Segments)
-	c.Segments = segments
+	segments, covered, hole := contiguous(c.Segments)
+	c.Segments, c.covered = segments, covered
 	for _, s := range segments {
 		c.Bytes += s.Printed
 		c.Archive += s.Length
@@ -287,12 +288,10 @@ func whyEmpty(s *record.Seal) string {
 	}
 }
 
-// contiguous returns the segments in order and without those that others cover, and says where bytes are missing. Segments that overlap hold the same bytes where they do, since what
+// contiguous returns the segments in order, those that others cover apart, and says where bytes are missing. Segments that overlap hold the same bytes where they do, since what
 // was written at an offset never changes.
-func contiguous(segments []layout.Segment) (kept []layout.Segment, hole string) {
-	slices.SortFunc(segments, func(a, b layout.Segment) int {
-		return cmp.Or(cmp.Compare(a.Offset, b.Offset), cmp.Compare(b.Length, a.Length))
-	})
+func contiguous(segments []layout.Segment) (kept, covered []layout.Segment, hole string) {
+	slices.SortFunc(segments, compareSegments)
 	end := int64(0)
 	for _, s := range segments {
 		if s.Offset > end && hole == "" {
@@ -301,9 +300,16 @@ func contiguous(segments []layout.Segment) (kept []layout.Segment, hole string) 
 		if s.End() > end {
 			kept = append(kept, s)
 			end = s.End()
+		} else {
+			covered = append(covered, s)
 		}
 	}
-	return kept, hole
+	return kept, covered, hole
+}
+
+// compareSegments orders segments by offset, and of two with the same offset the longer first.
+func compareSegments(a, b layout.Segment) int {
+	return cmp.Or(cmp.Compare(a.Offset, b.Offset), cmp.Compare(b.Length, a.Length))
 }
 
 // arrange puts pods under their TaskRuns, and these into the pipeline's order: as run.json has it, or else as the first pods were made.
