@@ -42,7 +42,7 @@ func New(store Store) *Archive { return &Archive{store: store, now: time.Now} }
 const maxRecord = 4 << 20
 
 // readRecord reads and decodes a JSON object.
-func readRecord[T record.Run | record.Pod | record.Alive | record.Pointer | record.Seal](ctx context.Context, store Store, key string) (T, error) {
+func readRecord[T record.Run | record.Pod | record.Alive | record.Waiting | record.Pointer | record.Seal](ctx context.Context, store Store, key string) (T, error) {
 	var zero T
 	r, err := store.Get(ctx, key)
 	if err != nil {

@@ -92,6 +92,8 @@ func (m memory) put(t *testing.T, key string, modified time.Time, v any) {
 		b, err = record.Encode(v)
 	case record.Seal:
 		b, err = record.Encode(v)
+	case record.Waiting:
+		b, err = record.Encode(v)
 	case record.Pointer:
 		b, err = record.Encode(v)
 	case []byte:
@@ -205,7 +207,54 @@ func TestStatus(t *testing.T) {
 		{"empty: exited", func(t *testing.T, m memory) { m.put(t, step.SealKey(), old, sealOf(nil)) }, Verified, "printed nothing, exit code 0"},
 		{"empty: never started", func(t *testing.T, m memory) {
 			m.put(t, step.SealKey(), old, record.Seal{End: record.EndNeverStarted})
-		}, Verified, "never started"},
+		}, Verified, "never started: why is unknown"},
+		{"empty: image pull failed", func(t *testing.T, m memory) {
+			m.put(t, step.SealKey(), old, record.Seal{End: record.EndNeverStarted})
+			m.put(t, step.WaitingKey(), old, record.Waiting{Reason: "ImagePullBackOff", Message: "not\n found"})
+		}, Verified, "never started: image pull failed (ImagePullBackOff: not found)"},
+		{"empty: the container could not be made", func(t *testing.T, m memory) {
+			m.put(t, step.SealKey(), old, record.Seal{End: record.EndNeverStarted})
+			m.put(t, step.WaitingKey(), old, record.Waiting{Reason: "CreateContainerError", Message: "no such device"})
+		}, Verified, "never started: it could not be started (CreateContainerError: no such device)"},
+		{"empty: it waited, and started in the end", func(t *testing.T, m memory) {
+			m.put(t, step.SealKey(), old, sealOf(nil))
+			m.put(t, step.WaitingKey(), old, record.Waiting{Reason: "ErrImagePull"})
+		}, Verified, "printed nothing, exit code 0"},
+		{"not empty: it waited, and started in the end", func(t *testing.T, m memory) {
+			m.putLog(t, step, old, whole, len(whole))
+			m.put(t, step.SealKey(), old, sealOf(whole))
+			m.put(t, step.WaitingKey(), old, record.Waiting{Reason: "ErrImagePull"})
+		}, Verified, ""},
+		{"empty: killed by a signal", func(t *testing.T, m memory) {
+			m.put(t, step.SealKey(), old, record.Seal{End: record.EndExited, Exit: &record.Exit{Code: 143, Signal: "terminated"}})
+		}, Verified, "printed nothing, exit code 143 (terminated)"},
+		{"empty: an end of a later version", func(t *testing.T, m memory) {
+			m.put(t, step.SealKey(), old, record.Seal{End: "evicted"})
+		}, Verified, `printed nothing, and how it ended is unknown ("evicted")`},
+		{"empty: waits for its image", func(t *testing.T, m memory) {
+			m.put(t, step.WaitingKey(), recent, record.Waiting{Reason: "ErrImagePull", Message: "not found"})
+		}, Running, "not started yet: image pull failed (ErrImagePull: not found)"},
+		{"empty: waited for its image to the end", func(t *testing.T, m memory) {
+			m.put(t, step.WaitingKey(), old, record.Waiting{Reason: "ErrImagePull", Message: "not found"})
+		}, Partial, "the pod was last heard of at 2026-11-23T11:00:00Z; until then it had not started: image pull failed (ErrImagePull: not found)"},
+		{"empty: all that is known is that there was a pod", func(_ *testing.T, _ memory) {}, Partial,
+			"the pod was last heard of at 2026-11-23T11:00:00Z; whether it had started is unknown"},
+		{"waiting.json is no JSON", func(t *testing.T, m memory) {
+			m.put(t, step.SealKey(), old, record.Seal{End: record.EndNeverStarted})
+			m.put(t, step.WaitingKey(), old, []byte("garbage"))
+		}, Verified, "never started: why is unknown"},
+		{"gaps", func(t *testing.T, m memory) {
+			m.putLog(t, step, old, whole, len(whole))
+			s := sealOf(whole)
+			s.GapCount, s.Lost = 2, record.Printed{Stdout: 5, Stderr: 6}
+			m.put(t, step.SealKey(), old, s)
+		}, Gaps, "gaps: 2, bytes lost: 11"},
+		{"gaps, and a hole", func(t *testing.T, m memory) {
+			m.putLog(t, step, old, whole, third)
+			s := sealOf(whole)
+			s.GapCount = 2
+			m.put(t, step.SealKey(), old, s)
+		}, Damaged, fmt.Sprintf("the last %d archive bytes are missing", len(whole)-third)},
 		{"empty: killed", func(t *testing.T, m memory) {
 			m.put(t, step.SealKey(), old, record.Seal{End: record.EndKilled})
 		}, Verified, "killed before its first byte"},

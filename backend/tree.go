@@ -22,8 +22,10 @@ type Status string
 
 // The states of a log.
 const (
-	// Verified: sealed, and every byte that the seal counts is there. The digest is checked when the log is read.
+	// Verified: sealed, and every byte that the container printed is there. The digest is checked when the log is read.
 	Verified Status = "verified"
+	// Gaps: sealed, and every byte that the seal counts is there, but the container printed more: the log says where.
+	Gaps Status = "gaps"
 	// Running: not sealed, and the pod has been heard of within the last AliveWithin.
 	Running Status = "running"
 	// Partial: not sealed, and the pod is not heard of any more. What is there ends at Container.LastSeen.
@@ -74,8 +76,11 @@ type Container struct {
 	Stored   int64                `json:"storedBytes"`   // compressed, in the store
 	Lines    int64                `json:"lines"`
 	LastSeen time.Time            `json:"lastSeen,omitzero"` // time of the last line
-	Seal     *record.Seal         `json:"seal,omitempty"`
-	Segments []layout.Segment     `json:"-"` // without those that others cover, in order
+	// Estimated says that Bytes and Lines count some twice: a shipper that had lost its state shipped again what overlaps, and numbered it anew.
+	Estimated bool             `json:"estimated,omitempty"`
+	Waiting   *record.Waiting  `json:"waiting,omitempty"` // why the container could not start, if that is known
+	Seal      *record.Seal     `json:"seal,omitempty"`
+	Segments  []layout.Segment `json:"-"` // without those that others cover, in order
 
 	covered []layout.Segment // by Segments: read where one of these is corrupt
 	badSeal string           // why there is a seal and it is not in Seal
@@ -87,14 +92,6 @@ func (c Container) Label() string {
 		return strings.TrimPrefix(c.Name, "step-")
 	}
 	return c.Name
-}
-
-// Gaps is the number of gaps that the log says it has, as far as it is sealed.
-func (c Container) Gaps() int64 {
-	if c.Seal == nil {
-		return 0
-	}
-	return c.Seal.GapCount
 }
 
 // recordConcurrency is how many small objects are read at once.
@@ -119,7 +116,7 @@ func (a *Archive) Tree(ctx context.Context, target Target) (*Tree, error) {
 		}
 		return &p.Containers[i]
 	}
-	sealed := map[layout.Container]bool{}
+	sealed, waiting := map[layout.Container]bool{}, map[layout.Container]bool{}
 	records := map[layout.Pod]bool{}
 	found := false
 	for e, err := range a.store.List(ctx, target.Run.Prefix(), "", "", 0) {
@@ -143,6 +140,9 @@ func (a *Archive) Tree(ctx context.Context, target Target) (*Tree, error) {
 			records[p.Key] = true
 		case layout.KindSeal:
 			sealed[key.Container] = true
+			containerOf(p, key.Container.Container)
+		case layout.KindWaiting:
+			waiting[key.Container] = true
 			containerOf(p, key.Container.Container)
 		case layout.KindSegment:
 			c := containerOf(p, key.Container.Container)
@@ -190,7 +190,18 @@ func (a *Archive) Tree(ctx context.Context, target Target) (*Tree, error) {
 						c.badSeal = bad.Error()
 					}
 				}
-				c.judge(p, a.now())
+				if waiting[c.Key] && len(c.Segments) == 0 {
+					w, err := readRecord[record.Waiting](ctx, a.store, c.Key.WaitingKey())
+					if ignoreAbsent(err) != nil {
+						return err
+					}
+					if err == nil {
+						c.Waiting = &w
+					}
+				}
+			}
+			for i := range p.Containers { // now that all that is known of the pod is read
+				p.Containers[i].judge(p, a.now())
 			}
 			return nil
 		})
@@ -245,12 +256,7 @@ func (c *Container) judge(p *Pod, now time.Time) {
 	c.Why = ""
 	segments, covered, hole := contiguous(c.Segments)
 	c.Segments, c.covered = segments, covered
-	for _, s := range segments {
-		c.Bytes += s.Printed
-		c.Archive += s.Length
-		c.Lines += s.Lines
-		c.LastSeen = s.Last
-	}
+	c.count()
 	end := int64(0)
 	if len(segments) > 0 {
 		end = segments[len(segments)-1].End()
@@ -262,30 +268,82 @@ func (c *Container) judge(p *Pod, now time.Time) {
 		c.Status, c.Why = Damaged, c.badSeal
 	case c.Seal != nil && end < c.Seal.Bytes:
 		c.Status, c.Why = Damaged, fmt.Sprintf("the last %d archive bytes are missing", c.Seal.Bytes-end)
+	case c.Seal != nil && end == c.Seal.Bytes && c.Seal.GapCount > 0:
+		c.Status, c.Why = Gaps, fmt.Sprintf("gaps: %d, bytes lost: %d", c.Seal.GapCount, c.Seal.Lost.Total())
 	case c.Seal != nil && end == c.Seal.Bytes:
 		c.Status = Verified
-		if c.Bytes == 0 {
-			c.Why = whyEmpty(c.Seal)
+		if end == 0 {
+			c.Why = p.whyEmpty(*c)
 		}
 	case now.Sub(p.LastSeen) < AliveWithin: // not sealed, or it went on behind the seal
 		c.Status = Running
+		if c.Waiting != nil {
+			c.Why = "not started yet: " + whyWaiting(*c.Waiting)
+		}
 	default:
 		c.Status, c.Why = Partial, "the pod was last heard of at "+p.LastSeen.UTC().Format(time.RFC3339)
+		switch {
+		case c.Waiting != nil:
+			c.Why += "; until then it had not started: " + whyWaiting(*c.Waiting)
+		case end == 0:
+			c.Why += "; whether it had started is unknown"
+		}
 	}
 }
 
-// whyEmpty explains a log without a byte.
-func whyEmpty(s *record.Seal) string {
-	switch {
-	case s.End == record.EndNeverStarted:
-		return "never started"
-	case s.End == record.EndKilled:
-		return "killed before its first byte"
-	case s.Exit != nil:
-		return fmt.Sprintf("printed nothing, exit code %d", s.Exit.Code)
-	default:
-		return "printed nothing"
+// count sums up what was printed. Within one numbering what overlaps counts once; see Container.Estimated for the rest.
+func (c *Container) count() {
+	var end, printed, line int64 // behind the last segment, as its name numbers it
+	for _, s := range c.Segments {
+		// Only a shipper that had lost its state numbers from 0 behind the beginning of a log.
+		if s.PrintedOffset == 0 && s.Line == 0 && printed > 0 {
+			c.Estimated = c.Estimated || s.Offset < end
+			printed, line = 0, 0
+		}
+		c.Bytes += s.Printed - min(s.Printed, max(0, printed-s.PrintedOffset))
+		c.Lines += s.Lines - min(s.Lines, max(0, line-s.Line))
+		c.Archive += s.End() - max(end, s.Offset)
+		c.LastSeen = s.Last
+		end, printed, line = s.End(), s.PrintedOffset+s.Printed, s.Line+s.Lines
 	}
+}
+
+// whyEmpty explains a sealed log without a byte.
+func (p *Pod) whyEmpty(c Container) string {
+	switch {
+	case c.Seal.End == record.EndNeverStarted && c.Waiting != nil:
+		return "never started: " + whyWaiting(*c.Waiting)
+	case c.Seal.End == record.EndNeverStarted:
+		for _, before := range p.Containers { // init containers run one after the other, and steps after all of them
+			if before.Name == c.Name {
+				break
+			}
+			if before.Kind == record.Init && before.Waiting != nil {
+				return "never started: nor did " + before.Name + " before it: " + whyWaiting(*before.Waiting)
+			}
+			if before.Kind == record.Init && before.Seal != nil && before.Seal.Exit != nil && before.Seal.Exit.Code != 0 {
+				return fmt.Sprintf("never started: %s before it failed with exit code %d", before.Name, before.Seal.Exit.Code)
+			}
+		}
+		return "never started: why is unknown"
+	case c.Seal.End == record.EndKilled:
+		return "killed before its first byte"
+	case c.Seal.End == record.EndExited && c.Seal.Exit != nil && c.Seal.Exit.Signal != "":
+		return fmt.Sprintf("printed nothing, exit code %d (%s)", c.Seal.Exit.Code, c.Seal.Exit.Signal)
+	case c.Seal.End == record.EndExited && c.Seal.Exit != nil:
+		return fmt.Sprintf("printed nothing, exit code %d", c.Seal.Exit.Code)
+	default: // a value that a later version writes is shown as it is
+		return fmt.Sprintf("printed nothing, and how it ended is unknown (%q)", c.Seal.End)
+	}
+}
+
+// whyWaiting puts Kubernetes' reason into words, and keeps it.
+func whyWaiting(w record.Waiting) string {
+	what := "it could not be started"
+	if w.IsImage() {
+		what = "image pull failed"
+	}
+	return what + " (" + strings.Join(strings.Fields(w.Reason+": "+w.Message), " ") + ")"
 }
 
 // contiguous returns the segments in order, those that others cover apart, and says where bytes are missing. Segments that overlap hold the same bytes where they do, since what

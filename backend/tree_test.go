@@ -36,7 +36,7 @@ func TestStatusAtItsEdges(t *testing.T) {
 		{"captured, without an object of its own", func(t *testing.T, m memory) { m.put(t, pod.PodKey(), now, one) }, Running, ""},
 		{"captured, without an object of its own, long ago", func(t *testing.T, m memory) {
 			m.put(t, pod.PodKey(), old, one)
-		}, Partial, "the pod was last heard of at 2026-11-23T11:00:00Z"},
+		}, Partial, "the pod was last heard of at 2026-11-23T11:00:00Z; whether it had started is unknown"},
 		{"went on behind its seal, and then died", func(t *testing.T, m memory) {
 			m.putLog(t, step, old, whole, third, sixth)
 			m.put(t, step.SealKey(), old, sealOf(whole[:third]))
@@ -195,5 +195,84 @@ func TestMissingMarker(t *testing.T) {
 	}
 	if n != 7 {
 		t.Errorf("%d lines, want 3, a gap, and 3", n)
+	}
+}
+
+// TestNeverStartedBecauseOfAnother: steps start only after all init containers.
+func TestNeverStartedBecauseOfAnother(t *testing.T) {
+	prepare := layout.Container{Pod: pod, Container: "prepare"}
+	for _, c := range []struct {
+		name string
+		make func(t *testing.T, m memory)
+		want string
+	}{
+		{"init container without its image", func(t *testing.T, m memory) {
+			m.put(t, prepare.SealKey(), now, record.Seal{End: record.EndNeverStarted})
+			m.put(t, prepare.WaitingKey(), now, record.Waiting{Reason: "InvalidImageName", Message: "X"})
+		}, "never started: nor did prepare before it: image pull failed (InvalidImageName: X)"},
+		{"init container that failed", func(t *testing.T, m memory) {
+			m.put(t, prepare.SealKey(), now, record.Seal{End: record.EndExited, Exit: &record.Exit{Code: 7}})
+		}, "never started: prepare before it failed with exit code 7"},
+		{"init container that succeeded", func(t *testing.T, m memory) {
+			m.put(t, prepare.SealKey(), now, record.Seal{End: record.EndExited, Exit: &record.Exit{}})
+		}, "never started: why is unknown"},
+		{"a step beside it without its image", func(t *testing.T, m memory) {
+			m.put(t, layout.Container{Pod: pod, Container: "step-b"}.WaitingKey(), now, record.Waiting{Reason: "ErrImagePull"})
+		}, "never started: why is unknown"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			m := memory{}
+			m.put(t, pod.PodKey(), now, record.Pod{PodName: "p", Containers: []record.Container{
+				{Name: "prepare", Kind: record.Init, Captured: true}, {Name: "step-b", Kind: record.Step, Captured: true}, {Name: "step-a", Kind: record.Step, Captured: true}}})
+			m.put(t, step.SealKey(), now, record.Seal{End: record.EndNeverStarted})
+			c.make(t, m)
+			tree, err := archive(m).Tree(t.Context(), Target{Run: run})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := tree.TaskRuns[0].Pods[0].Containers[2]; got.Name != "step-a" || got.Why != c.want {
+				t.Errorf("%s: %q, want %q", got.Name, got.Why, c.want)
+			}
+		})
+	}
+}
+
+// TestCounts: what segments hold twice counts once, and where names do not say how much that is, the numbers are said to be estimates.
+func TestCounts(t *testing.T) {
+	whole := lines(9)
+	third, fifth, sixth := lineEnd(whole, 3), lineEnd(whole, 5), lineEnd(whole, 6)
+	renumbered := func(t *testing.T, m memory, from, to int) { // as a shipper does that has lost its state
+		s, b := segmentOf(t, whole, from, to)
+		s.PrintedOffset, s.Line = 0, 0
+		m.put(t, step.SegmentKey(s), now, b)
+	}
+	put := func(t *testing.T, m memory, from, to int) {
+		s, b := segmentOf(t, whole, from, to)
+		m.put(t, step.SegmentKey(s), now, b)
+	}
+	for _, c := range []struct {
+		name      string
+		make      func(t *testing.T, m memory)
+		lines     int64
+		estimated bool
+	}{
+		{"one numbering", func(t *testing.T, m memory) { m.putLog(t, step, now, whole, third, sixth, len(whole)) }, 9, false},
+		{"overlap in one numbering", func(t *testing.T, m memory) { put(t, m, 0, fifth); put(t, m, third, len(whole)) }, 9, false},
+		{"shipped again from the start", func(t *testing.T, m memory) { put(t, m, 0, fifth); put(t, m, 0, third); put(t, m, third, len(whole)) }, 9, false},
+		{"numbered anew, without an overlap", func(t *testing.T, m memory) { put(t, m, 0, third); renumbered(t, m, third, len(whole)) }, 9, false},
+		{"numbered anew, with an overlap", func(t *testing.T, m memory) { put(t, m, 0, fifth); renumbered(t, m, third, len(whole)) }, 11, true},
+		{"a hole", func(t *testing.T, m memory) { put(t, m, 0, third); put(t, m, sixth, len(whole)) }, 6, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			m := memory{}
+			c.make(t, m)
+			got := onlyContainer(t, m)
+			if got.Lines != c.lines || got.Estimated != c.estimated {
+				t.Errorf("%d lines (estimated %t), want %d (%t)", got.Lines, got.Estimated, c.lines, c.estimated)
+			}
+			if want := c.lines * int64(len("line 0\n")); got.Bytes != want {
+				t.Errorf("%d bytes, want %d", got.Bytes, want)
+			}
+		})
 	}
 }

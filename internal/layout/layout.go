@@ -21,11 +21,12 @@ const (
 	// the run's UID then holds the TaskRun's.
 	NoPipelineRun = "_"
 
-	// RunFile, PodFile, AliveFile and SealFile are the last parts of the objects beside the segments.
-	RunFile   = "run.json"
-	PodFile   = "pod.json"
-	AliveFile = "alive.json"
-	SealFile  = "seal.json"
+	// RunFile, PodFile, AliveFile, SealFile and WaitingFile are the last parts of the objects beside the segments.
+	RunFile     = "run.json"
+	PodFile     = "pod.json"
+	AliveFile   = "alive.json"
+	SealFile    = "seal.json"
+	WaitingFile = "waiting.json"
 
 	segmentSuffix = ".log.zst"
 	// segmentTime has no colons, which some tools dislike in object names. Its length is fixed, so text order is time order.
@@ -105,6 +106,9 @@ func (c Container) Prefix() string { return c.Pod.Prefix() + c.Container + "/" }
 
 // SealKey is the name of the container's seal.json.
 func (c Container) SealKey() string { return c.Prefix() + SealFile }
+
+// WaitingKey is the name of the container's waiting.json.
+func (c Container) WaitingKey() string { return c.Prefix() + WaitingFile }
 
 // SegmentKey is the name of one of the container's segments.
 func (c Container) SegmentKey(s Segment) string { return c.Prefix() + s.Name() }
@@ -192,6 +196,7 @@ const (
 	KindAlive                   // alive.json
 	KindSeal                    // seal.json
 	KindSegment                 // *.log.zst
+	KindWaiting                 // waiting.json
 )
 
 // Key is a parsed object name. The fields that the kind does not use are empty.
@@ -225,8 +230,12 @@ func ParseKey(key string) (Key, error) {
 			return bad(errors.New("unknown object of a pod"))
 		}
 	case 8: // v1/ns/run/uid/taskRun/podUID/container/file
-		k.Kind = KindSeal
-		if part[7] != SealFile {
+		switch part[7] {
+		case SealFile:
+			k.Kind = KindSeal
+		case WaitingFile:
+			k.Kind = KindWaiting
+		default:
 			s, err := ParseSegmentName(part[7])
 			if err != nil {
 				return bad(err)

@@ -44,6 +44,7 @@ func TestNames(t *testing.T) {
 		{"alive.json", testPod.AliveKey(), podPrefix + "alive.json"},
 		{"container", testContainer.Prefix(), podPrefix + "step-build/"},
 		{"seal.json", testContainer.SealKey(), podPrefix + "step-build/seal.json"},
+		{"waiting.json", testContainer.WaitingKey(), podPrefix + "step-build/waiting.json"},
 		{"segment", testContainer.SegmentKey(testSegment), podPrefix + "step-build/" + testSegmentName},
 		{"run index of a PipelineRun", RunIndex{"team", created, PipelineRun, "build-7", uidA}.Key(), "v1-index/team/runs/8227399232_pipelinerun_build-7_" + uidA + ".json"},
 		{"run index of a TaskRun", RunIndex{"team", created, TaskRun, "lint", uidA}.Key(), "v1-index/team/runs/8227399232_taskrun_lint_" + uidA + ".json"},
@@ -69,6 +70,7 @@ func TestParseKey(t *testing.T) {
 		{"pod", testPod.PodKey(), Key{Kind: KindPod, Container: Container{Pod: testPod}}},
 		{"alive", testPod.AliveKey(), Key{Kind: KindAlive, Container: Container{Pod: testPod}}},
 		{"seal", testContainer.SealKey(), Key{Kind: KindSeal, Container: testContainer}},
+		{"waiting", testContainer.WaitingKey(), Key{Kind: KindWaiting, Container: testContainer}},
 		{"segment", testContainer.SegmentKey(testSegment), Key{Kind: KindSegment, Container: testContainer, Segment: testSegment}},
 		{"TaskRun without PipelineRun", alone.PodKey(), Key{Kind: KindPod, Container: Container{Pod: alone}}},
 		{"dotted names", "v1/a.b/c.d/u/e.f/u/g.h/seal.json", Key{Kind: KindSeal, Container: Container{Pod: Pod{Run: Run{"a.b", "c.d", "u"}, TaskRun: "e.f", PodUID: "u"}, Container: "g.h"}}},
@@ -100,6 +102,8 @@ func format(k Key) string {
 		return k.Container.AliveKey()
 	case KindSeal:
 		return k.Container.SealKey()
+	case KindWaiting:
+		return k.Container.WaitingKey()
 	case KindSegment:
 		return k.Container.SegmentKey(k.Segment)
 	}
@@ -394,7 +398,7 @@ func TestPointers(t *testing.T) {
 
 // Whatever parses formats as the same text, so a name means one thing and one thing has one name.
 func FuzzParseKey(f *testing.F) {
-	for _, k := range []string{testRun.RunKey(), testPod.PodKey(), testPod.AliveKey(), testContainer.SealKey(), testContainer.SegmentKey(testSegment), "v1/../x/u/run.json", "v1/n/_/u/run.json", "v1/n/_/u/_/u/pod.json"} {
+	for _, k := range []string{testRun.RunKey(), testPod.PodKey(), testPod.AliveKey(), testContainer.SealKey(), testContainer.WaitingKey(), testContainer.SegmentKey(testSegment), "v1/../x/u/run.json", "v1/n/_/u/run.json", "v1/n/_/u/_/u/pod.json"} {
 		f.Add(k)
 	}
 	f.Fuzz(func(t *testing.T, s string) {

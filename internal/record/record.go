@@ -1,4 +1,4 @@
-// Package record owns the small JSON objects beside the segments: run.json, pod.json, alive.json, seal.json and the index pointers. Readers ignore
+// Package record owns the small JSON objects beside the segments: run.json, pod.json, alive.json, waiting.json, seal.json and the index pointers. Readers ignore
 // fields that they do not know, so that fields can be added.
 package record
 
@@ -60,6 +60,22 @@ type Alive struct {
 	Time time.Time `json:"time"`
 }
 
+// Waiting is waiting.json: the container did not start, for a reason that the API server knows and the pod itself does not. It says how it was once; a container may have started
+// since.
+type Waiting struct {
+	Reason  string `json:"reason"`            // Kubernetes' own, such as ImagePullBackOff
+	Message string `json:"message,omitempty"` // likewise
+}
+
+// IsImage says whether the container's image is what it waited for.
+func (w Waiting) IsImage() bool {
+	switch w.Reason { // pkg/kubelet/images/types.go in Kubernetes
+	case "ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull", "ImageInspectError", "RegistryUnavailable", "SignatureValidationFailed":
+		return true
+	}
+	return false
+}
+
 // Pointer is the content of an index object by pod name or UID: where the logs are.
 type Pointer struct {
 	Run     layout.Run `json:"run"`
@@ -116,7 +132,7 @@ type Seal struct {
 const MaxGaps = 100
 
 // Encode makes the object's bytes.
-func Encode[T Run | Pod | Alive | Pointer | Seal](v T) ([]byte, error) {
+func Encode[T Run | Pod | Alive | Waiting | Pointer | Seal](v T) ([]byte, error) {
 	b, err := json.Marshal(v)
 	if err != nil {
 		return nil, fmt.Errorf("encode %T: %w", v, err)
@@ -125,7 +141,7 @@ func Encode[T Run | Pod | Alive | Pointer | Seal](v T) ([]byte, error) {
 }
 
 // Decode reads the object's bytes.
-func Decode[T Run | Pod | Alive | Pointer | Seal](b []byte) (T, error) {
+func Decode[T Run | Pod | Alive | Waiting | Pointer | Seal](b []byte) (T, error) {
 	var v T
 	if err := json.Unmarshal(b, &v); err != nil {
 		return v, fmt.Errorf("decode %T: %w", v, err)

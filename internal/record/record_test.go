@@ -32,6 +32,7 @@ var (
 		Labels: map[string]string{"app": "demo"},
 	}
 	alive   = Alive{Time: created.Add(time.Nanosecond)}
+	waiting = Waiting{Reason: "ImagePullBackOff", Message: "Back-off pulling image \"registry.example/x\": <not found>"}
 	pointer = Pointer{Run: layout.Run{Namespace: "team", Name: "build-7", UID: "uid-1"}, TaskRun: "build-7-compile", PodUID: "uid-2"}
 	seal    = Seal{
 		Bytes: 5000, Printed: Printed{Stdout: 3000, Stderr: 700}, Lines: 49, Segments: 2, SHA256: strings.Repeat("ab", 32), End: EndExited, Exit: &Exit{Code: 137, Signal: "killed"},
@@ -44,13 +45,14 @@ func TestGolden(t *testing.T) {
 	t.Run("run", func(t *testing.T) { golden(t, run) })
 	t.Run("pod", func(t *testing.T) { golden(t, pod) })
 	t.Run("alive", func(t *testing.T) { golden(t, alive) })
+	t.Run("waiting", func(t *testing.T) { golden(t, waiting) })
 	t.Run("pointer", func(t *testing.T) { golden(t, pointer) })
 	t.Run("seal", func(t *testing.T) { golden(t, seal) })
 	t.Run("seal-empty", func(t *testing.T) { golden(t, emptySeal) })
 }
 
 // golden checks both ways: what is written is the file, and what is read from the file is the record.
-func golden[T Run | Pod | Alive | Pointer | Seal](t *testing.T, v T) {
+func golden[T Run | Pod | Alive | Waiting | Pointer | Seal](t *testing.T, v T) {
 	b, err := Encode(v)
 	if err != nil {
 		t.Fatal(err)
@@ -113,6 +115,14 @@ func TestDecodeRefuses(t *testing.T) {
 func TestEncodeRefusesImpossibleTime(t *testing.T) {
 	if b, err := Encode(Alive{Time: time.Date(10000, 1, 1, 0, 0, 0, 0, time.UTC)}); err == nil {
 		t.Errorf("encoded %s", b)
+	}
+}
+
+func TestWaitingForAnImage(t *testing.T) {
+	for reason, want := range map[string]bool{"ImagePullBackOff": true, "ErrImagePull": true, "InvalidImageName": true, "ErrImageNeverPull": true, "CreateContainerError": false, "": false} {
+		if got := (Waiting{Reason: reason}).IsImage(); got != want {
+			t.Errorf("%q: %t, want %t", reason, got, want)
+		}
 	}
 }
 

@@ -132,9 +132,10 @@ func (p *printer) notice(label, format string, args ...any) error {
 	return err
 }
 
-func (p *printer) see(code int) { p.worst = max(p.worst, code) }
+func (p *printer) see(code int) { p.worst = worse(p.worst, code) }
 
 func (p *printer) container(ctx context.Context, archive *backend.Archive, label string, c backend.Container, tail int64) error {
+	marked := 0
 	var open criline.Stream // the stream whose line is not ended yet
 	endLine := func() error {
 		if open == "" || p.raw {
@@ -157,6 +158,7 @@ func (p *printer) container(ctx context.Context, archive *backend.Archive, label
 		}
 		if l.Stream == criline.Markers {
 			p.see(exitLost)
+			marked++
 			if err := errors.Join(endLine(), p.gap(label, l)); err != nil {
 				return err
 			}
@@ -181,7 +183,7 @@ func (p *printer) container(ctx context.Context, archive *backend.Archive, label
 	if err := endLine(); err != nil {
 		return err
 	}
-	if err := p.state(label, c); err != nil {
+	if err := p.state(label, c, marked); err != nil {
 		return err
 	}
 	if !p.raw { // tkn ends a step's log with a blank line
@@ -214,19 +216,28 @@ func (p *printer) gap(label string, l criline.Line) error {
 	return p.notice(label, "%s%d bytes are missing here (%s%s)", atLeast, m.Stdout+m.Stderr, m.Reason, detail)
 }
 
-// state says what the log's end means, unless all is well and there is something to see.
-func (p *printer) state(label string, c backend.Container) error {
+// state says what the log's end means, unless all is well and there is something to see. The log itself has shown marked gaps.
+func (p *printer) state(label string, c backend.Container, marked int) error {
 	switch c.Status {
 	case backend.Verified:
 		if c.Why != "" && !p.raw {
 			return p.notice(label, "this log is empty: %s", c.Why)
 		}
 		return nil
+	case backend.Gaps:
+		p.see(exitLost)
+		if marked == 0 { // as with --tail
+			return p.notice(label, "bytes are missing before this (%s)", c.Why)
+		}
+		return nil
 	case backend.Running:
-		p.see(exitIncomplete)
+		p.see(exitRunning)
+		if c.Why != "" {
+			return p.notice(label, "%s", c.Why)
+		}
 		return p.notice(label, "still running: more will follow")
 	case backend.Partial:
-		p.see(exitIncomplete)
+		p.see(exitPartial)
 		return p.notice(label, "this log is partial: %s", c.Why)
 	case backend.NotCaptured:
 		return p.notice(label, "not captured: %s", c.Why)

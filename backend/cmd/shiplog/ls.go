@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -115,7 +114,11 @@ func printTree(tree *backend.Tree, target backend.Target, out io.Writer) error {
 			fmt.Fprintf(out, "  %s%s  pod %s\n", tr.Label(), retry, pod)
 			w = tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 			for _, c := range p.Containers {
-				fmt.Fprintf(w, "    %s\t%s\t%d bytes\t%d lines\t%s\n", c.Name, c.Status, c.Bytes, c.Lines, remarks(c))
+				about := ""
+				if c.Estimated {
+					about = "about "
+				}
+				fmt.Fprintf(w, "    %s\t%s\t%s%d bytes\t%[3]s%[5]d lines\t%[6]s\n", c.Name, c.Status, about, c.Bytes, c.Lines, c.Why)
 			}
 		}
 	}
@@ -126,13 +129,4 @@ func printTree(tree *backend.Tree, target backend.Target, out io.Writer) error {
 		fmt.Fprintf(out, "another run of this name: %s\n", other.UID)
 	}
 	return nil
-}
-
-// remarks are what a person should know beside the status.
-func remarks(c backend.Container) string {
-	if c.Gaps() > 0 {
-		lost := c.Seal.Lost.Total()
-		return cmp.Or(c.Why, fmt.Sprintf("gaps: %d, bytes lost: %d", c.Gaps(), lost))
-	}
-	return c.Why
 }

@@ -42,7 +42,8 @@ settings:
   --s3-url s3://BUCKET/PREFIX, --s3-endpoint URL, or SHIPLOG_S3_BUCKET, SHIPLOG_S3_PREFIX, SHIPLOG_S3_ENDPOINT, SHIPLOG_S3_REGION;
   keys as usual for AWS (AWS_ACCESS_KEY_ID, AWS_PROFILE, …); SHIPLOG_NAMESPACE is the default of -n
 
-exit code: 0 all is verified; 1 error; 2 wrong usage; 3 a log is still running or partial; 4 bytes are missing
+exit code of logs: 0 all is verified; 3 a log is still running; 5 a log is partial: nothing more was heard of its pod; 4 bytes are missing. Of several
+  logs the worst counts, in this order. Of every command: 1 error; 2 wrong usage
 `
 
 // exitError ends the program with a code.
@@ -54,11 +55,22 @@ type exitError struct {
 func (e *exitError) Error() string { return e.msg }
 
 const (
-	exitFailed     = 1
-	exitUsage      = 2
-	exitIncomplete = 3
-	exitLost       = 4
+	exitFailed  = 1
+	exitUsage   = 2
+	exitRunning = 3 // more will follow: ask again
+	exitLost    = 4 // bytes that were printed are not there, and it is known
+	exitPartial = 5 // nobody knows whether more was printed
 )
+
+// worse returns the exit code of two logs that have one each.
+func worse(a, b int) int {
+	for _, code := range []int{exitLost, exitPartial, exitRunning} {
+		if a == code || b == code {
+			return code
+		}
+	}
+	return 0
+}
 
 func usageError(format string, args ...any) error {
 	return &exitError{exitUsage, fmt.Sprintf(format, args...) + "\nrun \"shiplog --help\" for usage"}

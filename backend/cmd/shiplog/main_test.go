@@ -13,6 +13,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/shiplog-dev/shiplog/backend"
 	"github.com/shiplog-dev/shiplog/internal/criline"
 	"github.com/shiplog-dev/shiplog/internal/layout"
 	"github.com/shiplog-dev/shiplog/internal/objectstore"
@@ -81,7 +82,7 @@ func putObject(t *testing.T, store *objectstore.Store, key string, body []byte) 
 	}
 }
 
-func putRecord[T record.Run | record.Pod | record.Alive | record.Pointer | record.Seal](t *testing.T, store *objectstore.Store, key string, v T) {
+func putRecord[T record.Run | record.Pod | record.Alive | record.Waiting | record.Pointer | record.Seal](t *testing.T, store *objectstore.Store, key string, v T) {
 	t.Helper()
 	b, err := record.Encode(v)
 	if err != nil {
@@ -137,10 +138,30 @@ func TestCommands(t *testing.T) {
 		t.Fatal(err)
 	}
 	second = criline.Append(second, start, criline.Stdout, true, []byte("behind the gap"))
+	third := criline.Append(bytes.Clone(second), start, criline.Stdout, true, []byte("and more"))
 	put(t, store, logText{container: layout.Container{Pod: retry, Container: "step-compile"}, lines: second, sealed: true})
 	put(t, store, logText{container: layout.Container{Pod: brokenPod, Container: "step-a"}, lines: first, sealed: true, broken: true})
 	running := layout.Pod{Run: layout.Run{Namespace: "ns", Name: "running", UID: "88888888-2222-3333-4444-555555555555"}, TaskRun: "running-a", PodUID: "pod-running"}
 	put(t, store, logText{container: layout.Container{Pod: running, Container: "step-a"}, lines: first})
+
+	// One container for each state, and for each reason of an empty log.
+	states := layout.Pod{Run: layout.Run{Namespace: "ns", Name: "states", UID: "77777777-2222-3333-4444-555555555555"}, TaskRun: "states-a", PodUID: "pod-states"}
+	var names []record.Container
+	for _, name := range []string{"prepare", "step-verified", "step-gaps", "step-running", "step-damaged", "step-silent", "step-killed", "step-no-image", "step-unknown", "step-waits"} {
+		names = append(names, record.Container{Name: name, Kind: record.Step, Captured: true})
+	}
+	putRecord(t, store, states.PodKey(), record.Pod{Namespace: "ns", PodName: "states-a-pod", TaskRun: "states-a", Created: start, Containers: names})
+	of := func(name string) layout.Container { return layout.Container{Pod: states, Container: name} }
+	put(t, store, logText{container: of("step-verified"), lines: first, sealed: true})
+	put(t, store, logText{container: of("step-gaps"), lines: third, sealed: true})
+	put(t, store, logText{container: of("step-running"), lines: first})
+	put(t, store, logText{container: of("step-damaged"), lines: first, sealed: true, broken: true})
+	putRecord(t, store, of("step-silent").SealKey(), record.Seal{End: record.EndExited, Exit: &record.Exit{}})
+	putRecord(t, store, of("step-killed").SealKey(), record.Seal{End: record.EndKilled})
+	putRecord(t, store, of("step-no-image").SealKey(), record.Seal{End: record.EndNeverStarted})
+	putRecord(t, store, of("step-no-image").WaitingKey(), record.Waiting{Reason: "ImagePullBackOff", Message: "Back-off pulling image"})
+	putRecord(t, store, of("step-unknown").SealKey(), record.Seal{End: record.EndNeverStarted})
+	putRecord(t, store, of("step-waits").WaitingKey(), record.Waiting{Reason: "ErrImagePull", Message: "not found"})
 
 	t.Setenv(objectstore.EnvBucket, config.Bucket)
 	t.Setenv(objectstore.EnvEndpoint, config.Endpoint)
@@ -165,7 +186,12 @@ func TestCommands(t *testing.T) {
 		{"logs-timestamps", []string{"logs", "-n", "ns", "--container", "prepare", "--timestamps", "run"}, 0},
 		{"logs-tail", []string{"logs", "-n", "ns", "--step", "compile", "--tail", "2", "run"}, exitLost},
 		{"logs-raw", []string{"logs", "-n", "ns", "--task", "build", "--step", "compile", "--raw", "run"}, exitLost},
-		{"logs-running", []string{"logs", "-n", "ns", "running"}, exitIncomplete},
+		{"logs-running", []string{"logs", "-n", "ns", "running"}, exitRunning},
+		{"logs-tail-behind-gap", []string{"logs", "-n", "ns", "--step", "gaps", "--tail", "1", "states"}, exitLost},
+		{"ls-states", []string{"ls", "-n", "ns", "states"}, 0},
+		{"logs-states", []string{"logs", "-n", "ns", "states"}, exitLost},
+		{"logs-waits", []string{"logs", "-n", "ns", "--step", "waits", "states"}, exitRunning},
+		{"logs-no-image", []string{"logs", "-n", "ns", "--step", "no-image", "states"}, 0},
 		{"logs-broken", []string{"logs", "-n", "ns", "broken"}, exitLost},
 		{"logs-no-such-step", []string{"logs", "-n", "ns", "--step", "none", "run"}, exitFailed},
 		{"prefix", []string{"prefix", "-n", "ns", "run"}, 0},
@@ -225,5 +251,61 @@ func TestWhereIsTheArchive(t *testing.T) {
 	var exit *exitError
 	if !errors.As(err, &exit) || exit.code != exitUsage {
 		t.Errorf("error %v, want wrong usage that says what to set", err)
+	}
+}
+
+// TestStates expects what a log's state says at its end, and the exit code that it makes.
+func TestStates(t *testing.T) {
+	for _, c := range []struct {
+		name      string
+		container backend.Container
+		marked    int
+		code      int
+		want      string
+	}{
+		{"verified", backend.Container{Status: backend.Verified}, 0, 0, ""},
+		{"empty", backend.Container{Status: backend.Verified, Why: "never started: why is unknown"}, 0, 0, "x -- shiplog: this log is empty: never started: why is unknown\n"},
+		{"running", backend.Container{Status: backend.Running}, 0, exitRunning, "x -- shiplog: still running: more will follow\n"},
+		{"partial", backend.Container{Status: backend.Partial, Why: "the pod was last heard of at T"}, 0, exitPartial, "x -- shiplog: this log is partial: the pod was last heard of at T\n"},
+		{"gaps, all of them shown", backend.Container{Status: backend.Gaps, Why: "gaps: 1, bytes lost: 2"}, 1, exitLost, ""},
+		{"gaps, none of them shown", backend.Container{Status: backend.Gaps, Why: "gaps: 1, bytes lost: 2"}, 0, exitLost, "x -- shiplog: bytes are missing before this (gaps: 1, bytes lost: 2)\n"},
+		{"damaged", backend.Container{Status: backend.Damaged, Why: "a hole"}, 1, exitLost, "x -- shiplog: this log is damaged: a hole\n"},
+		{"not captured", backend.Container{Status: backend.NotCaptured, Why: "tty"}, 0, 0, "x -- shiplog: not captured: tty\n"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			var out bytes.Buffer
+			p := &printer{notices: &out}
+			if err := p.state("x ", c.container, c.marked); err != nil {
+				t.Fatal(err)
+			}
+			if out.String() != c.want || p.worst != c.code {
+				t.Errorf("%q and exit code %d, want %q and %d", out.String(), p.worst, c.want, c.code)
+			}
+		})
+	}
+}
+
+func TestExitCodes(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		codes []int
+		want  int
+	}{
+		{"nothing", nil, 0},
+		{"verified", []int{0, 0}, 0},
+		{"running", []int{0, exitRunning, 0}, exitRunning},
+		{"partial is worse than running", []int{exitPartial, exitRunning}, exitPartial},
+		{"and the other way round", []int{exitRunning, exitPartial}, exitPartial},
+		{"lost is the worst", []int{exitPartial, exitLost, exitRunning}, exitLost},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			got := 0
+			for _, code := range c.codes {
+				got = worse(got, code)
+			}
+			if got != c.want {
+				t.Errorf("%d, want %d", got, c.want)
+			}
+		})
 	}
 }
