@@ -3,6 +3,8 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
+	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -21,23 +23,53 @@ func (s *shipper) drain(ctx context.Context) error {
 	}
 	begin := time.Now()
 	var errs []error
-	var group errgroup.Group
-	group.SetLimit(sealConcurrency)
-	for _, l := range s.logs {
-		// A log that cannot be read must not keep the others from being shipped. It gets no seal, so that readers know that it is not whole.
-		if err := l.finish(ctx); err != nil {
-			errs = append(errs, err)
-			continue
+	for left := s.logs; len(left) > 0; {
+		var broken []error
+		left, broken = s.drainOnce(ctx, left)
+		errs = append(errs, broken...)
+		if len(left) == 0 {
+			break
 		}
-		if !l.state.Sealed {
-			group.Go(func() error { return l.seal(ctx, time.Now()) })
+		// What the store refuses is tried again as long as there is time.
+		soonest := slices.MinFunc(left, func(a, b *containerLog) int { return a.holdTo.Compare(b.holdTo) })
+		timer := time.NewTimer(time.Until(soonest.holdTo))
+		select {
+		case <-ctx.Done():
+		case <-timer.C:
+		}
+		timer.Stop()
+		if ctx.Err() != nil {
+			errs = append(errs, fmt.Errorf("the store refuses objects of %d logs: %w", len(left), ctx.Err()))
+			break
 		}
 	}
-	err := errors.Join(append(errs, group.Wait())...)
+	err := errors.Join(errs...)
 	if err == nil {
 		s.log.Info("drained", "logs", len(s.logs), "took", time.Since(begin).Round(time.Millisecond))
 	}
 	return err
+}
+
+// drainOnce ships and seals the logs, and returns those of which the store refuses an object.
+func (s *shipper) drainOnce(ctx context.Context, logs []*containerLog) (left []*containerLog, broken []error) {
+	errs := make([]error, len(logs))
+	var group errgroup.Group
+	group.SetLimit(sealConcurrency)
+	for i, l := range logs {
+		// A log that cannot be read must not keep the others from being shipped. It gets no seal, so that readers know that it is not whole.
+		if errs[i] = l.finish(ctx); errs[i] == nil && !l.state.Sealed {
+			group.Go(func() error { errs[i] = l.seal(ctx, time.Now()); return nil })
+		}
+	}
+	_ = group.Wait() // each has its own error
+	for i, err := range errs {
+		if refusal := (*refused)(nil); errors.As(err, &refusal) && ctx.Err() == nil {
+			left = append(left, logs[i])
+		} else if err != nil {
+			broken = append(broken, err)
+		}
+	}
+	return left, broken
 }
 
 // finish ships all that is left of a log.

@@ -38,6 +38,11 @@ type containerLog struct {
 	sealedAt time.Time // zero if this process has not sealed it
 	byAge    int       // segments cut by age since the last pause
 	unsaved  bool      // a failure to record was logged
+
+	// What follows is of an object that the store refuses. This log waits, and no other.
+	refusals int
+	wait     backoff
+	holdTo   time.Time // nothing is tried before
 }
 
 func openLog(name, folder string, dir stateDir, s *shipper) (*containerLog, error) {
@@ -100,6 +105,24 @@ func (l *containerLog) due(now time.Time, hurry bool) (bool, time.Duration) {
 	return true, 0
 }
 
+// put uploads one of the log's objects. One that the store refuses is left for a later pass, so that it does not hold up the other logs.
+func (l *containerLog) put(ctx context.Context, name string, body []byte, now time.Time) error {
+	err := l.shipper.upload.put(ctx, l.name+"/"+name, body)
+	var refusal *refused
+	switch {
+	case errors.As(err, &refusal):
+		if l.refusals == 0 {
+			l.shipper.log.Warn("failed; trying again until it succeeds", "what", "upload "+l.name+"/"+name, "error", err)
+		}
+		l.refusals++
+		l.holdTo = now.Add(l.wait.next())
+	case err == nil && l.refusals > 0:
+		l.shipper.log.Info("recovered", "what", "upload "+l.name+"/"+name, "failures", l.refusals)
+		l.refusals, l.wait, l.holdTo = 0, 0, time.Time{}
+	}
+	return err
+}
+
 // ship cuts and uploads one segment if it is due, and seals the log when its container has ended and all is shipped. It returns how long nothing will be due.
 func (l *containerLog) ship(ctx context.Context, now time.Time, hurry bool) (time.Duration, error) {
 	if l.status.Available > 0 {
@@ -107,6 +130,9 @@ func (l *containerLog) ship(ctx context.Context, now time.Time, hurry bool) (tim
 			l.byAge = 0
 		}
 		l.lastData = now
+	}
+	if wait := l.holdTo.Sub(now); wait > 0 {
+		return wait, nil
 	}
 	due, wait := l.due(now, hurry)
 	if due {
@@ -148,7 +174,7 @@ func (l *containerLog) advance(ctx context.Context, final bool, now time.Time) (
 	if l.state.Pending != "" {
 		body, err := l.dir.loadSegment(l.name, l.state.PendingSum)
 		if err == nil {
-			return true, l.uploadPending(ctx, body)
+			return true, l.uploadPending(ctx, body, now)
 		}
 		l.shipper.log.Warn("a segment is cut again", "container", l.name, "error", err)
 		if s, err := layout.ParseSegmentName(l.state.Pending); err == nil {
@@ -173,11 +199,11 @@ func (l *containerLog) advance(ctx context.Context, final bool, now time.Time) (
 		l.warnUnsaved(err)
 	}
 	l.state = next
-	return true, l.uploadPending(ctx, body)
+	return true, l.uploadPending(ctx, body, now)
 }
 
-func (l *containerLog) uploadPending(ctx context.Context, body []byte) error {
-	if err := l.shipper.upload.put(ctx, l.name+"/"+l.state.Pending, body); err != nil {
+func (l *containerLog) uploadPending(ctx context.Context, body []byte, now time.Time) error {
+	if err := l.put(ctx, l.state.Pending, body, now); err != nil {
 		return err
 	}
 	return l.shipped()
@@ -276,7 +302,7 @@ func (l *containerLog) seal(ctx context.Context, now time.Time) error {
 	if err != nil {
 		return err
 	}
-	if err := l.shipper.upload.put(ctx, l.name+"/"+layout.SealFile, body); err != nil {
+	if err := l.put(ctx, layout.SealFile, body, now); err != nil {
 		return err
 	}
 	l.state.Sealed, l.sealedAt = true, now

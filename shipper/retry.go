@@ -14,10 +14,29 @@ const (
 )
 
 // retrier is the one place where things are tried again. Nothing is permanent: a bucket may be made, a quota raised, a clock set right, and giving up would
-// lose the log. What differs is how soon it is tried again: an error may say so (retryAfter).
+// lose the log. What differs is how soon it is tried again: an error may say so (retryAfter); and who waits for it: all logs, since they have the store in common, or only the one
+// whose object the store does not want (refused).
 type retrier struct {
 	log *slog.Logger
 }
+
+// backoff is the time before the next try at most.
+type backoff time.Duration
+
+// next returns how long to wait. Full jitter: the shippers of many pods must not come back in step.
+func (b *backoff) next() time.Duration {
+	if *b == 0 {
+		*b = backoff(firstBackoff)
+	}
+	most := time.Duration(*b)
+	*b = backoff(min(2*most, maxBackoff))
+	return time.Duration(rand.Int64N(int64(most))) + most/10
+}
+
+// refused is an error that is about one object, and not about the store, the ticket or the way there: other objects may be welcome.
+type refused struct{ error }
+
+func (e *refused) Unwrap() error { return e.error }
 
 // retryAfter is an error that says when to try again at the earliest.
 type retryAfter struct {
@@ -27,9 +46,10 @@ type retryAfter struct {
 
 func (e *retryAfter) Unwrap() error { return e.error }
 
-// do tries until it succeeds or the context ends, whose error it then returns together with the last try's. The first failure and the recovery are logged, not each try.
+// do tries until it succeeds, it is refused, or the context ends, whose error it then returns together with the last try's. The first failure and the recovery are logged, not each try.
 func (r retrier) do(ctx context.Context, what string, try func(context.Context) error) error {
-	backoff, failures, begin := firstBackoff, 0, time.Now()
+	var wait backoff
+	failures, begin := 0, time.Now()
 	for {
 		err := try(ctx)
 		if err == nil {
@@ -41,17 +61,18 @@ func (r retrier) do(ctx context.Context, what string, try func(context.Context) 
 		if ctx.Err() != nil {
 			return errors.Join(ctx.Err(), err)
 		}
+		if refusal := (*refused)(nil); errors.As(err, &refusal) {
+			return err
+		}
 		failures++
 		if failures == 1 {
 			r.log.Warn("failed; trying again until it succeeds", "what", what, "error", err)
 		}
-		// Full jitter: the shippers of many pods must not come back in step.
-		delay := time.Duration(rand.Int64N(int64(backoff))) + backoff/10
+		delay := wait.next()
 		var after *retryAfter
 		if errors.As(err, &after) {
 			delay = max(delay, after.delay)
 		}
-		backoff = min(2*backoff, maxBackoff)
 		timer := time.NewTimer(delay)
 		select {
 		case <-ctx.Done():

@@ -134,7 +134,9 @@ func (s *shipper) pass(ctx context.Context, now time.Time) (time.Duration, error
 	}
 	for _, l := range s.logs {
 		wait, err := l.ship(ctx, now, hurry)
-		if err != nil {
+		if refusal := (*refused)(nil); errors.As(err, &refusal) {
+			wait = l.holdTo.Sub(now) // it is logged already
+		} else if err != nil {
 			errs = append(errs, err)
 		}
 		next = min(next, wait)
@@ -160,5 +162,6 @@ func (s *shipper) keepAlive(ctx context.Context, now time.Time) error {
 	if err != nil {
 		return err
 	}
+	s.heardFrom = now // also if it is refused: then the next minute's is the next try
 	return s.upload.put(ctx, layout.AliveFile, b)
 }

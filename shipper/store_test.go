@@ -166,6 +166,25 @@ func (f *fakeServer) set(change func()) {
 	change()
 }
 
+// until waits for an upload after which a condition holds.
+func (f *fakeServer) until(holds func() bool) {
+	f.t.Helper()
+	late := time.After(time.Minute)
+	for {
+		f.mu.Lock()
+		ok := holds()
+		f.mu.Unlock()
+		if ok {
+			return
+		}
+		select {
+		case <-f.put:
+		case <-late:
+			f.t.Fatal("it does not come")
+		}
+	}
+}
+
 func (f *fakeServer) snapshot() map[string][]byte {
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -29,7 +30,7 @@ type uploader struct {
 // slowest is the slowest connection that an upload is given time for, in bytes per second.
 const slowest = 16 << 10
 
-// put uploads one object, and tries again until it succeeds or the context ends.
+// put uploads one object, and tries again until it succeeds, the store refuses this very object, or the context ends.
 func (u *uploader) put(ctx context.Context, name string, body []byte) error {
 	return u.retry.do(ctx, "upload "+name, func(ctx context.Context) error { return u.try(ctx, name, body) })
 }
@@ -54,19 +55,32 @@ func (u *uploader) try(ctx context.Context, name string, body []byte) error {
 		return fmt.Errorf("post to the store: %w", err)
 	}
 	defer resp.Body.Close()
-	text, err := io.ReadAll(io.LimitReader(resp.Body, 4<<10))
+	text, readErr := io.ReadAll(io.LimitReader(resp.Body, 4<<10))
+	err = fmt.Errorf("post to the store: %s: %s", resp.Status, strings.Join(strings.Fields(string(text)), " "))
+	if readErr != nil {
+		err = fmt.Errorf("post to the store: %s: %w", resp.Status, readErr)
+	}
 	switch {
 	case resp.StatusCode == http.StatusOK || resp.StatusCode == http.StatusCreated || resp.StatusCode == http.StatusNoContent:
 		u.uploads.Add(1)
 		return nil
-	case resp.StatusCode == http.StatusForbidden:
+	case resp.StatusCode == http.StatusForbidden, bytes.Contains(text, []byte("<Code>ExpiredToken</Code>")):
 		// Expired by the store's clock, or its key is gone: another ticket may be better. The backoff keeps us from asking in a loop.
 		u.tickets.drop(t)
+	case aboutTheObject(resp.StatusCode):
+		err = &refused{err}
 	}
-	if err != nil {
-		return withRetryAfter(resp, fmt.Errorf("post to the store: %s: %w", resp.Status, err))
+	return withRetryAfter(resp, err)
+}
+
+// aboutTheObject says that a status may be another one for another object: a client's error, but none of access, of a missing bucket, of time, or of how much there is to do.
+func aboutTheObject(status int) bool {
+	switch status {
+	case http.StatusUnauthorized, http.StatusForbidden, http.StatusNotFound, http.StatusProxyAuthRequired, http.StatusRequestTimeout, http.StatusConflict,
+		http.StatusTooEarly, http.StatusTooManyRequests:
+		return false
 	}
-	return withRetryAfter(resp, fmt.Errorf("post to the store: %s: %s", resp.Status, strings.Join(strings.Fields(string(text)), " ")))
+	return status/100 == 4
 }
 
 func (u *uploader) clientFor(t ticket.Ticket) (*http.Client, error) {
