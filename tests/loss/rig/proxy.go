@@ -22,9 +22,19 @@ import (
 
 // Fault is what is done to one request. The zero value lets it through.
 type Fault struct {
-	Status     int   // answer this, and send nothing on
-	CutAfter   int64 // if positive, cut both connections when so many bytes of the body have passed
-	LoseAnswer bool  // send it on, and cut the connection in the place of the answer
+	Status     int    // answer this, and send nothing on
+	CutAfter   int64  // if positive, cut both connections when so many bytes of the body have passed
+	LoseAnswer bool   // send it on, and cut the connection in the place of the answer
+	Then       func() // is called when CutAfter or LoseAnswer cuts
+}
+
+func (f Fault) none() bool { return f.Status == 0 && f.CutAfter == 0 && !f.LoseAnswer }
+
+func (f Fault) cut(why string) error {
+	if f.Then != nil {
+		f.Then()
+	}
+	return errors.New(why)
 }
 
 // Proxy stands before the S3 server, and breaks what is between it and the shipper. It has one address for its whole life.
@@ -44,7 +54,7 @@ type Proxy struct {
 	choose func(n int64, r *http.Request) Fault
 
 	requests atomic.Int64 // that arrived
-	faults   atomic.Int64 // that were done to requests
+	faults   atomic.Int64 // that were done to requests, and waits of bytes
 }
 
 // newProxy starts a proxy for a server, which the test's end stops.
@@ -66,7 +76,7 @@ func newProxy(t testing.TB, target string) *Proxy {
 		},
 		ModifyResponse: func(r *http.Response) error {
 			if f, ok := r.Request.Context().Value(faultKey{}).(Fault); ok && f.LoseAnswer {
-				return errors.New("the answer is lost")
+				return f.cut("the answer is lost")
 			}
 			return nil
 		},
@@ -153,17 +163,14 @@ func (p *Proxy) Limit(bytes int64) {
 	p.rate = bytes
 }
 
-// Break lets choose say what is done to each upload, counted from 1. Nil lets all through.
+// Break lets choose say what is done to each request, counted from 1. Nil lets all through.
 func (p *Proxy) Break(choose func(n int64, r *http.Request) Fault) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.choose = choose
 }
 
-// Requests is the number of requests that arrived, and Faults that of faults done to them.
-func (p *Proxy) Requests() int64 { return p.requests.Load() }
-
-// Faults is the number of faults that were done to requests.
+// Faults is the number of faults that were done to requests, and of bytes that had to wait.
 func (p *Proxy) Faults() int64 { return p.faults.Load() }
 
 type faultKey struct{}
@@ -178,7 +185,7 @@ func (p *Proxy) breaking(next http.Handler) http.Handler {
 		if choose != nil {
 			f = choose(n, r)
 		}
-		if f != (Fault{}) {
+		if !f.none() {
 			p.faults.Add(1)
 		}
 		if f.Status != 0 {
@@ -187,7 +194,7 @@ func (p *Proxy) breaking(next http.Handler) http.Handler {
 			return
 		}
 		if f.CutAfter > 0 {
-			r.Body = &cutBody{r.Body, f.CutAfter}
+			r.Body = &cutBody{r.Body, f, f.CutAfter}
 		}
 		next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), faultKey{}, f)))
 	})
@@ -196,12 +203,13 @@ func (p *Proxy) breaking(next http.Handler) http.Handler {
 // cutBody fails after so many bytes.
 type cutBody struct {
 	io.ReadCloser
-	left int64
+	fault Fault
+	left  int64
 }
 
 func (b *cutBody) Read(p []byte) (int, error) {
 	if b.left <= 0 {
-		return 0, errors.New("the connection is cut")
+		return 0, b.fault.cut("the connection is cut")
 	}
 	n, err := b.ReadCloser.Read(p[:min(int64(len(p)), b.left)])
 	b.left -= int64(n)
@@ -266,11 +274,16 @@ func (c *conn) pass(n int) error {
 	p.mu.Unlock()
 	select {
 	case <-gate:
+		if wait == 0 {
+			return nil
+		}
+	default:
+	}
+	p.faults.Add(1)
+	select {
+	case <-gate:
 	case <-c.closed:
 		return net.ErrClosed
-	}
-	if wait == 0 {
-		return nil
 	}
 	timer := time.NewTimer(wait)
 	defer timer.Stop()

@@ -21,9 +21,9 @@ func (r Rate) String() string {
 	case r.Bytes >= 1e6:
 		return fmt.Sprintf("%g MB/s", float64(r.Bytes)/1e6)
 	case r.Bytes > 0:
-		return fmt.Sprintf("%d bytes/s", r.Bytes)
+		return fmt.Sprintf("%g kB/s", float64(r.Bytes)/1e3)
 	default:
-		return "unlimited"
+		return "as fast as it goes"
 	}
 }
 
