@@ -8,6 +8,9 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+
+	"github.com/shiplog-dev/shiplog/internal/criline"
+	"github.com/shiplog-dev/shiplog/internal/spool"
 )
 
 // sealConcurrency is how many seals are uploaded at once: they are small, and there is one for every container.
@@ -78,8 +81,35 @@ func (l *containerLog) finish(ctx context.Context) error {
 		if err := l.look(); err != nil {
 			return err
 		}
-		if more, err := l.advance(ctx, true, time.Now()); err != nil || !more {
+		more, err := l.advance(ctx, true, time.Now())
+		if err != nil {
+			return err
+		}
+		if !more {
+			break
+		}
+	}
+	if l.status.Ended {
+		return nil
+	}
+	// The container was killed with tee: what it printed last is still in its pipes.
+	for {
+		next, name, body, err := l.cut(1, l.rest)
+		if err != nil || name == "" {
+			return err
+		}
+		if err := l.shipNew(ctx, next, body, time.Now()); err != nil {
 			return err
 		}
 	}
+}
+
+// rest reads what is left in the pipes. The position in the spool stays.
+func (l *containerLog) rest(at spool.Position, _ int) ([]byte, criline.Tally, spool.Position, error) {
+	now := time.Now()
+	if now.Before(l.state.Last) { // times do not go back within a log, whatever the node's clock does
+		now = l.state.Last
+	}
+	lines, tally, err := l.reader.Rest(now)
+	return lines, tally, at, err
 }

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"time"
 
+	"github.com/shiplog-dev/shiplog/internal/criline"
 	"github.com/shiplog-dev/shiplog/internal/layout"
 	"github.com/shiplog-dev/shiplog/internal/record"
 	"github.com/shiplog-dev/shiplog/internal/spool"
@@ -185,13 +186,20 @@ func (l *containerLog) advance(ctx context.Context, final bool, now time.Time) (
 			return false, err
 		}
 	}
-	next, name, body, err := l.cut(limit, final, now)
+	next, name, body, err := l.cut(limit, func(at spool.Position, limit int) ([]byte, criline.Tally, spool.Position, error) {
+		return l.reader.Next(at, limit, final, now)
+	})
 	if err != nil || name == "" {
 		l.state.Position = next.Position
 		return false, err
 	}
+	return true, l.shipNew(ctx, next, body, now)
+}
+
+// shipNew records a segment that was just cut, and uploads it.
+func (l *containerLog) shipNew(ctx context.Context, next state, body []byte, now time.Time) error {
 	// Recorded first, so that whatever happens the same bytes go under the same name. If it cannot be recorded, as on a full disk, shipping goes on: it makes room.
-	err = l.dir.saveSegment(l.name, body)
+	err := l.dir.saveSegment(l.name, body)
 	if err == nil {
 		err = l.dir.save(l.name, next)
 	}
@@ -199,7 +207,7 @@ func (l *containerLog) advance(ctx context.Context, final bool, now time.Time) (
 		l.warnUnsaved(err)
 	}
 	l.state = next
-	return true, l.uploadPending(ctx, body, now)
+	return l.uploadPending(ctx, body, now)
 }
 
 func (l *containerLog) uploadPending(ctx context.Context, body []byte, now time.Time) error {
@@ -232,8 +240,9 @@ func (l *containerLog) warnUnsaved(err error) {
 	}
 }
 
-// cut makes a segment of at least limit archive bytes, if there are as many, of what is behind the position. It returns the state behind the segment, and no name where there is nothing to cut. The body is good until the next cut of any log.
-func (l *containerLog) cut(limit int64, final bool, now time.Time) (next state, name string, body []byte, err error) {
+// cut makes a segment of at least limit archive bytes, if there are as many, of what read returns behind the position, as spool.Reader.Next does. It returns the state behind the segment, and no
+// name where there is nothing to cut. The body is good until the next cut of any log.
+func (l *containerLog) cut(limit int64, read func(at spool.Position, limit int) ([]byte, criline.Tally, spool.Position, error)) (next state, name string, body []byte, err error) {
 	next = l.state
 	w := l.shipper.segment
 	w.Begin(l.state.Bytes, l.state.Printed.Total(), l.state.Lines)
@@ -242,7 +251,7 @@ func (l *containerLog) cut(limit int64, final bool, now time.Time) (next state, 
 		return l.state, "", nil, err
 	}
 	for w.Length() < limit {
-		lines, tally, behind, err := l.reader.Next(next.Position, int(min(limit-w.Length(), batch)), final, now)
+		lines, tally, behind, err := read(next.Position, int(min(limit-w.Length(), batch)))
 		if err != nil {
 			return l.state, "", nil, err
 		}

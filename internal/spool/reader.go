@@ -38,6 +38,8 @@ type Reader struct {
 	base int64
 	next int64 // base of the following file, or -1
 	mem  *Buffers
+
+	pipes [2]int // of pipeStreams, or -1
 }
 
 // Buffers is the memory that Next works in. Readers that are used one after the other can share it, so that memory does not grow with their number.
@@ -54,12 +56,13 @@ func OpenReader(path string, mem *Buffers) (*Reader, error) {
 	if err != nil {
 		return nil, &fs.PathError{Op: "open spool", Path: path, Err: err}
 	}
-	return &Reader{dir: os.NewFile(uintptr(fd), path), path: path, next: -1, mem: mem}, nil
+	return &Reader{dir: os.NewFile(uintptr(fd), path), path: path, next: -1, mem: mem, pipes: [2]int{-1, -1}}, nil
 }
 
 // Close closes the folder.
 func (r *Reader) Close() error {
 	r.closeFile()
+	r.closePipes()
 	return r.dir.Close()
 }
 
@@ -92,13 +95,15 @@ func (r *Reader) open(name string) (*os.File, int64, error) {
 // Look says what is behind the position.
 func (r *Reader) Look(at Position) (Status, error) {
 	var s Status
-	present, next := int64(-1), int64(-1)
+	present, next, pipes := int64(-1), int64(-1), false
 	err := r.names(func(name string) {
 		switch name {
 		case EndFile:
 			s.Ended = true
 		case TermFile:
 			s.Term = true
+		case pipeFolder:
+			pipes = true
 		default:
 			base, ok := ParseLogName(name)
 			switch {
@@ -112,6 +117,12 @@ func (r *Reader) Look(at Position) (Status, error) {
 	})
 	if err != nil {
 		return s, err
+	}
+	switch {
+	case s.Ended: // tee has taken all that was in them
+		r.closePipes()
+	case pipes:
+		r.holdPipes()
 	}
 	r.next = next
 	s.More = next >= 0

@@ -4,6 +4,7 @@
 //	00000000000004194304.log   the next file, begun when the one before was full
 //	term                       the container got SIGTERM: there is little time left
 //	end.json                   the process ended: how, and what was written
+//	pipe/stdout, pipe/stderr   what the container prints into, while it runs (pipe.go)
 //
 // tee appends whole lines, the shipper deletes files that are shipped. Whatever a step may have done to its folder, the reader treats it as hostile: it
 // follows no link, opens nothing but regular files, and never blocks.

@@ -13,6 +13,7 @@ import (
 
 	"github.com/shiplog-dev/shiplog/internal/criline"
 	"github.com/shiplog-dev/shiplog/internal/record"
+	"github.com/shiplog-dev/shiplog/internal/spool"
 )
 
 const (
@@ -31,7 +32,7 @@ type sink interface {
 	Abandon(s criline.Stream, bytes int64, why string)
 }
 
-// stream is the way of one stream: pipe → the container's own stdout or stderr → sink.
+// stream is the way of one stream: pipe → sink, and the container's own stdout or stderr.
 type stream struct {
 	name criline.Stream
 	pipe *os.File // read end, non-blocking
@@ -39,8 +40,7 @@ type stream struct {
 	out  int      // the container's own
 	sink sink
 
-	buf     []byte
-	pending int // bytes in buf that the sink has not taken yet
+	buf []byte
 }
 
 // copying is both streams, each with a goroutine that drain waits for.
@@ -49,9 +49,29 @@ type copying struct {
 	wg      sync.WaitGroup
 }
 
+// streams are those of fd 1 and 2.
+var streams = [2]criline.Stream{criline.Stdout, criline.Stderr}
+
+// newPipe makes a pipe whose read end does not block: a named one, of which the shipper can read the rest if all of the container is killed, or where the
+// folder takes none (it is full, or on a file system without them) one without a name.
+func newPipe(dir string, s criline.Stream) (read, write int, err error) {
+	if read, write, err = spool.MakePipe(dir, s); err == nil {
+		return read, write, nil
+	}
+	var p [2]int
+	if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
+		return -1, -1, fmt.Errorf("make a pipe: %w", err)
+	}
+	// Of the read end only. Each end is an open file description of its own; a child that finds its stdout non-blocking loses output.
+	if err := unix.SetNonblock(p[0], true); err != nil {
+		return -1, -1, fmt.Errorf("make a pipe non-blocking: %w", err)
+	}
+	return p[0], p[1], nil
+}
+
 // startCopy puts pipes in the place of fd 1 and 2, and begins to copy. A process that opens /proc/1/fd/1 writes into the pipe too. On an error, fd 1 and 2
 // are what they were.
-func startCopy(to sink) (*copying, error) {
+func startCopy(to sink, dir string) (*copying, error) {
 	c := &copying{}
 	var own, reads, writes [2]int
 	for i := range own {
@@ -59,14 +79,8 @@ func startCopy(to sink) (*copying, error) {
 		if own[i], err = unix.FcntlInt(uintptr(i+1), unix.F_DUPFD_CLOEXEC, firstOwnFD); err != nil {
 			return nil, fmt.Errorf("keep the container's fd %d: %w", i+1, err)
 		}
-		var p [2]int
-		if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
-			return nil, fmt.Errorf("make a pipe: %w", err)
-		}
-		reads[i], writes[i] = p[0], p[1]
-		// Of the read end only. Each end is an open file description of its own; a child that finds its stdout non-blocking loses output.
-		if err := unix.SetNonblock(reads[i], true); err != nil {
-			return nil, fmt.Errorf("make a pipe non-blocking: %w", err)
+		if reads[i], writes[i], err = newPipe(dir, streams[i]); err != nil {
+			return nil, err
 		}
 	}
 	for i := range writes {
@@ -77,7 +91,7 @@ func startCopy(to sink) (*copying, error) {
 			return nil, fmt.Errorf("put a pipe in the place of fd %d: %w", i+1, err)
 		}
 	}
-	for i, name := range []criline.Stream{criline.Stdout, criline.Stderr} {
+	for i, name := range streams {
 		_ = unix.Close(writes[i]) // fd 1 or 2 stands for it now
 		c.streams[i] = &stream{name: name, pipe: os.NewFile(uintptr(reads[i]), string(name)), fd: reads[i], out: own[i], sink: to, buf: make([]byte, chunkBytes)}
 		c.wg.Go(c.streams[i].run)
@@ -111,76 +125,63 @@ func (c *copying) end(w interface{ End(record.Exit) error }, exit record.Exit) {
 
 // run copies until the deadline, and then what is left in the pipe.
 func (s *stream) run() {
-	for !s.guard(s.copyUntilStopped) {
+	for {
+		n, err := s.pipe.Read(s.buf)
+		s.take(s.buf[:n])
+		if err != nil {
+			break // the deadline; a pipe whose write end tee holds itself has no end and no other error
+		}
 	}
 	// TIOCINQ is FIONREAD: the bytes in the pipe.
 	left, err := unix.IoctlGetInt(s.fd, unix.TIOCINQ)
 	if err != nil || s.pipe.SetReadDeadline(time.Time{}) != nil {
 		return
 	}
-	for !s.guard(func() { s.copyBytes(&left) }) {
+	s.copyBytes(left)
+}
+
+// copyBytes copies so many bytes, which are in the pipe already.
+func (s *stream) copyBytes(left int) {
+	for left > 0 {
+		n, err := s.pipe.Read(s.buf[:min(left, len(s.buf))])
+		s.take(s.buf[:n])
+		if err != nil {
+			return
+		}
+		left -= n
 	}
 }
 
-// guard calls f, and says whether it came to its end. A panic of the spool's code must not end the build: the bytes at hand are counted as
-// lost to the copy, and the container's own stdout goes on.
-func (s *stream) guard(f func()) (done bool) {
-	defer func() {
-		if r := recover(); r != nil {
-			s.abandon(fmt.Sprintf("panic in tee: %v", r))
-		}
-	}()
-	f()
-	return true
+// take hands on what was read: to the spool first, since what is in neither place is lost if tee is killed now, and then to the container's own stdout or stderr.
+func (s *stream) take(b []byte) {
+	if len(b) == 0 {
+		return
+	}
+	s.keep(b)
+	writeAll(s.out, b)
 }
 
-func (s *stream) abandon(why string) {
+// keep writes to the spool. A panic of the spool's code must not end the build: the bytes at hand are counted as lost to the copy, and the container's own
+// stdout goes on.
+func (s *stream) keep(b []byte) {
+	if s.sink == nil {
+		return
+	}
+	defer func() {
+		if r := recover(); r != nil {
+			s.abandon(int64(len(b)), fmt.Sprintf("panic in tee: %v", r))
+		}
+	}()
+	s.sink.Write(s.name, b)
+}
+
+func (s *stream) abandon(lost int64, why string) {
 	defer func() {
 		if recover() != nil {
 			s.sink = nil
 		}
 	}()
-	lost := s.pending
-	s.pending = 0
-	if s.sink != nil {
-		s.sink.Abandon(s.name, int64(lost), why)
-	}
-}
-
-func (s *stream) copyUntilStopped() {
-	for {
-		n, err := s.pipe.Read(s.buf)
-		s.take(n)
-		if err != nil {
-			return // the deadline; a pipe whose write end tee holds itself has no end and no other error
-		}
-	}
-}
-
-// copyBytes copies so many bytes, which are in the pipe already. It counts them down itself, so that it can go on after a panic.
-func (s *stream) copyBytes(left *int) {
-	for *left > 0 {
-		n, err := s.pipe.Read(s.buf[:min(*left, len(s.buf))])
-		*left -= n
-		s.take(n)
-		if err != nil {
-			return
-		}
-	}
-}
-
-// take hands on the first n bytes of the buffer: first to the container's own stdout or stderr, as if tee were not there, then to the spool.
-func (s *stream) take(n int) {
-	if n <= 0 {
-		return
-	}
-	writeAll(s.out, s.buf[:n])
-	if s.sink == nil {
-		return
-	}
-	s.pending = n
-	s.sink.Write(s.name, s.buf[:n])
-	s.pending = 0
+	s.sink.Abandon(s.name, lost, why)
 }
 
 // writeAll writes everything, as long as it takes. An error, such as that nobody reads the container's stdout any more, is ignored: the child was not told

@@ -71,13 +71,14 @@ func capture(opts contract.Tee) (record.Exit, error) {
 	if err != nil {
 		return record.Exit{}, err
 	}
-	c, err := startCopy(w)
+	c, err := startCopy(w, opts.Spool)
 	if err != nil {
 		return record.Exit{}, err
 	}
 	exit := run(opts, w.Term, again)
 	c.drain()
 	c.end(w, exit)
+	spool.RemovePipes(opts.Spool)
 	return exit, nil
 }
 
