@@ -34,8 +34,13 @@ func run(ctx context.Context) error {
 		return err
 	}
 	defer os.RemoveAll(dir)
-	// The rows of the shipper's core with a clock of its own are beside it; all others are here. Those that need a cluster have the tag e2e.
-	cmd := exec.CommandContext(ctx, "go", "test", "-v", "-count=1", "-timeout=3h", "-tags=e2e", "-run=^TestLoss", "./shipper", "./tests/loss/...")
+	up := exec.CommandContext(ctx, "go", "run", "./tests/cluster", "up")
+	up.Stdout, up.Stderr = os.Stdout, os.Stderr
+	if err := up.Run(); err != nil {
+		return fmt.Errorf("bring the local cluster up: %w", err)
+	}
+	// The rows of the shipper's core with a clock of its own are beside it, those that need a cluster are among the end-to-end tests, and all others are here.
+	cmd := exec.CommandContext(ctx, "go", "test", "-v", "-count=1", "-p=1", "-timeout=3h", "-tags=e2e", "-run=^TestLoss", "./shipper", "./tests/loss/...", "./tests/e2e")
 	cmd.Env = append(os.Environ(), budget.ReportEnv+"="+dir)
 	if os.Getenv(budget.ScaleEnv) == "" {
 		cmd.Env = append(cmd.Env, budget.ScaleEnv+"=all")

@@ -1,9 +1,9 @@
 // Command cmd prints a sequence, and checks one. It is a step's program in tests of what shiplog loses.
 //
-//	cmd print [-seed N] [-lines N | -rate BYTES] [-records N] [-bytes N] [-for DURATION] [-stderr] [-count FILE] [-exit CODE]
+//	cmd print [-seed N] [-lines N | -rate BYTES] [-records N] [-bytes N] [-for DURATION] [-stderr] [-count FILE] [-exit CODE] [-stubborn]
 //	cmd check [-seed N] [-printed BYTES] [-cri] < LOG
 //
-// print ends with the given code, and writes the number of bytes that it has printed to a file after each write, if it is told to. check reads what was printed on one stream, or with -cri the
+// print ends with the given code, ignores SIGTERM if it is stubborn, and writes the number of bytes that it has printed to a file after each write, if it is told to. check reads what was printed on one stream, or with -cri the
 // archive's lines with their markers (as zstdcat prints the segments), whose stdout it checks. It prints a report as JSON, and ends with 1 if the log is not whole.
 package main
 
@@ -16,6 +16,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/signal"
+	"syscall"
 
 	"github.com/shiplog-dev/shiplog/internal/criline"
 	"github.com/shiplog-dev/shiplog/tests/loss/sequence"
@@ -61,8 +63,12 @@ func print(args []string, stdout, stderr io.Writer) (int, error) {
 	toStderr := f.Bool("stderr", false, "print to stderr")
 	count := f.String("count", "", "file for the number of bytes")
 	exit := f.Int("exit", 0, "exit code")
+	stubborn := f.Bool("stubborn", false, "ignore SIGTERM")
 	if err := f.Parse(args); err != nil {
 		return 0, err
+	}
+	if *stubborn {
+		signal.Ignore(syscall.SIGTERM)
 	}
 	to := stdout
 	if *toStderr {
