@@ -9,6 +9,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -125,6 +126,36 @@ func TestDrain(t *testing.T) {
 			t.Errorf("%d bytes were in the pipe, stdout got others, %v", n, err)
 		}
 	}
+}
+
+// tellingSink tells of each chunk that it gets.
+type tellingSink chan string
+
+func (c tellingSink) Write(_ criline.Stream, chunk []byte)  { c <- string(chunk) }
+func (c tellingSink) Abandon(criline.Stream, int64, string) {}
+
+// What is on the container's own stdout is in the spool already, and what nobody takes there is in the spool all the same: whatever kills tee then, the archive has it.
+func TestKeptBeforeItIsShown(t *testing.T) {
+	to := make(tellingSink, 2)
+	s, feed, stdout := pipes(t, to)
+	writeAll(s.out, bytes.Repeat([]byte("x"), 64<<10)) // as much as a pipe holds: the next byte has to wait
+	c := &copying{streams: [2]*stream{s, s}}
+	c.wg.Go(s.run)
+	if _, err := io.WriteString(feed, "kept\n"); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case got := <-to:
+		if got != "kept\n" {
+			t.Errorf("the spool got %q", got)
+		}
+	case <-time.After(time.Minute):
+		t.Error("the spool waits for the container's stdout")
+	}
+	if _, err := io.CopyN(io.Discard, stdout, 64<<10+int64(len("kept\n"))); err != nil {
+		t.Error(err)
+	}
+	c.drain()
 }
 
 // Another process may have made the container's stdout non-blocking. Then nothing is lost while nobody reads.
