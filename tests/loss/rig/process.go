@@ -5,6 +5,7 @@ package rig
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
@@ -21,6 +22,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/shiplog-dev/shiplog/internal/contract"
+	"github.com/shiplog-dev/shiplog/internal/spool"
 	"github.com/shiplog-dev/shiplog/tests/loss/sequence"
 )
 
@@ -93,6 +95,9 @@ func (s *shipperProcess) keep() {
 		var sampling sync.WaitGroup
 		sampling.Go(func() { s.sample(cmd.Process.Pid, ended) })
 		_ = cmd.Wait() // how it ended does not matter: it is started again, or was to end
+		if s.pod.OnDeath != nil {
+			s.pod.OnDeath()
+		}
 		close(ended)
 		sampling.Wait()
 	}
@@ -143,6 +148,29 @@ func (s *shipperProcess) signal(sig os.Signal) {
 func (p *Pod) KillShipper() {
 	p.shipper.kills.Add(1)
 	p.shipper.signal(unix.SIGKILL)
+}
+
+// ShippedFiles is how many files of a container's spool are shipped, by what the shipper has recorded, and not deleted.
+func (p *Pod) ShippedFiles(container string) int {
+	var recorded struct{ Position spool.Position }
+	b, err := os.ReadFile(filepath.Join(p.StateFolder(), container+".json"))
+	if err == nil {
+		err = json.Unmarshal(b, &recorded)
+	}
+	if err != nil {
+		return 0 // nothing is recorded yet
+	}
+	names, err := os.ReadDir(p.Folder(container))
+	if err != nil {
+		p.t.Error(err)
+	}
+	n := 0
+	for _, e := range names {
+		if base, ok := spool.ParseLogName(e.Name()); ok && base < recorded.Position.Base {
+			n++
+		}
+	}
+	return n
 }
 
 // ShipperStarts gives a token for the last start of the shipper.
@@ -268,21 +296,30 @@ func (s *Step) Kill() { _ = s.cmd.Process.Kill() }
 // KillProcess kills the process that tee runs.
 func (s *Step) KillProcess() {
 	s.t.Helper()
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%[1]d/children", s.cmd.Process.Pid))
+	// Each thread has its own children.
+	threads, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/children", s.cmd.Process.Pid))
 	if err != nil {
 		s.t.Fatal(err)
 	}
-	for _, pid := range strings.Fields(string(b)) {
-		n, err := strconv.Atoi(pid)
-		if err == nil {
-			err = unix.Kill(n, unix.SIGKILL)
-		}
+	killed := 0
+	for _, children := range threads {
+		b, err := os.ReadFile(children)
 		if err != nil {
-			s.t.Fatal(err)
+			continue // the thread has ended
+		}
+		for _, pid := range strings.Fields(string(b)) {
+			n, err := strconv.Atoi(pid)
+			if err == nil {
+				err = unix.Kill(n, unix.SIGKILL)
+			}
+			if err != nil {
+				s.t.Fatal(err)
+			}
+			killed++
 		}
 	}
-	if len(b) == 0 {
-		s.t.Fatal("tee runs no process")
+	if killed != 1 {
+		s.t.Fatalf("tee had %d processes to kill", killed)
 	}
 }
 

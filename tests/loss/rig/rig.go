@@ -81,7 +81,8 @@ type Pod struct {
 	Config  contract.Config
 	S3      *Proxy
 	Tickets *TicketService
-	Limit   int64 // of each container's spool
+	Limit   int64  // of each container's spool
+	OnDeath func() // is called when a shipper's process has ended, before the next begins
 
 	t      testing.TB
 	root   string // the shipper's
