@@ -43,7 +43,7 @@ unit() {
   static
   if [ "$(uname)" = Linux ] && [ "$(id -u)" = 0 ]; then
     say 'binaries for tests'
-    go run ./tests/cluster build versitygw minio crane
+    go run ./tests/cluster build versitygw minio crane kubernetes
   fi
   local race=(-race)
   if ! command -v gcc >/dev/null; then

@@ -40,6 +40,9 @@ const (
 	hostProcesses     reason = "host-pid"
 	nameCollision     reason = "name-collision"
 	nothingToCapture  reason = "nothing-to-capture"
+	limitRange        reason = "limit-range"
+	resourceQuota     reason = "resource-quota"
+	cannotStart       reason = "shipper-cannot-start"
 
 	// The container is left alone; the others are captured.
 	noCommand     reason = "no-command"
@@ -64,6 +67,12 @@ func (r reason) explanation() string {
 		return "with hostPID a step could read the shipper's files"
 	case nameCollision:
 		return "it has a container, volume or volumeMount with a name that shiplog reserves"
+	case limitRange:
+		return "a LimitRange of the namespace does not allow the shipper's resources"
+	case resourceQuota:
+		return "a ResourceQuota of the namespace has no room for the shipper"
+	case cannotStart:
+		return "the shipper's container could not be started in other pods, and would hold this one back; it is tried again"
 	case nothingToCapture:
 		return "no container of it can be captured; the annotation " + contract.SkippedAnnotation + " says why"
 	}

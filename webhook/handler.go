@@ -11,6 +11,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	admissionv1 "k8s.io/api/admission/v1"
+	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
 
@@ -34,6 +35,8 @@ type podAdmission struct {
 	settings settings
 	sidecars func() nativeSidecars
 	caBundle func() (string, error)
+	limits   *limits // nil: every pod fits
+	guard    *guard  // nil: shippers can always be started
 	metrics  *admissionMetrics
 	log      *slog.Logger
 }
@@ -114,7 +117,16 @@ func (p *podAdmission) review(req admission.Request) (admission.Response, error)
 	if err != nil {
 		return resp, err
 	}
-	d, patch, err := inject(req.Object.Raw, p.settings, surroundings{sidecars: p.sidecars(), caBundle: caBundle})
+	around := surroundings{sidecars: p.sidecars(), caBundle: caBundle}
+	if p.limits != nil {
+		around.misfit = func(pod *corev1.Pod, ours corev1.ResourceRequirements) reason {
+			return p.limits.misfit(pod, req.Namespace, ours)
+		}
+	}
+	if p.guard != nil {
+		around.paused = func() bool { return p.guard.paused(req.Namespace, req.DryRun != nil && *req.DryRun) }
+	}
+	d, patch, err := inject(req.Object.Raw, p.settings, around)
 	if err != nil {
 		return resp, err
 	}

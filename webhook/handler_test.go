@@ -326,7 +326,12 @@ func damage(random *rand.Rand, v any) any {
 // checkAnyPod admits the pod: it is allowed, and where it is patched, the patch applies and a second pass has nothing to do.
 func checkAnyPod(t *testing.T, raw []byte) {
 	t.Helper()
-	p := newTestAdmission()
+	admitted(t, newTestAdmission(), raw)
+}
+
+// admitted is checkAnyPod, and returns the patched pod, or nil where it is not patched.
+func admitted(t *testing.T, p *podAdmission, raw []byte) []byte {
+	t.Helper()
 	handle := func(raw []byte) admission.Response {
 		resp := p.Handle(t.Context(), admission.Request{AdmissionRequest: creation(raw)})
 		if !resp.Allowed {
@@ -339,7 +344,7 @@ func checkAnyPod(t *testing.T, raw []byte) {
 	}
 	resp := handle(raw)
 	if len(resp.Patch) == 0 {
-		return
+		return nil
 	}
 	patch, err := evanphx.DecodePatch(resp.Patch)
 	if err != nil {
@@ -352,4 +357,5 @@ func checkAnyPod(t *testing.T, raw []byte) {
 	if again := handle(out); len(again.Patch) > 0 {
 		t.Fatalf("second pass patches: %s\nafter: %s", again.Patch, resp.Patch)
 	}
+	return out
 }

@@ -33,6 +33,10 @@ const skippedPointer = "/metadata/annotations/shiplog.dev~1skipped"
 type surroundings struct {
 	sidecars nativeSidecars
 	caBundle string // PEM
+	// misfit says why the API server would refuse the pod with the shipper in it, or nothing. Nil: that is not known.
+	misfit func(*corev1.Pod, corev1.ResourceRequirements) reason
+	// paused says whether shippers cannot be started now. It is asked last, about a pod that is injected otherwise: one that it lets through is to be made. Nil: they can.
+	paused func() bool
 }
 
 // inject decides about a pod, given as the API server sent it, and returns the JSON patch (RFC 6902) that carries the decision out. The patch names
@@ -44,6 +48,11 @@ func inject(raw []byte, s settings, around surroundings) (decision, []jsonpatch.
 		return decision{}, nil, err
 	}
 	d := decide(pod, s, around.sidecars)
+	if d.action == actionInject {
+		if r := around.hinders(pod, s, len(d.captured)); r != "" {
+			d = skip(r)
+		}
+	}
 	var patch []jsonpatch.Operation
 	switch d.action {
 	case actionRepair:
@@ -63,6 +72,23 @@ func inject(raw []byte, s settings, around surroundings) (decision, []jsonpatch.
 		return decision{}, nil, err
 	}
 	return d, patch, nil
+}
+
+// hinders says why a pod that could be injected is left alone for the cluster's sake, or nothing.
+func (around surroundings) hinders(pod *corev1.Pod, s settings, captured int) reason {
+	if around.misfit != nil {
+		var ours corev1.ResourceRequirements
+		if pod.Spec.Resources == nil {
+			ours = shipperResources(&pod.Spec, s, int64(captured))
+		}
+		if r := around.misfit(pod, ours); r != "" {
+			return r
+		}
+	}
+	if around.paused != nil && around.paused() {
+		return cannotStart
+	}
+	return ""
 }
 
 // decodePod reads a pod as the API server does: field names are case-sensitive, unknown ones are passed over.

@@ -28,6 +28,7 @@ import (
 	"k8s.io/client-go/discovery"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/klog/v2"
 	"sigs.k8s.io/controller-runtime/pkg/certwatcher"
 	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
 	ctrlmetrics "sigs.k8s.io/controller-runtime/pkg/metrics"
@@ -47,6 +48,10 @@ type options struct {
 	metricsAddr   string
 	kubeconfig    string
 	shutdownDelay time.Duration
+
+	heldBackAfter time.Duration // see guard
+	heldBackRetry time.Duration
+	replaceHeld   bool
 }
 
 // kubernetesTimeout bounds each request to the API server.
@@ -56,6 +61,7 @@ func main() {
 	log := slog.New(slog.NewJSONHandler(os.Stderr, nil))
 	slog.SetDefault(log)
 	ctrllog.SetLogger(logr.FromSlogHandler(log.Handler())) // controller-runtime's own
+	klog.SetSlogLogger(log)                                // client-go's
 
 	o, err := parseFlags(os.Args[1:])
 	if errors.Is(err, flag.ErrHelp) {
@@ -89,6 +95,9 @@ func parseFlags(args []string) (options, error) {
 	flags.IntVar(&o.port, "port", 9443, "port of admission and tickets")
 	flags.StringVar(&o.metricsAddr, "metrics-address", ":8080", "address of /metrics, /healthz and /readyz")
 	flags.StringVar(&o.kubeconfig, "kubeconfig", "", "kubeconfig file (default: the pod's service account)")
+	flags.DurationVar(&o.heldBackAfter, "held-back-after", 20*time.Second, "stop injecting when a pod has waited so long for the shipper's container, which cannot be started")
+	flags.DurationVar(&o.heldBackRetry, "held-back-retry", 5*time.Minute, "then let one pod through after so long, to see whether it can be started again")
+	flags.BoolVar(&o.replaceHeld, "replace-held-pods", true, "evict pods that wait for the shipper's container and of which nothing has run, so that Tekton makes them anew without it")
 	flags.DurationVar(&o.shutdownDelay, "shutdown-delay", 5*time.Second, "time to go on serving after SIGTERM, while the Service still routes here")
 	if err := flags.Parse(args); err != nil {
 		return o, err
@@ -101,7 +110,11 @@ func parseFlags(args []string) (options, error) {
 	if !caFileSet {
 		o.caFile = filepath.Join(o.certDir, "ca.crt")
 	}
-	return o, o.validate()
+	err := o.validate()
+	if o.heldBackAfter <= 0 || o.heldBackRetry <= 0 {
+		err = errors.Join(err, fmt.Errorf("--held-back-after %v and --held-back-retry %v must be positive", o.heldBackAfter, o.heldBackRetry))
+	}
+	return o, err
 }
 
 // run serves until ctx ends, and returns when all requests are answered. From when leaving ends it says that it is not ready, so that the Service
@@ -125,6 +138,15 @@ func run(ctx, leaving context.Context, o options, registry ctrlmetrics.Registere
 		return err
 	}
 	defer closeStore()
+	g := newGuard(o.heldBackAfter, o.heldBackRetry)
+	pods, err := newWaitingPods(config, g, o.replaceHeld, tickets.recordWaiting, registry, log)
+	if err != nil {
+		return err
+	}
+	fits, err := newLimits(config)
+	if err != nil {
+		return err
+	}
 	certs, err := newCertWatcher(o.certDir, registry)
 	if err != nil {
 		return err
@@ -138,6 +160,8 @@ func run(ctx, leaving context.Context, o options, registry ctrlmetrics.Registere
 		settings: o.settings,
 		sidecars: gate.sidecars,
 		caBundle: func() (string, error) { return readCABundle(o.caFile) },
+		limits:   fits,
+		guard:    g,
 		metrics:  newAdmissionMetrics(registry),
 		log:      log,
 	})
@@ -173,6 +197,8 @@ func run(ctx, leaving context.Context, o options, registry ctrlmetrics.Registere
 		return nil
 	})
 	group.Go(func() error { gate.run(serving); return nil })
+	group.Go(func() error { pods.run(serving); return nil })
+	group.Go(func() error { fits.run(serving); return nil })
 	group.Go(func() error {
 		if err := side.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
 			return fmt.Errorf("serve metrics and health: %w", err)
@@ -193,7 +219,7 @@ func newVersionGate(config *rest.Config, log *slog.Logger) (*versionGate, error)
 }
 
 // newTickets makes the ticket service on the object store that the environment names.
-func newTickets(ctx context.Context, config *rest.Config, registry prometheus.Registerer, log *slog.Logger) (tickets http.Handler, closeStore func(), err error) {
+func newTickets(ctx context.Context, config *rest.Config, registry prometheus.Registerer, log *slog.Logger) (tickets *ticketService, closeStore func(), err error) {
 	s3, err := objectstore.ConfigFromEnv()
 	if err != nil {
 		return nil, nil, fmt.Errorf("S3 settings: %w", err)
@@ -202,12 +228,12 @@ func newTickets(ctx context.Context, config *rest.Config, registry prometheus.Re
 	if err != nil {
 		return nil, nil, err
 	}
-	tickets, err = newTicketService(ticketConfig{REST: config, Store: store, Metrics: registry, Log: log})
+	handler, err := newTicketService(ticketConfig{REST: config, Store: store, Metrics: registry, Log: log})
 	if err != nil {
 		store.Close()
 		return nil, nil, err
 	}
-	return tickets, store.Close, nil
+	return handler.(*ticketService), store.Close, nil
 }
 
 // newCertWatcher reads the serving certificate, reads it again when it changes, and shows its expiry as a metric.

@@ -108,6 +108,32 @@ func (s *ticketService) getOwner(ctx context.Context, namespace string, ref *met
 	return obj, nil
 }
 
+// recordWaiting writes why captured containers of the pod did not start: waiting.json for each. Whichever replica writes it says the same.
+func (s *ticketService) recordWaiting(ctx context.Context, bound boundPod, failures map[string]record.Waiting) error {
+	owned, err := s.findOwners(ctx, bound)
+	if err != nil {
+		return err
+	}
+	for _, c := range containers(owned.object) {
+		failure, failed := failures[c.Name]
+		if !failed || !c.Captured {
+			continue
+		}
+		body, err := record.Encode(failure)
+		if err != nil {
+			return err
+		}
+		key := layout.Container{Pod: owned.pod, Container: c.Name}
+		if err := key.Validate(); err != nil {
+			return err
+		}
+		if err := s.cfg.Store.Put(ctx, key.WaitingKey(), body); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // objects are the run's and the pod's records and index objects, by key. They depend on nothing but the objects in the cluster, so whichever replica
 // writes them writes the same.
 func (r ownedPod) objects() (map[string][]byte, error) {

@@ -1,0 +1,352 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	corev1 "k8s.io/api/core/v1"
+	policyv1 "k8s.io/api/policy/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/cache"
+	"k8s.io/utils/lru"
+	"k8s.io/utils/ptr"
+
+	"github.com/shiplog-dev/shiplog/internal/contract"
+	"github.com/shiplog-dev/shiplog/internal/record"
+)
+
+const (
+	guardTick = time.Second
+	// settle is how much longer than the guard's time a pod is held back before it is replaced: by then every replica knows, and none injects its successor.
+	settle = 3 * time.Second
+	// replaceRetry is the pause after a failed attempt.
+	replaceRetry = 10 * time.Second
+	// recordedEntries bounds the memory of which waiting containers are in the archive.
+	recordedEntries = 4096
+)
+
+// waitingPods watches the TaskRun pods that are Pending, which is all that the guard needs, and few of the pods that there are: a pod is Pending until all its containers have started
+// once.
+type waitingPods struct {
+	guard    *guard
+	core     kubernetes.Interface
+	replace  bool // held pods
+	store    cache.Store
+	informer cache.Controller
+	record   func(context.Context, boundPod, map[string]record.Waiting) error
+	held     *prometheus.CounterVec
+	replaced prometheus.Counter
+	log      *slog.Logger
+
+	handled map[types.UID]*handledPod // touched by the loop alone
+
+	mu       sync.Mutex
+	failures map[boundPod]map[string]record.Waiting // to be recorded
+	recorded *lru.Cache                             // boundPod → container → reason
+	wake     chan struct{}
+}
+
+// handledPod is what was done about a pod that is held back.
+type handledPod struct {
+	told bool
+	next time.Time // when to try to replace it
+}
+
+// newWaitingPods makes the watch. It sends nothing before run. Failures of other containers than ours go to write, which may be nil.
+func newWaitingPods(config *rest.Config, g *guard, replace bool, write func(context.Context, boundPod, map[string]record.Waiting) error,
+	registry prometheus.Registerer, log *slog.Logger,
+) (*waitingPods, error) {
+	conf := rest.CopyConfig(config)
+	conf.Timeout = 0 // a watch has no end
+	core, err := kubernetes.NewForConfig(conf)
+	if err != nil {
+		return nil, fmt.Errorf("watch pods: API client: %w", err)
+	}
+	w := &waitingPods{
+		guard: g, core: core, replace: replace, record: write, log: log,
+		handled: map[types.UID]*handledPod{}, failures: map[boundPod]map[string]record.Waiting{}, recorded: lru.New(recordedEntries), wake: make(chan struct{}, 1),
+		held: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "shiplog_pods_held_back_total", Help: "Pods that shiplog's container held back, since it could not be started, by Kubernetes' reason.",
+		}, []string{"reason"}),
+		replaced: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "shiplog_pods_replaced_total", Help: "Pods that were held back and evicted by this replica, so that Tekton makes them anew.",
+		}),
+	}
+	paused := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "shiplog_injection_paused", Help: "1 while no pod of the cluster is injected, since shiplog's container cannot be started.",
+	}, func() float64 { cluster, _ := g.pauses(); return float64(cluster) })
+	namespaces := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "shiplog_injection_paused_namespaces", Help: "Namespaces in which no pod is injected, since shiplog's container could not be started there.",
+	}, func() float64 { _, n := g.pauses(); return float64(n) })
+	for _, c := range []prometheus.Collector{w.held, w.replaced, paused, namespaces} {
+		if err := registry.Register(c); err != nil {
+			return nil, fmt.Errorf("watch pods: metrics: %w", err)
+		}
+	}
+	lw := cache.NewFilteredListWatchFromClient(core.CoreV1().RESTClient(), "pods", metav1.NamespaceAll, func(o *metav1.ListOptions) {
+		o.LabelSelector = "tekton.dev/taskRun"
+		o.FieldSelector = "status.phase=" + string(corev1.PodPending)
+	})
+	w.store, w.informer = cache.NewInformerWithOptions(cache.InformerOptions{
+		ListerWatcher: lw,
+		ObjectType:    &corev1.Pod{},
+		Transform:     slimPod,
+		Handler: cache.ResourceEventHandlerFuncs{
+			AddFunc:    func(o any) { w.noteFailures(o) },
+			UpdateFunc: func(_, o any) { w.noteFailures(o) },
+		},
+	})
+	return w, nil
+}
+
+// slimPod keeps of a pod what the guard looks at.
+func slimPod(o any) (any, error) {
+	pod, ok := o.(*corev1.Pod)
+	if !ok {
+		return o, nil // a notice of a deletion that was missed
+	}
+	slim := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{
+		Name: pod.Name, Namespace: pod.Namespace, UID: pod.UID, ResourceVersion: pod.ResourceVersion,
+		CreationTimestamp: pod.CreationTimestamp, DeletionTimestamp: pod.DeletionTimestamp,
+	}}
+	if owner := metav1.GetControllerOf(pod); owner != nil {
+		slim.OwnerReferences = []metav1.OwnerReference{*owner}
+	}
+	if injected(pod) {
+		slim.Spec.InitContainers = []corev1.Container{{Name: contract.ShipperContainer}}
+	}
+	slim.Status.Phase, slim.Status.StartTime = pod.Status.Phase, pod.Status.StartTime
+	for _, c := range pod.Status.Conditions {
+		if c.Type == corev1.PodReadyToStartContainers {
+			slim.Status.Conditions = []corev1.PodCondition{{Type: c.Type, Status: c.Status, LastTransitionTime: c.LastTransitionTime}}
+		}
+	}
+	statuses := func(list []corev1.ContainerStatus) (out []corev1.ContainerStatus) {
+		for _, c := range list {
+			s := corev1.ContainerStatus{Name: c.Name, Started: c.Started}
+			switch {
+			case c.State.Waiting != nil:
+				s.State.Waiting = &corev1.ContainerStateWaiting{Reason: c.State.Waiting.Reason, Message: c.State.Waiting.Message[:min(len(c.State.Waiting.Message), maxFailure)]}
+			case c.State.Running != nil:
+				s.State.Running = &corev1.ContainerStateRunning{}
+			case c.State.Terminated != nil:
+				s.State.Terminated = &corev1.ContainerStateTerminated{}
+			}
+			out = append(out, s)
+		}
+		return out
+	}
+	slim.Status.InitContainerStatuses = statuses(pod.Status.InitContainerStatuses)
+	slim.Status.ContainerStatuses = statuses(pod.Status.ContainerStatuses)
+	return slim, nil
+}
+
+// run watches until the context ends, and returns when all that it has begun has ended.
+func (w *waitingPods) run(ctx context.Context) {
+	var group sync.WaitGroup
+	group.Go(func() { w.informer.RunWithContext(ctx) })
+	group.Go(func() { w.recordFailures(ctx) })
+	defer group.Wait()
+	tick := time.NewTicker(guardTick)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+			w.look(ctx)
+		}
+	}
+}
+
+// look shows the guard the pods, and does what is to be done about those that are held back.
+func (w *waitingPods) look(ctx context.Context) {
+	if !w.informer.HasSynced() {
+		return // pods that are not listed yet would look as if they were gone
+	}
+	objects := w.store.List()
+	pods := make([]*corev1.Pod, 0, len(objects))
+	for _, o := range objects {
+		pods = append(pods, o.(*corev1.Pod))
+	}
+	held, gone := w.guard.observe(pods)
+	for _, ref := range gone {
+		w.resolve(ctx, ref)
+	}
+	now := w.guard.now()
+	still := make(map[types.UID]*handledPod, len(held))
+	for _, h := range held {
+		done := w.handled[h.uid]
+		if done == nil {
+			done = &handledPod{next: h.since.Add(w.guard.after + settle)}
+			w.held.WithLabelValues(h.failure.Reason).Inc()
+			w.log.Warn("shiplog's container cannot be started and holds a pod back: injecting stops", "namespace", h.namespace, "pod", h.name, "reason", h.failure.Reason)
+		}
+		still[h.uid] = done
+		if !done.told {
+			done.told = w.tell(ctx, h)
+		}
+		if w.replace && !now.Before(done.next) && !w.evict(ctx, h) {
+			done.next = now.Add(replaceRetry)
+		}
+	}
+	w.handled = still
+}
+
+// resolve finds out what has become of a pod that waits no more.
+func (w *waitingPods) resolve(ctx context.Context, ref podRef) {
+	ctx, cancel := context.WithTimeout(ctx, kubernetesTimeout)
+	defer cancel()
+	pod, err := w.core.CoreV1().Pods(ref.namespace).Get(ctx, ref.name, metav1.GetOptions{})
+	if err != nil || pod.UID != ref.uid {
+		return // it is gone, or not known: the next pod that is let through will tell
+	}
+	if pod.Status.Phase == corev1.PodRunning || pod.Status.Phase == corev1.PodSucceeded || started(shipperStatus(pod)) {
+		w.log.Info("shiplog's container starts again: injecting goes on", "namespace", ref.namespace, "pod", ref.name)
+		w.guard.recovered(ref.namespace)
+	}
+}
+
+// tell makes an event on the pod. All replicas give it the same name, so there is one.
+func (w *waitingPods) tell(ctx context.Context, h heldPod) bool {
+	what := "new pods are left alone until it can; this one starts when the kubelet succeeds"
+	if w.replace {
+		what = "new pods are left alone until it can; this one is replaced"
+	}
+	return w.event(ctx, "shiplog-held-back-"+string(h.uid), "ShiplogHeldBack",
+		corev1.ObjectReference{APIVersion: "v1", Kind: "Pod", Namespace: h.namespace, Name: h.name, UID: h.uid, FieldPath: "spec.initContainers{" + contract.ShipperContainer + "}"},
+		fmt.Sprintf("shiplog's container cannot be started (%s: %s): %s", h.failure.Reason, h.failure.Message, what))
+}
+
+// event makes an event, and says whether it is there.
+func (w *waitingPods) event(ctx context.Context, name, reason string, about corev1.ObjectReference, message string) bool {
+	ctx, cancel := context.WithTimeout(ctx, kubernetesTimeout)
+	defer cancel()
+	now := metav1.NewTime(w.guard.now())
+	_, err := w.core.CoreV1().Events(about.Namespace).Create(ctx, &corev1.Event{
+		ObjectMeta:     metav1.ObjectMeta{Name: name, Namespace: about.Namespace},
+		InvolvedObject: about, Type: corev1.EventTypeWarning, Reason: reason, Message: message[:min(len(message), maxFailure)],
+		Source: corev1.EventSource{Component: "shiplog-webhook"}, ReportingController: "shiplog.dev/webhook", ReportingInstance: "shiplog-webhook",
+		FirstTimestamp: now, LastTimestamp: now, Count: 1,
+	}, metav1.CreateOptions{})
+	if err != nil && !apierrors.IsAlreadyExists(err) {
+		w.log.Warn("no event could be made", "namespace", about.Namespace, "about", about.Name, "error", err)
+		return apierrors.IsForbidden(err) // such as in a namespace that is being deleted: it will not get better
+	}
+	return true
+}
+
+// evict removes a pod of which nothing has run, so that Tekton makes it anew. The eviction holds for the very state of the pod that was seen. It leaves no time to end: the kubelet would
+// report such a pod as failed, and Tekton the TaskRun. A pod that is simply gone is made again (reconcile in Tekton's pkg/reconciler/taskrun/taskrun.go).
+//
+// It says whether there is nothing to wait for: the pod is gone, or has changed and is looked at again.
+func (w *waitingPods) evict(ctx context.Context, h heldPod) bool {
+	if h.owner == nil {
+		return false // nobody would make it anew
+	}
+	ctx, cancel := context.WithTimeout(ctx, kubernetesTimeout)
+	defer cancel()
+	err := w.core.CoreV1().Pods(h.namespace).EvictV1(ctx, &policyv1.Eviction{
+		ObjectMeta: metav1.ObjectMeta{Namespace: h.namespace, Name: h.name},
+		DeleteOptions: &metav1.DeleteOptions{
+			GracePeriodSeconds: ptr.To[int64](0),
+			Preconditions:      &metav1.Preconditions{UID: &h.uid, ResourceVersion: &h.resourceVersion},
+		},
+	})
+	switch {
+	case apierrors.IsNotFound(err), apierrors.IsConflict(err): // such as: another replica was faster
+		return true
+	case err != nil:
+		w.log.Warn("a pod that is held back could not be replaced", "namespace", h.namespace, "pod", h.name, "error", err)
+		return false
+	}
+	w.replaced.Inc()
+	w.log.Info("replaced a pod that was held back", "namespace", h.namespace, "pod", h.name)
+	w.event(ctx, "shiplog-replaced-"+string(h.uid), "ShiplogReplacedPod",
+		corev1.ObjectReference{APIVersion: h.owner.apiVersion, Kind: h.owner.kind, Namespace: h.namespace, Name: h.owner.name, UID: h.owner.uid},
+		fmt.Sprintf("pod %s was removed before anything of it ran, since shiplog's container held it back (%s); its successor runs without shiplog", h.name, h.failure.Reason))
+	return true
+}
+
+// noteFailures queues what is to be recorded of a pod whose shipper runs: which other containers cannot be started.
+func (w *waitingPods) noteFailures(o any) {
+	pod, ok := o.(*corev1.Pod)
+	if !ok || w.record == nil || !started(shipperStatus(pod)) {
+		return
+	}
+	failures := map[string]record.Waiting{}
+	for _, list := range [][]corev1.ContainerStatus{pod.Status.InitContainerStatuses, pod.Status.ContainerStatuses} {
+		for _, c := range list {
+			if f, failed := startFailure(c); failed && c.Name != contract.ShipperContainer {
+				failures[c.Name] = f
+			}
+		}
+	}
+	if len(failures) == 0 {
+		return
+	}
+	w.mu.Lock()
+	w.failures[boundPod{pod.Namespace, pod.Name, string(pod.UID)}] = failures
+	w.mu.Unlock()
+	select {
+	case w.wake <- struct{}{}:
+	default:
+	}
+}
+
+// recordFailures writes what noteFailures queues.
+func (w *waitingPods) recordFailures(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-w.wake:
+		}
+		w.mu.Lock()
+		queue := w.failures
+		w.failures = map[boundPod]map[string]record.Waiting{}
+		w.mu.Unlock()
+		for pod, failures := range queue {
+			w.recordPod(ctx, pod, failures)
+		}
+	}
+}
+
+func (w *waitingPods) recordPod(ctx context.Context, pod boundPod, failures map[string]record.Waiting) {
+	ctx, cancel := context.WithTimeout(ctx, 2*kubernetesTimeout)
+	defer cancel()
+	done := map[string]string{} // container → reason: the message has a time in it now and then
+	if v, ok := w.recorded.Get(pod); ok {
+		done = v.(map[string]string)
+	}
+	for name, f := range failures {
+		if done[name] == f.Reason {
+			delete(failures, name)
+		}
+	}
+	if len(failures) == 0 {
+		return
+	}
+	err := w.record(ctx, pod, failures)
+	var refused *refusedError
+	switch {
+	case errors.As(err, &refused) && refused.reason != refusedClusterDown:
+		w.log.Debug("not recorded why a container waits", append(pod.attrs(), "error", err)...)
+	case err != nil:
+		w.log.Warn("not recorded why a container waits: its log will not say so", append(pod.attrs(), "error", err)...)
+	default:
+		for name, f := range failures {
+			done[name] = f.Reason
+		}
+		w.recorded.Add(pod, done)
+	}
+}
