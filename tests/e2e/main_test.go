@@ -78,7 +78,7 @@ func setUp(ctx context.Context) error {
 	for _, v := range env.vars {
 		name, value, _ := strings.Cut(v, "=")
 		vars[name] = strings.Trim(value, "'\"")
-		if strings.HasPrefix(name, "SHIPLOG_S3_") || strings.HasPrefix(name, "AWS_") { // for those tests that read S3 themselves
+		if name == "CRANE" || strings.HasPrefix(name, "SHIPLOG_") || strings.HasPrefix(name, "AWS_") { // for those tests that read S3 themselves, or push images
 			if err := os.Setenv(name, vars[name]); err != nil {
 				return err
 			}

@@ -1,0 +1,129 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/shiplog-dev/shiplog/internal/contract"
+)
+
+// changeWebhook changes the webhook's container, and changes it back when the test ends.
+func changeWebhook(t *testing.T, change func(*corev1.Container)) {
+	t.Helper()
+	key := client.ObjectKey{Namespace: "shiplog-system", Name: "shiplog-webhook"}
+	set := func(ctx context.Context, change func(*corev1.Container)) error {
+		var d appsv1.Deployment
+		if err := env.client.Get(ctx, key, &d); err != nil {
+			return err
+		}
+		before := d.DeepCopy()
+		change(&d.Spec.Template.Spec.Containers[0])
+		if err := env.client.Patch(ctx, &d, client.MergeFrom(before)); err != nil {
+			return err
+		}
+		if _, err := command(ctx, "", nil, env.kubectl, "-n", key.Namespace, "rollout", "status", "deployment/"+key.Name, "--timeout=120s"); err != nil {
+			return err
+		}
+		// The replicas of before serve until they have ended.
+		_, err := command(ctx, "", nil, env.kubectl, "-n", key.Namespace, "wait", "--for=jsonpath={.status.replicas}=2", "deployment/"+key.Name, "--timeout=60s")
+		return err
+	}
+	var d appsv1.Deployment
+	if err := env.client.Get(t.Context(), key, &d); err != nil {
+		t.Fatal(err)
+	}
+	before := d.Spec.Template.Spec.Containers[0].DeepCopy()
+	t.Cleanup(func() {
+		if err := set(context.Background(), func(c *corev1.Container) { *c = *before }); err != nil {
+			t.Errorf("set the webhook back: %v", err)
+		}
+	})
+	if err := set(t.Context(), change); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// TestShipperImageMissing takes the shipper's image away. Builds must go on without shiplog, those that wait already too, and with it when the image is there again.
+func TestShipperImageMissing(t *testing.T) {
+	missing := fmt.Sprintf("e2e/shipper-%d:v1", time.Now().UnixNano())
+	var real string
+	changeWebhook(t, func(c *corev1.Container) {
+		i := slices.IndexFunc(c.Env, func(e corev1.EnvVar) bool { return e.Name == "SHIPLOG_SHIPPER_IMAGE" })
+		real = c.Env[i].Value
+		c.Env[i].Value = "localhost:5000/" + missing
+		c.Args = append(c.Args, "--held-back-after=5s", "--held-back-retry=20s")
+	})
+	spec := taskSpec(t, "taskSpec: {steps: [{name: s, image: busybox, script: echo hi}]}")
+	stuck := newTaskRun(t, nsOn, "image-missing", spec, nil)
+	first := &corev1.Pod{}
+	err := poll(t.Context(), time.Minute, "the pod of "+stuck.Name, func(ctx context.Context) (bool, error) {
+		err := env.client.Get(ctx, client.ObjectKey{Namespace: nsOn, Name: stuck.Name + "-pod"}, first)
+		return err == nil, client.IgnoreNotFound(err)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if shipperOf(first) == nil {
+		t.Fatalf("pod %s is not injected, so nothing holds it back", first.Name)
+	}
+	done := finish(t, stuck, 2*time.Minute)
+	if !done.Status.GetCondition("Succeeded").IsTrue() {
+		t.Errorf("the TaskRun that was stuck: %+v", done.Status.Conditions)
+	}
+	t.Logf("the TaskRun that was stuck took %s", took(done))
+	second := podOf(t, done)
+	if second.UID == first.UID || shipperOf(second) != nil || second.Annotations[contract.SkippedAnnotation] != "pod=shipper-cannot-start" {
+		t.Errorf("its pod %s (before %s) has the annotation %q", second.UID, first.UID, second.Annotations[contract.SkippedAnnotation])
+	}
+	events, err := command(t.Context(), "", nil, env.kubectl, "-n", nsOn, "get", "events", "--field-selector", "involvedObject.uid="+string(first.UID), "-o", "jsonpath={range .items[*]}{.reason}: {.message}{\"\\n\"}{end}")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(events, "hiplog") {
+		t.Errorf("no event of the pod tells of shiplog:\n%s", events)
+	}
+	t.Logf("events:\n%s", events)
+
+	later := finish(t, newTaskRun(t, nsOn, "image-missing-later", spec, nil), time.Minute)
+	if pod := podOf(t, later); shipperOf(pod) != nil || !later.Status.GetCondition("Succeeded").IsTrue() {
+		t.Errorf("the next TaskRun, in %s: %+v", took(later), later.Status.Conditions)
+	}
+
+	// The image comes back, as when the registry does.
+	host := func(ref string) string {
+		return strings.Replace(ref, "localhost:5000", os.Getenv("SHIPLOG_REGISTRY"), 1)
+	}
+	if _, err := command(t.Context(), "", nil, os.Getenv("CRANE"), "copy", "--insecure", host(real), host("localhost:5000/"+missing)); err != nil {
+		t.Fatal(err)
+	}
+	n := 0
+	next := func() *corev1.Pod {
+		n++
+		done := finish(t, newTaskRun(t, nsOn, fmt.Sprintf("image-back-%d", n), spec, nil), 2*time.Minute)
+		if !done.Status.GetCondition("Succeeded").IsTrue() {
+			t.Errorf("%s: %+v", done.Name, done.Status.Conditions)
+		}
+		return podOf(t, done)
+	}
+	err = poll(t.Context(), 3*time.Minute, "a pod to be injected again", func(context.Context) (bool, error) { return shipperOf(next()) != nil, nil })
+	if err != nil {
+		t.Fatal(err)
+	}
+	// That one has started, so all are injected.
+	for range 2 {
+		if pod := next(); shipperOf(pod) == nil {
+			t.Errorf("pod %s is not injected: %v", pod.Name, pod.Annotations)
+		}
+	}
+}
