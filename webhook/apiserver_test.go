@@ -3,8 +3,11 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"encoding/pem"
 	"fmt"
 	"log/slog"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"runtime"
@@ -18,6 +21,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
+	admissionv1 "k8s.io/api/admission/v1"
+	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -203,6 +208,7 @@ func TestOnAPIServer(t *testing.T) {
 	t.Run("what does not fit is foreseen", func(t *testing.T) { misfitsAreForeseen(t, api) })
 	t.Run("pods that are held back", func(t *testing.T) { podsHeldBack(t, api) })
 	t.Run("containers that wait are recorded", func(t *testing.T) { waitingIsRecorded(t, api) })
+	t.Run("a webhook behind ours", func(t *testing.T) { webhooksBehindOurs(t, api) })
 }
 
 // goldenPodsAreValid: the API server accepts each golden pod as Tekton makes it, and as we patch it. Where the pod's own containers fit Pod Security "restricted", so does ours.
@@ -669,4 +675,117 @@ func waitingIsRecorded(t *testing.T, api realAPI) {
 	if diff := cmp.Diff(want, <-calls, cmp.AllowUnexported(call{}, boundPod{})); diff != "" {
 		t.Errorf("second (-want +got):\n%s", diff)
 	}
+}
+
+// webhooksBehindOurs puts our handler and one that drops restartPolicy into the API server, as MutatingWebhookConfigurations, and makes pods. Ours is that of the manifest.
+func webhooksBehindOurs(t *testing.T, api realAPI) {
+	api.namespace(t, "behind")
+	ns, err := api.core.CoreV1().Namespaces().Get(t.Context(), "behind", metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ns.Labels[contract.InjectKey] = contract.InjectEnabled
+	if _, err := api.core.CoreV1().Namespaces().Update(t.Context(), ns, metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile("../manifests/base/webhook.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var ours admissionregistrationv1.MutatingWebhookConfiguration
+	if err := yaml.UnmarshalStrict(text, &ours); err != nil {
+		t.Fatal(err)
+	}
+	serve := func(h http.Handler, c *admissionregistrationv1.MutatingWebhookConfiguration) {
+		t.Helper()
+		server := httptest.NewTLSServer(h)
+		t.Cleanup(server.Close)
+		ca := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw})
+		c.Webhooks[0].ClientConfig = admissionregistrationv1.WebhookClientConfig{URL: ptr.To(server.URL + admissionPath), CABundle: ca}
+		c.Webhooks[0].TimeoutSeconds = ptr.To[int32](30) // the machine may be busy
+	}
+	p := newTestAdmission()
+	serve(p, &ours)
+	made, err := api.core.AdmissionregistrationV1().MutatingWebhookConfigurations().Create(t.Context(), &ours, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := api.core.AdmissionregistrationV1().MutatingWebhookConfigurations().Delete(context.WithoutCancel(t.Context()), made.Name, metav1.DeleteOptions{}); err != nil {
+			t.Error(err)
+		}
+	}()
+	bare := decodeTestPod(t, podWith("", ""))
+	until(t, "the API server to call our webhook", func() bool {
+		pod, err := api.create(t.Context(), "behind", bare, true)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return injected(pod)
+	})
+	for _, policy := range []admissionregistrationv1.ReinvocationPolicyType{admissionregistrationv1.NeverReinvocationPolicy, admissionregistrationv1.IfNeededReinvocationPolicy} {
+		t.Run(string(policy), func(t *testing.T) {
+			c := ours.DeepCopy()
+			c.ObjectMeta = metav1.ObjectMeta{Name: "z-behind"}
+			c.Webhooks[0].Name, c.Webhooks[0].ReinvocationPolicy = "drops.example.com", &policy
+			dropped := make(chan struct{}, 1000)
+			serve(dropsRestartPolicy(dropped), c)
+			if _, err := api.core.AdmissionregistrationV1().MutatingWebhookConfigurations().Create(t.Context(), c, metav1.CreateOptions{}); err != nil {
+				t.Fatal(err)
+			}
+			defer func() {
+				if err := api.core.AdmissionregistrationV1().MutatingWebhookConfigurations().Delete(context.WithoutCancel(t.Context()), c.Name, metav1.DeleteOptions{}); err != nil {
+					t.Error(err)
+				}
+			}()
+			var pod *corev1.Pod
+			var err error
+			until(t, "the API server to call the webhook behind ours", func() bool {
+				pod, err = api.create(t.Context(), "behind", bare, true)
+				return len(dropped) > 0
+			})
+			if err != nil {
+				t.Fatalf("the API server refuses the pod: %v", err)
+			}
+			if got := pod.Annotations[contract.SkippedAnnotation]; len(pod.Spec.InitContainers) != 0 || got != "pod=restart-policy-dropped" {
+				t.Errorf("annotation %q and init containers %+v, want none of ours", got, pod.Spec.InitContainers)
+			}
+			if c := pod.Spec.Containers[0]; !slices.Equal(c.Command, []string{"/tekton/bin/entrypoint", "--", "a"}) || len(c.Args) > 0 {
+				t.Errorf("the step runs %q %q, want what it ran before", c.Command, c.Args)
+			}
+		})
+	}
+}
+
+// dropsRestartPolicy is a webhook that was built before containers had a restartPolicy, and writes the whole pod anew.
+func dropsRestartPolicy(dropped chan<- struct{}) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		var review admissionv1.AdmissionReview
+		if err := json.NewDecoder(r.Body).Decode(&review); err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		var pod corev1.Pod
+		if err := json.Unmarshal(review.Request.Object.Raw, &pod); err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		var patch []map[string]any
+		for i := range pod.Spec.InitContainers {
+			if pod.Spec.InitContainers[i].RestartPolicy != nil {
+				patch = append(patch, map[string]any{"op": "remove", "path": fmt.Sprintf("/spec/initContainers/%d/restartPolicy", i)})
+				dropped <- struct{}{}
+			}
+		}
+		encoded, err := json.Marshal(patch)
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
+		review.Response = &admissionv1.AdmissionResponse{UID: review.Request.UID, Allowed: true}
+		if len(patch) > 0 {
+			review.Response.Patch, review.Response.PatchType = encoded, ptr.To(admissionv1.PatchTypeJSONPatch)
+		}
+		_ = json.NewEncoder(w).Encode(review)
+	})
 }

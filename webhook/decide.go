@@ -18,7 +18,8 @@ type action string
 
 const (
 	actionInject action = "injected"
-	actionRepair action = "repaired"  // our container is there, but lost its restartPolicy
+	actionRepair action = "repaired"  // our container is there, but lost its restartPolicy, which is put back
+	actionUndo   action = "undone"    // the same, and the pod is made as it was
 	actionNone   action = "unchanged" // already injected
 	actionSkip   action = "skipped"
 )
@@ -43,6 +44,7 @@ const (
 	limitRange        reason = "limit-range"
 	resourceQuota     reason = "resource-quota"
 	cannotStart       reason = "shipper-cannot-start"
+	policyDropped     reason = "restart-policy-dropped"
 
 	// The container is left alone; the others are captured.
 	noCommand     reason = "no-command"
@@ -73,6 +75,8 @@ func (r reason) explanation() string {
 		return "a ResourceQuota of the namespace has no room for the shipper"
 	case cannotStart:
 		return "the shipper's container could not be started in other pods, and would hold this one back; it is tried again"
+	case policyDropped:
+		return "another webhook drops restartPolicy: Always of the shipper's container"
 	case nothingToCapture:
 		return "no container of it can be captured; the annotation " + contract.SkippedAnnotation + " says why"
 	}
@@ -101,10 +105,10 @@ type placedContainer struct {
 // decision is what to do to a pod, and why.
 type decision struct {
 	action   action
-	reason   reason             // with actionSkip
+	reason   reason             // with actionSkip and actionUndo
 	captured []placedContainer  // with actionInject: in the pod's order, init containers first
 	skipped  []contract.Skipped // with actionInject and nothingToCapture: containers left alone
-	shipper  int                // with actionRepair: the index of our init container
+	shipper  int                // with actionRepair and actionUndo: the index of our init container
 }
 
 func skip(r reason) decision { return decision{action: actionSkip, reason: r} }
@@ -119,10 +123,17 @@ func decide(pod *corev1.Pod, s settings, sidecars nativeSidecars) decision {
 	}
 	// What has been injected stays as it is, whatever the rest of the pod has become.
 	if i := injectedShipper(pod); i >= 0 {
-		if p := pod.Spec.InitContainers[i].RestartPolicy; p == nil || *p != corev1.ContainerRestartPolicyAlways {
+		if p := pod.Spec.InitContainers[i].RestartPolicy; p != nil && *p == corev1.ContainerRestartPolicyAlways {
+			return decision{action: actionNone}
+		}
+		if s.repairRestartPolicy {
 			return decision{action: actionRepair, shipper: i}
 		}
-		return decision{action: actionNone}
+		return decision{action: actionUndo, reason: policyDropped, shipper: i}
+	}
+	// It is not injected a second time: the same would happen again.
+	if slices.Contains(contract.ParseSkipped(pod.Annotations[contract.SkippedAnnotation]), contract.Skipped{Container: contract.SkippedPod, Reason: string(policyDropped)}) {
+		return skip(policyDropped)
 	}
 	switch {
 	case sidecars == sidecarsUnknown:

@@ -206,12 +206,12 @@ func TestGuaranteed(t *testing.T) {
 
 // TestReasons asks that each reason can stand in the annotation and be explained.
 func TestReasons(t *testing.T) {
-	for _, r := range []reason{kubernetesTooOld, kubernetesUnknown, windows, sharedProcesses, hostProcesses, nameCollision, nothingToCapture, limitRange, resourceQuota, cannotStart} {
+	for _, r := range []reason{kubernetesTooOld, kubernetesUnknown, windows, sharedProcesses, hostProcesses, nameCollision, nothingToCapture, limitRange, resourceQuota, cannotStart, policyDropped} {
 		if r.silent() || r.explanation() == string(r) {
 			t.Errorf("%s has no explanation", r)
 		}
 	}
-	for _, r := range []reason{kubernetesTooOld, kubernetesUnknown, windows, sharedProcesses, hostProcesses, nameCollision, nothingToCapture, limitRange, resourceQuota, cannotStart, noCommand, hasTTY, hasStdin, memoryLimit, mountConflict} {
+	for _, r := range []reason{kubernetesTooOld, kubernetesUnknown, windows, sharedProcesses, hostProcesses, nameCollision, nothingToCapture, limitRange, resourceQuota, cannotStart, policyDropped, noCommand, hasTTY, hasStdin, memoryLimit, mountConflict} {
 		one := []contract.Skipped{{Container: "step-a", Reason: string(r)}}
 		if got := contract.ParseSkipped(contract.FormatSkipped(one)); len(got) != 1 || got[0] != one[0] {
 			t.Errorf("%s does not survive the annotation: %v", r, got)

@@ -138,6 +138,9 @@ func (p *podAdmission) review(req admission.Request) (admission.Response, error)
 	case actionRepair:
 		log.Warn("another webhook dropped the shipper's restartPolicy; put back")
 		resp.Warnings = []string{warning("another webhook dropped restartPolicy: Always of the container " + contract.ShipperContainer + "; it was put back")}
+	case actionUndo:
+		log.Warn("another webhook dropped the shipper's restartPolicy; the pod is left alone")
+		resp.Warnings = []string{warning("the logs of this pod are not archived: " + d.reason.explanation())}
 	case actionSkip:
 		if !d.reason.silent() {
 			log.Info("pod left alone", "reason", d.reason, "skipped", contract.FormatSkipped(d.skipped))
@@ -173,7 +176,7 @@ func newAdmissionMetrics(registry prometheus.Registerer) *admissionMetrics {
 	m := &admissionMetrics{
 		admissions: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "shiplog_admissions_total",
-			Help: "Pods admitted, by outcome (injected, repaired, unchanged, skipped, error) and the reason of a skip. None is ever denied.",
+			Help: "Pods admitted, by outcome (injected, repaired, undone, unchanged, skipped, error) and the reason of a skip. None is ever denied.",
 		}, []string{"outcome", "reason"}),
 		containers: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "shiplog_admission_containers_total",
@@ -184,6 +187,7 @@ func newAdmissionMetrics(registry prometheus.Registerer) *admissionMetrics {
 	// An alert on errors needs the series before the first one.
 	m.admissions.WithLabelValues("error", "")
 	m.admissions.WithLabelValues(string(actionRepair), "")
+	m.admissions.WithLabelValues(string(actionUndo), string(policyDropped))
 	return m
 }
 

@@ -17,6 +17,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
@@ -65,7 +66,18 @@ func TestHandle(t *testing.T) {
 		"injected":  {func(*podAdmission, *admissionv1.AdmissionRequest) {}, "injected", "", true, ""},
 		"dry run":   {func(_ *podAdmission, r *admissionv1.AdmissionRequest) { r.DryRun = new(bool); *r.DryRun = true }, "injected", "", true, ""},
 		"unchanged": {func(_ *podAdmission, r *admissionv1.AdmissionRequest) { r.Object.Raw = injected }, "unchanged", "", false, ""},
-		"repaired":  {func(_ *podAdmission, r *admissionv1.AdmissionRequest) { r.Object.Raw = dropped }, "repaired", "", true, "restartPolicy"},
+		"undone":    {func(_ *podAdmission, r *admissionv1.AdmissionRequest) { r.Object.Raw = dropped }, "undone", "restart-policy-dropped", true, "restartPolicy"},
+		"repaired": {func(p *podAdmission, r *admissionv1.AdmissionRequest) {
+			p.settings.repairRestartPolicy, r.Object.Raw = true, dropped
+		}, "repaired", "", true, "restartPolicy"},
+		"paused": {func(p *podAdmission, _ *admissionv1.AdmissionRequest) {
+			p.guard = newGuard(time.Minute, time.Hour)
+			p.guard.hold("team-a", time.Now())
+		}, "skipped", "shipper-cannot-start", true, "could not be started"},
+		"paused elsewhere": {func(p *podAdmission, _ *admissionv1.AdmissionRequest) {
+			p.guard = newGuard(time.Minute, time.Hour)
+			p.guard.hold("team-b", time.Now())
+		}, "injected", "", true, ""},
 		"opted out": {func(_ *podAdmission, r *admissionv1.AdmissionRequest) {
 			r.Object.Raw = podWith(`,"annotations":{"shiplog.dev/inject":"false"}`, "")
 		}, "skipped", "opted-out", false, ""},
@@ -185,11 +197,12 @@ func TestMetricLabels(t *testing.T) {
 # TYPE shiplog_admission_containers_total counter
 shiplog_admission_containers_total{outcome="captured",reason=""} 2
 shiplog_admission_containers_total{outcome="skipped",reason="no-command"} 2
-# HELP shiplog_admissions_total Pods admitted, by outcome (injected, repaired, unchanged, skipped, error) and the reason of a skip. None is ever denied.
+# HELP shiplog_admissions_total Pods admitted, by outcome (injected, repaired, undone, unchanged, skipped, error) and the reason of a skip. None is ever denied.
 # TYPE shiplog_admissions_total counter
 shiplog_admissions_total{outcome="error",reason=""} 0
 shiplog_admissions_total{outcome="injected",reason=""} 2
 shiplog_admissions_total{outcome="repaired",reason=""} 0
+shiplog_admissions_total{outcome="undone",reason="restart-policy-dropped"} 0
 `
 	if err := testutil.GatherAndCompare(registry, strings.NewReader(want)); err != nil {
 		t.Error(err)

@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"path"
+	"slices"
 	"strconv"
+	"time"
 
 	"gomodules.xyz/jsonpatch/v2"
 	evanphx "gopkg.in/evanphx/json-patch.v4"
@@ -56,7 +58,13 @@ func inject(raw []byte, s settings, around surroundings) (decision, []jsonpatch.
 	var patch []jsonpatch.Operation
 	switch d.action {
 	case actionRepair:
-		patch = []jsonpatch.Operation{op("add", fmt.Sprintf("/spec/initContainers/%d/restartPolicy", d.shipper), corev1.ContainerRestartPolicyAlways)}
+		patch = repairPatch(d)
+	case actionUndo:
+		if patch, err = undoPatch(pod, d); err != nil {
+			// Yet another webhook was at it. As it is, the API server would refuse the pod for certain.
+			d.action, d.reason = actionRepair, ""
+			patch = repairPatch(d)
+		}
 	case actionInject:
 		if patch, err = injectionPatch(pod, d, s, around.caBundle); err != nil {
 			return decision{}, nil, err
@@ -125,12 +133,54 @@ func checkPatch(raw []byte, patch []jsonpatch.Operation, d decision) error {
 	if err != nil {
 		return fmt.Errorf("our own patch spoils the pod: %w", err)
 	}
-	if d.action == actionInject || d.action == actionRepair {
-		if again := decide(pod, settings{}, sidecarsSupported); again.action != actionNone {
-			return fmt.Errorf("our own patch does not hold: a second pass would be %q", again.action)
-		}
+	want := map[action]action{actionInject: actionNone, actionRepair: actionNone, actionUndo: actionSkip}[d.action]
+	if again := decide(pod, settings{}, sidecarsSupported); want != "" && again.action != want {
+		return fmt.Errorf("our own patch does not hold: a second pass would be %q", again.action)
 	}
 	return nil
+}
+
+func repairPatch(d decision) []jsonpatch.Operation {
+	return []jsonpatch.Operation{op("add", fmt.Sprintf("/spec/initContainers/%d/restartPolicy", d.shipper), corev1.ContainerRestartPolicyAlways)}
+}
+
+// undoPatch takes back what injectionPatch has done. The original command line is behind tee's, all in one list; Kubernetes runs that the same.
+func undoPatch(pod *corev1.Pod, d decision) ([]jsonpatch.Operation, error) {
+	var patch []jsonpatch.Operation
+	ours := func(volume string) bool { return volume == contract.SpoolVolume || volume == contract.TokenVolume }
+	grace := time.Duration(-1)
+	for _, c := range placedContainers(&pod.Spec) {
+		if c.list == "initContainers" && c.index == d.shipper {
+			continue
+		}
+		at := "/spec/" + c.list + "/" + strconv.Itoa(c.index)
+		if slices.Equal(c.Command, []string{contract.TeePath}) {
+			tee, err := contract.ParseTee(c.Args)
+			if err == nil && len(tee.Argv) == 0 {
+				err = errors.New("tee: no command")
+			}
+			if err != nil {
+				return nil, fmt.Errorf("make container %s as it was: %w", c.Name, err)
+			}
+			grace = tee.Grace
+			patch = append(patch, op("replace", at+"/command", tee.Argv), op("remove", at+"/args", nil))
+		}
+		for i, m := range slices.Backward(c.VolumeMounts) {
+			if ours(m.Name) {
+				patch = append(patch, op("remove", at+"/volumeMounts/"+strconv.Itoa(i), nil))
+			}
+		}
+	}
+	for i, v := range slices.Backward(pod.Spec.Volumes) {
+		if ours(v.Name) {
+			patch = append(patch, op("remove", "/spec/volumes/"+strconv.Itoa(i), nil))
+		}
+	}
+	if grace >= 0 {
+		patch = append(patch, op("add", "/spec/terminationGracePeriodSeconds", int64(grace/time.Second)))
+	}
+	patch = append(patch, annotate(pod, []contract.Skipped{{Container: contract.SkippedPod, Reason: string(d.reason)}})...)
+	return append(patch, op("remove", "/spec/initContainers/"+strconv.Itoa(d.shipper), nil)), nil
 }
 
 // injectionPatch makes the patch. Operations on containers come first, while their indices are still those of the pod.

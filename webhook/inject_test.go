@@ -15,10 +15,12 @@ import (
 
 	evanphx5 "github.com/evanphx/json-patch/v5"
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"gomodules.xyz/jsonpatch/v2"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	"k8s.io/apimachinery/pkg/util/validation"
+	"k8s.io/utils/ptr"
 	"sigs.k8s.io/yaml"
 
 	"github.com/shiplog-dev/shiplog/internal/contract"
@@ -537,7 +539,9 @@ func TestRepairRestartPolicy(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			d, patch, err := inject(damaged, testSettings(), onSupported)
+			s := testSettings()
+			s.repairRestartPolicy = true
+			d, patch, err := inject(damaged, s, onSupported)
 			if err != nil || d.action != actionRepair || len(patch) != 1 {
 				t.Fatalf("inject: %s with %d operations, %v, want repaired with 1", d.action, len(patch), err)
 			}
@@ -622,6 +626,97 @@ func TestInjectRefuses(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			if _, patch, err := inject([]byte(raw), testSettings(), onSupported); err == nil || patch != nil {
 				t.Errorf("patch %v, error %v, want an error alone", patch, err)
+			}
+		})
+	}
+}
+
+// dropRestartPolicies is what a webhook does to a pod that knows no native sidecars.
+func dropRestartPolicies(t *testing.T, raw []byte) []byte {
+	t.Helper()
+	pod := decodeMap(t, raw)
+	inits, _ := child(pod, "spec")["initContainers"].([]any)
+	for _, c := range inits {
+		delete(c.(map[string]any), "restartPolicy")
+	}
+	out, err := json.Marshal(pod)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// plain makes pods comparable that run the same: a command line may be in the command, or in command and arguments.
+func plain(t *testing.T, raw []byte) *corev1.Pod {
+	t.Helper()
+	pod := decodeTestPod(t, raw)
+	for _, c := range placedContainers(&pod.Spec) {
+		if len(c.Command) > 0 {
+			c.Command, c.Args = append(slices.Clone(c.Command), c.Args...), nil
+		}
+		c.RestartPolicy = nil // of Tekton's own sidecars, which is dropped as well
+	}
+	if pod.Spec.TerminationGracePeriodSeconds == nil {
+		pod.Spec.TerminationGracePeriodSeconds = ptr.To[int64](corev1.DefaultTerminationGracePeriodSeconds)
+	}
+	delete(pod.Annotations, contract.SkippedAnnotation)
+	return pod
+}
+
+// TestUndo: a pod whose shipper another webhook has spoilt runs as if it had never been injected.
+func TestUndo(t *testing.T) {
+	undone := 0
+	for _, c := range taskRunPods() {
+		t.Run(c.name, func(t *testing.T) {
+			raw := c.build(t)
+			d, patch, err := inject(raw, c.settingsFor(), onSupported)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if d.action != actionInject {
+				return
+			}
+			undone++
+			dropped := dropRestartPolicies(t, apply(t, raw, patch))
+			d, patch, err = inject(dropped, c.settingsFor(), onSupported)
+			if err != nil || d.action != actionUndo {
+				t.Fatalf("inject: %s, %v, want undone", d.action, err)
+			}
+			out := apply(t, dropped, patch)
+			if diff := cmp.Diff(plain(t, raw), plain(t, out), cmpopts.EquateEmpty()); diff != "" {
+				t.Errorf("the pod is not as it was (-was +is):\n%s", diff)
+			}
+			if got := decodeTestPod(t, out).Annotations[contract.SkippedAnnotation]; got != "pod=restart-policy-dropped" {
+				t.Errorf("annotation %q does not say why", got)
+			}
+			if d, patch, err := inject(out, c.settingsFor(), onSupported); err != nil || len(patch) > 0 || d.reason != policyDropped {
+				t.Errorf("the next pass: %s %q with %d operations, %v, want it left alone", d.action, d.reason, len(patch), err)
+			}
+		})
+	}
+	if undone == 0 {
+		t.Error("no pod was injected: the test compares nothing")
+	}
+}
+
+// TestUndoImpossible: where the command line is not tee's any more, the restartPolicy is put back.
+func TestUndoImpossible(t *testing.T) {
+	raw := podWith("", "")
+	_, patch, err := inject(raw, testSettings(), onSupported)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, args := range map[string][]string{"changed": {"x"}, "no command": {"--spool", "/s", "--limit", "1", "--grace", "1s", "--"}} {
+		t.Run(name, func(t *testing.T) {
+			pod := decodeTestPod(t, dropRestartPolicies(t, apply(t, raw, patch)))
+			pod.Spec.Containers[0].Args = args
+			spoilt, err := json.Marshal(pod)
+			if err != nil {
+				t.Fatal(err)
+			}
+			d, patch, err := inject(spoilt, testSettings(), onSupported)
+			if err != nil || d.action != actionRepair || len(patch) != 1 {
+				t.Errorf("inject: %s with %d operations, %v, want repaired with 1", d.action, len(patch), err)
 			}
 		})
 	}

@@ -37,6 +37,9 @@ type settings struct {
 	// openShift leaves out the shipper's UID and GID: OpenShift assigns each namespace a range and refuses a fixed one.
 	openShift bool
 
+	// repairRestartPolicy puts restartPolicy: Always back where another webhook dropped it, instead of undoing the injection. It is right where that webhook is called once.
+	repairRestartPolicy bool
+
 	minMemoryLimit resource.Quantity // a container with a smaller limit is left alone
 	cpuRequest     resource.Quantity
 	cpuLimit       resource.Quantity
@@ -80,6 +83,8 @@ func (s *settings) bind(flags *flag.FlagSet) {
 	flags.BoolVar(&s.kubernetesSidecar, "tekton-kubernetes-sidecar", s.kubernetesSidecar, "Tekton runs with enable-kubernetes-sidecar: bound the drain, since TaskRuns wait for it")
 	flags.DurationVar(&s.boundedDrain, "bounded-drain", s.boundedDrain, "longest drain where TaskRuns wait for it")
 	flags.BoolVar(&s.openShift, "openshift", s.openShift, "name no UID in the shipper's container")
+	flags.BoolVar(&s.repairRestartPolicy, "repair-restart-policy", s.repairRestartPolicy,
+		"put restartPolicy: Always back where another webhook has dropped it; the API server refuses the pod if that webhook has reinvocationPolicy IfNeeded")
 	flags.Var(quantityFlag{&s.minMemoryLimit}, "min-memory-limit", "leave containers with a smaller memory limit alone")
 	flags.Var(quantityFlag{&s.cpuRequest}, "shipper-cpu-request", "CPU request of the shipper")
 	flags.Var(quantityFlag{&s.cpuLimit}, "shipper-cpu-limit", "CPU limit of the shipper")
