@@ -220,13 +220,8 @@ func TestWarning(t *testing.T) {
 	}
 }
 
-// FuzzServeHTTP: whatever the body, the answer allows, and a patch in it applies.
+// FuzzServeHTTP: whatever the body, the answer allows, and a patch in it applies and makes no pod invalid that was valid. The corpus is that of TestCorpus, and what has been found.
 func FuzzServeHTTP(f *testing.F) {
-	body, err := json.Marshal(admissionv1.AdmissionReview{Request: func() *admissionv1.AdmissionRequest { r := creation(podWith("", "")); return &r }()})
-	if err != nil {
-		f.Fatal(err)
-	}
-	f.Add(body)
 	f.Add([]byte(`{"request":{"uid":"u","operation":"CREATE","resource":{"resource":"pods"},"object":{"metadata":null}}}`))
 	f.Add([]byte("{"))
 	p := newTestAdmission()
@@ -237,7 +232,87 @@ func FuzzServeHTTP(f *testing.F) {
 		if w.Code != http.StatusOK || !answer.Response.Allowed {
 			t.Fatalf("status %d, %+v", w.Code, answer.Response)
 		}
+		if strings.Contains(strings.Join(answer.Response.Warnings, ""), "panic") {
+			t.Fatalf("panic: %v", answer.Response.Warnings)
+		}
+		if len(answer.Response.Patch) == 0 {
+			return
+		}
+		var review admissionv1.AdmissionReview
+		if err := json.Unmarshal(body, &review); err != nil { // as readReview, but that it is one whole document
+			return
+		}
+		checkPatched(t, review.Request.Object.Raw, answer.Response.Patch)
 	})
+}
+
+// checkPatched applies a patch: it applies, and what was a valid pod is one still.
+func checkPatched(t *testing.T, raw, patch []byte) []byte {
+	t.Helper()
+	decoded, err := evanphx.DecodePatch(patch)
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := decoded.Apply(raw)
+	if err != nil {
+		t.Fatalf("patch does not apply: %v", err)
+	}
+	if len(podFaults(raw)) > 0 {
+		return out
+	}
+	if faults := podFaults(out); len(faults) > 0 {
+		t.Fatalf("the patch makes a valid pod invalid: %q\npod: %s\npatch: %s", faults, raw, patch)
+	}
+	return out
+}
+
+// TestCorpus holds the committed corpus against the golden pods: the pods as they are made are in the reviews of FuzzServeHTTP, the injected ones in FuzzInject. Run it with -update
+// when those have changed.
+func TestCorpus(t *testing.T) {
+	for _, of := range []struct {
+		fuzz, suffix string
+		body         func(pod []byte) ([]byte, error)
+	}{
+		{"FuzzServeHTTP", ".in.yaml", func(pod []byte) ([]byte, error) {
+			return json.Marshal(map[string]any{"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": creation(pod)})
+		}},
+		{"FuzzInject", ".out.yaml", func(pod []byte) ([]byte, error) { return pod, nil }},
+	} {
+		files, err := filepath.Glob("testdata/*" + of.suffix)
+		if err != nil || len(files) == 0 {
+			t.Fatalf("no golden pods: %v", err)
+		}
+		var want []string
+		for _, file := range files {
+			text, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			pod, err := yaml.YAMLToJSON(text)
+			if err != nil {
+				t.Fatal(err)
+			}
+			body, err := of.body(pod)
+			if err != nil {
+				t.Fatal(err)
+			}
+			at := filepath.Join("testdata/fuzz", of.fuzz, "golden-"+strings.TrimSuffix(filepath.Base(file), of.suffix))
+			want = append(want, at)
+			entry := fmt.Appendf(nil, "go test fuzz v1\n[]byte(%q)\n", body)
+			if *update {
+				if err := os.WriteFile(at, entry, 0o644); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if have, err := os.ReadFile(at); err != nil || !bytes.Equal(have, entry) {
+				t.Errorf("%s is not made of %s (%v): go test ./webhook -run TestCorpus -update makes it anew", at, file, err)
+			}
+		}
+		slices.Sort(want)
+		if have, err := filepath.Glob("testdata/fuzz/" + of.fuzz + "/golden-*"); err != nil || !slices.Equal(have, want) {
+			t.Errorf("%s holds %q, want %q (%v)", of.fuzz, have, want, err)
+		}
+	}
 }
 
 // FuzzInject: whatever the pod, an error or a patch that applies, after which a second pass has nothing to do.
@@ -336,13 +411,32 @@ func damage(random *rand.Rand, v any) any {
 	return values[random.IntN(len(values))]
 }
 
-// checkAnyPod admits the pod: it is allowed, and where it is patched, the patch applies and a second pass has nothing to do.
+// checkAnyPod admits the pod, as several installations would, and goes on with what another webhook would make of it: it is allowed, a patch applies and makes no valid pod invalid, and
+// a second pass has nothing to do.
 func checkAnyPod(t *testing.T, raw []byte) {
 	t.Helper()
-	admitted(t, newTestAdmission(), raw)
+	for name, change := range map[string]func(*podAdmission){
+		"plain":     func(*podAdmission) {},
+		"OpenShift": func(p *podAdmission) { p.settings.openShift, p.settings.kubernetesSidecar = true, true },
+		"repairs":   func(p *podAdmission) { p.settings.repairRestartPolicy = true },
+		"paused":    func(p *podAdmission) { p.guard = newGuard(time.Minute, time.Hour); p.guard.hold("team-a", time.Now()) },
+	} {
+		p := newTestAdmission()
+		change(p)
+		out := admitted(t, p, raw)
+		if out == nil || injectedShipper(decodeTestPod(t, out)) < 0 {
+			continue
+		}
+		if bytes.Contains(out, []byte(`"restartPolicy":"Always"`)) {
+			dropped := bytes.ReplaceAll(out, []byte(`"restartPolicy":"Always"`), []byte(`"tty":false`)) // a field that every container may have
+			if after := admitted(t, p, dropped); after == nil {
+				t.Fatalf("%s: restartPolicy is gone, and nobody minds: %s", name, dropped)
+			}
+		}
+	}
 }
 
-// admitted is checkAnyPod, and returns the patched pod, or nil where it is not patched.
+// admitted admits one pod, and returns it patched, or nil where it is not patched.
 func admitted(t *testing.T, p *podAdmission, raw []byte) []byte {
 	t.Helper()
 	handle := func(raw []byte) admission.Response {
@@ -359,14 +453,7 @@ func admitted(t *testing.T, p *podAdmission, raw []byte) []byte {
 	if len(resp.Patch) == 0 {
 		return nil
 	}
-	patch, err := evanphx.DecodePatch(resp.Patch)
-	if err != nil {
-		t.Fatal(err)
-	}
-	out, err := patch.Apply(raw)
-	if err != nil {
-		t.Fatalf("patch does not apply: %v", err)
-	}
+	out := checkPatched(t, raw, resp.Patch)
 	if again := handle(out); len(again.Patch) > 0 {
 		t.Fatalf("second pass patches: %s\nafter: %s", again.Patch, resp.Patch)
 	}

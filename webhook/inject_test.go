@@ -19,7 +19,10 @@ import (
 	"gomodules.xyz/jsonpatch/v2"
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
+	"k8s.io/apimachinery/pkg/runtime"
+	kubejson "k8s.io/apimachinery/pkg/runtime/serializer/json"
 	"k8s.io/apimachinery/pkg/util/validation"
+	"k8s.io/client-go/kubernetes/scheme"
 	"k8s.io/utils/ptr"
 	"sigs.k8s.io/yaml"
 
@@ -149,7 +152,7 @@ func checkOutcome(t *testing.T, s settings, in, out []byte, d decision) {
 	}
 
 	undoAndCompare(t, in, out)
-	checkValid(t, after)
+	checkValid(t, out)
 	checkShipper(t, s, before, after)
 	checkCaptured(t, s, before, after)
 
@@ -235,47 +238,92 @@ func restore(to, from map[string]any, key string) {
 	}
 }
 
-// checkValid checks by hand what the API server's validation asks for where we patch. Source: pkg/apis/core/validation in Kubernetes.
-func checkValid(t *testing.T, pod *corev1.Pod) {
+// checkValid expects a pod without faults.
+func checkValid(t *testing.T, raw []byte) {
 	t.Helper()
+	for _, fault := range podFaults(raw) {
+		t.Error(fault)
+	}
+}
+
+// strictly decodes as the API server does where it is asked for fieldValidation=Strict: an unknown or doubled field is an error.
+var strictly = kubejson.NewSerializerWithOptions(kubejson.DefaultMetaFactory, scheme.Scheme, scheme.Scheme, kubejson.SerializerOptions{Strict: true})
+
+// podFaults says what the API server would not take of a pod, where we patch it. Kubernetes' own validation and defaulting are in k8s.io/kubernetes, which cannot be imported;
+// TestOnAPIServer asks a real API server. This is what can be checked without one:
+//
+//   - strict decoding: every field is known, has its type, and is there once;
+//   - names of containers, and of volumes, are DNS labels, and there is one of each;
+//   - each mount and device is of a volume that there is, at a path of its own; subPath does not leave the volume;
+//   - a lifecycle hook stands in no init container but a native sidecar;
+//   - requests are not above limits, and neither is negative; the grace period is not negative.
+//
+// Source: pkg/apis/core/validation in Kubernetes.
+func podFaults(raw []byte) (faults []string) {
+	fault := func(format string, args ...any) { faults = append(faults, fmt.Sprintf(format, args...)) }
+	var pod corev1.Pod
+	if _, _, err := strictly.Decode(raw, nil, &pod); err != nil {
+		fault("strict decoding: %v", err)
+		if !runtime.IsStrictDecodingError(err) {
+			return faults
+		}
+	}
 	volumes, names := map[string]bool{}, map[string]bool{}
 	for _, v := range pod.Spec.Volumes {
 		if volumes[v.Name] {
-			t.Errorf("two volumes are named %s", v.Name)
+			fault("two volumes are named %q", v.Name)
+		}
+		if errs := validation.IsDNS1123Label(v.Name); len(errs) > 0 {
+			fault("volume %q: %v", v.Name, errs)
 		}
 		volumes[v.Name] = true
 	}
 	for _, c := range placedContainers(&pod.Spec) {
 		if names[c.Name] {
-			t.Errorf("two containers are named %s", c.Name)
+			fault("two containers are named %q", c.Name)
 		}
 		names[c.Name] = true
 		if errs := validation.IsDNS1123Label(c.Name); len(errs) > 0 {
-			t.Errorf("container %s: %v", c.Name, errs)
+			fault("container %q: %v", c.Name, errs)
 		}
-		mounts := map[string]bool{}
+		paths := map[string]bool{}
 		for _, m := range c.VolumeMounts {
-			if mounts[m.MountPath] {
-				t.Errorf("container %s has two mounts at %s", c.Name, m.MountPath)
+			if paths[m.MountPath] {
+				fault("container %q has two mounts at %q", c.Name, m.MountPath)
 			}
-			mounts[m.MountPath] = true
+			paths[m.MountPath] = true
 			if !volumes[m.Name] {
-				t.Errorf("container %s mounts volume %s, which there is not", c.Name, m.Name)
+				fault("container %q mounts volume %q, which there is not", c.Name, m.Name)
 			}
-			if path.IsAbs(m.SubPath) || slices.Contains(strings.Split(m.SubPath, "/"), "..") || strings.Contains(m.MountPath, ":") {
-				t.Errorf("container %s: bad mount %+v", c.Name, m)
+			if path.IsAbs(m.SubPath) || slices.Contains(strings.Split(m.SubPath, "/"), "..") || m.MountPath == "" {
+				fault("container %q: bad mount %+v", c.Name, m)
 			}
+		}
+		for _, d := range c.VolumeDevices {
+			if !volumes[d.Name] || paths[d.DevicePath] {
+				fault("container %q: bad device %+v", c.Name, d)
+			}
+			paths[d.DevicePath] = true
 		}
 		restarts := c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways
 		if c.list == "initContainers" && !restarts && c.Lifecycle != nil {
-			t.Errorf("init container %s has a lifecycle without restartPolicy Always", c.Name)
+			fault("init container %q has a lifecycle without restartPolicy Always", c.Name)
 		}
 		for name, request := range c.Resources.Requests {
-			if limit, ok := c.Resources.Limits[name]; ok && request.Cmp(limit) > 0 {
-				t.Errorf("container %s requests more %s than its limit", c.Name, name)
+			if limit, ok := c.Resources.Limits[name]; ok && request.Cmp(limit) > 0 || request.Sign() < 0 {
+				fault("container %q requests %s of %s", c.Name, request.String(), name)
+			}
+		}
+		for name, limit := range c.Resources.Limits {
+			if limit.Sign() < 0 {
+				fault("container %q limits %s to %s", c.Name, name, limit.String())
 			}
 		}
 	}
+	if grace := pod.Spec.TerminationGracePeriodSeconds; grace != nil && *grace < 0 {
+		fault("the grace period is %d s", *grace)
+	}
+	return faults
 }
 
 // checkShipper checks the native sidecar: its place, what it may, what it knows.
