@@ -538,6 +538,9 @@ func podsHeldBack(t *testing.T, api realAPI) {
 	two, stopTwo := start(prometheus.NewRegistry(), true) // two replicas
 	defer stopTwo()
 
+	// Of a pod that was replaced before it began to watch, a replica knows nothing.
+	until(t, "both to watch", func() bool { return one.informer.HasSynced() && two.informer.HasSynced() })
+
 	paused := func(w *waitingPods, namespace string) bool { return w.guard.paused(namespace, true) }
 	long := time.Now().Add(-10 * time.Minute)
 	stuck := api.heldPodIn(t, "held-a", "stuck", notPulled(long))
