@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 
 	"github.com/shiplog-dev/shiplog/internal/contract"
+	"github.com/shiplog-dev/shiplog/internal/spool"
 )
 
 // install is the postStart hook. The kubelet starts no other container before it has returned, so whatever a container needs of the volume is there: tee,
@@ -20,7 +21,13 @@ func install(containers []string, tee, volume string) error {
 	if err := copyExecutable(tee, filepath.Join(bin, filepath.Base(contract.TeePath))); err != nil {
 		return err
 	}
-	return makeFolders(containers, volume)
+	if err := makeFolders(containers, volume); err != nil {
+		return err
+	}
+	for _, name := range containers {
+		_ = spool.Reserve(filepath.Join(volume, contract.LogsSubPath, name)) // tee tries again
+	}
+	return nil
 }
 
 // makeFolders makes the folders of the logs and of the shipper's state.

@@ -34,6 +34,7 @@ type containerLog struct {
 
 	state    state
 	status   spool.Status
+	end      *spool.End // what tee said at the end, if it did; as of the last look
 	lastCut  time.Time
 	lastData time.Time
 	sealedAt time.Time // zero if this process has not sealed it
@@ -74,8 +75,21 @@ func (l *containerLog) look() error {
 	if err != nil {
 		return err
 	}
-	l.status = status
+	l.status, l.end = status, nil
+	if status.Ended {
+		if end, ok := l.reader.End(); ok {
+			l.end = &end
+		}
+	}
 	return nil
+}
+
+// gapAtEnd returns the gap that tee could not mark itself, if it is not marked yet.
+func (l *containerLog) gapAtEnd() *criline.Marker {
+	if l.end == nil || l.end.Gap == nil || l.state.EndMarked == l.end.Printed.Total() {
+		return nil
+	}
+	return l.end.Gap
 }
 
 // interval is the age at which the log is cut now.
@@ -91,7 +105,7 @@ func (l *containerLog) due(now time.Time, hurry bool) (bool, time.Duration) {
 	switch {
 	case l.state.Pending != "":
 		return true, 0
-	case l.status.Available == 0:
+	case l.status.Available == 0 && l.gapAtEnd() == nil:
 		return false, tick
 	case l.status.Available >= l.shipper.config.SegmentBytes || l.status.More:
 		return true, 0
@@ -136,6 +150,7 @@ func (l *containerLog) ship(ctx context.Context, now time.Time, hurry bool) (tim
 		return wait, nil
 	}
 	due, wait := l.due(now, hurry)
+	empty := false
 	if due {
 		byAge := l.status.Available < l.shipper.config.SegmentBytes
 		cut, err := l.advance(ctx, l.status.Ended, now)
@@ -151,11 +166,12 @@ func (l *containerLog) ship(ctx context.Context, now time.Time, hurry bool) (tim
 		if cut {
 			return 0, l.look() // there may be more
 		}
-		wait = tick // the rest of a line is still to come
+		// The rest of a line is still to come; or it never will, where tee could not take back what it had of it at its end.
+		wait, empty = tick, true
 	}
 	if l.status.Ended && !l.state.Sealed {
-		if err := l.look(); err != nil || l.status.Available > 0 {
-			return 0, err
+		if err := l.look(); err != nil || !empty && (l.status.Available > 0 || l.gapAtEnd() != nil) {
+			return wait, err
 		}
 		// A container that runs again is sealed again, but a step that makes its own end.json at every line does not get a seal for each.
 		if !l.sealedAt.IsZero() && now.Sub(l.sealedAt) < time.Duration(l.shipper.config.SlowFlushInterval) {
@@ -186,9 +202,7 @@ func (l *containerLog) advance(ctx context.Context, final bool, now time.Time) (
 			return false, err
 		}
 	}
-	next, name, body, err := l.cut(limit, func(at spool.Position, limit int) ([]byte, criline.Tally, spool.Position, error) {
-		return l.reader.Next(at, limit, final, now)
-	})
+	next, name, body, err := l.cut(limit, final, now, l.spooled(final, now))
 	if err != nil || name == "" {
 		l.state.Position = next.Position
 		return false, err
@@ -240,9 +254,20 @@ func (l *containerLog) warnUnsaved(err error) {
 	}
 }
 
-// cut makes a segment of at least limit archive bytes, if there are as many, of what read returns behind the position, as spool.Reader.Next does. It returns the state behind the segment, and no
+// source reads lines behind a position, as spool.Reader.Next does.
+type source func(at spool.Position, limit int) (lines []byte, tally criline.Tally, behind spool.Position, err error)
+
+// spooled reads the spool.
+func (l *containerLog) spooled(final bool, now time.Time) source {
+	return func(at spool.Position, limit int) ([]byte, criline.Tally, spool.Position, error) {
+		// tee has ended the log itself: then what is behind its last whole line is none.
+		return l.reader.Next(at, limit, final && l.end == nil, now)
+	}
+}
+
+// cut makes a segment of at least limit archive bytes, if there are as many, of what read returns behind the position. It returns the state behind the segment, and no
 // name where there is nothing to cut. The body is good until the next cut of any log.
-func (l *containerLog) cut(limit int64, read func(at spool.Position, limit int) ([]byte, criline.Tally, spool.Position, error)) (next state, name string, body []byte, err error) {
+func (l *containerLog) cut(limit int64, final bool, now time.Time, read source) (next state, name string, body []byte, err error) {
 	next = l.state
 	w := l.shipper.segment
 	w.Begin(l.state.Bytes, l.state.Printed.Total(), l.state.Lines)
@@ -250,6 +275,7 @@ func (l *containerLog) cut(limit int64, read func(at spool.Position, limit int) 
 	if err != nil {
 		return l.state, "", nil, err
 	}
+	atEnd := false
 	for w.Length() < limit {
 		lines, tally, behind, err := read(next.Position, int(min(limit-w.Length(), batch)))
 		if err != nil {
@@ -264,8 +290,25 @@ func (l *containerLog) cut(limit int64, read func(at spool.Position, limit int) 
 			digest.Write(lines)
 			next.count(tally)
 		} else if !moved {
+			atEnd = true
 			break
 		}
+	}
+	if gap := l.gapAtEnd(); gap != nil && final && atEnd {
+		at := l.end.Last
+		if at.IsZero() { // only a step says so
+			at = now
+		}
+		line, tally, err := markerAt(at, *gap)
+		if err != nil {
+			return l.state, "", nil, err
+		}
+		if err := w.Append(line, tally); err != nil {
+			return l.state, "", nil, err
+		}
+		digest.Write(line)
+		next.count(tally)
+		next.EndMarked = l.end.Printed.Total()
 	}
 	if w.Length() == 0 {
 		return next, "", nil, nil
@@ -282,6 +325,20 @@ func (l *containerLog) cut(limit int64, read func(at spool.Position, limit int) 
 	sum, before := sha256.Sum256(body), l.state
 	next.Pending, next.PendingSum, next.Before = seg.Name(), sum[:], &before
 	return next, next.Pending, body, nil
+}
+
+// markerAt makes the line of a gap.
+func markerAt(at time.Time, gap criline.Marker) (line []byte, tally criline.Tally, err error) {
+	gap.Kind = criline.Gap
+	if line, err = criline.AppendMarker(nil, at, gap); err != nil {
+		return nil, tally, err
+	}
+	parsed, err := criline.Parse(line[:len(line)-1])
+	if err != nil {
+		return nil, tally, err
+	}
+	tally.Add(parsed)
+	return line, tally, nil
 }
 
 // seal uploads seal.json: nothing will follow.

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -116,6 +117,119 @@ func TestDrain(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestEndWithAGap: tee could not write what its log lacks into the log, and said it in end.json. It is marked in the archive, once, whenever the shipper is killed.
+func TestEndWithAGap(t *testing.T) {
+	gap := criline.Marker{Kind: criline.Gap, Reason: criline.ReasonSpoolError, Stdout: 1000, Stderr: 20, Detail: "no space left on device"}
+	content := lines(0, 10)
+	// A line that tee could not cut off again is no line.
+	torn := append(slices.Clone(content), lines(10, 1)[:60]...)
+	ended := func(t *testing.T, printed int64) []byte {
+		t.Helper()
+		b, err := spool.EncodeEnd(spool.End{
+			Exit: record.Exit{Code: 3}, Bytes: int64(len(content)), Printed: record.Printed{Stdout: printed}, Gap: &gap, Last: time.Date(2026, 11, 23, 4, 0, 0, 0, time.UTC),
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return b
+	}
+	for name, tc := range map[string]struct {
+		file []byte
+		kill int // the upload at which the shipper is killed; 0: none
+	}{
+		"whole lines":            {content, 0},
+		"a torn line":            {torn, 0},
+		"killed at the lines":    {torn, 1},
+		"killed at the seal":     {torn, 2},
+		"no line at all is kept": {nil, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f := newFakeServer(t)
+			p := newPod(t, f, "step-a")
+			p.write("step-a", spool.LogName(0), tc.file)
+			end := ended(t, 5000)
+			if tc.file == nil {
+				content := bytes.Replace(end, fmt.Appendf(nil, `"bytes":%d`, len(content)), []byte(`"bytes":0`), 1)
+				end = content
+			}
+			p.write("step-a", spool.EndFile, end)
+			s := p.shipper()
+			now := time.Now()
+			if tc.kill > 0 {
+				ctx, cancel := context.WithCancel(t.Context())
+				f.putFault = func(n int, _ string, w http.ResponseWriter) (bool, bool) {
+					if n == tc.kill {
+						cancel() // as a kill: the answer is not seen
+						<-ctx.Done()
+						cut(w)
+						return true, true
+					}
+					return true, false
+				}
+				for ctx.Err() == nil {
+					_, _ = s.pass(ctx, now)
+					now = now.Add(time.Second)
+				}
+				if err := s.close(); err != nil {
+					t.Fatal(err)
+				}
+				s = p.shipper()
+			}
+			defer s.close()
+			for range 5 {
+				if err := s.pass2(t, now); err != nil {
+					t.Fatal(err)
+				}
+				now = now.Add(time.Minute)
+			}
+			check := func(gaps int64) {
+				t.Helper()
+				seal := f.seal("step-a")
+				if seal.End != record.EndExited || seal.Exit.Code != 3 || seal.GapCount != gaps || seal.Lost != (record.Printed{Stdout: 1000 * gaps, Stderr: 20 * gaps}) {
+					t.Errorf("seal %+v", seal)
+				}
+				if log := f.log("step-a"); int64(bytes.Count(log, []byte(" marker F "))) != gaps || tc.file != nil && !bytes.HasPrefix(log, content) {
+					t.Errorf("the log is %s", log)
+				}
+			}
+			check(1)
+			if seals := f.count(layout.SealFile); seals != 1 {
+				t.Errorf("%d seals", seals)
+			}
+			if err := s.drain(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			check(1)
+			// It has run again, and printed more, of which nothing could be kept either.
+			if err := os.WriteFile(filepath.Join(p.folder("step-a"), spool.EndFile), ended(t, 6020), 0o644); err != nil {
+				t.Fatal(err)
+			}
+			if err := s.drain(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			check(2)
+		})
+	}
+	t.Run("forged", func(t *testing.T) {
+		for _, end := range []string{
+			`{"bytes":-5,"gap":{"kind":"gap","stdout":-7}}`, `{"bytes":1,"last":"9999-12-31T23:59:59Z","gap":{"kind":"x","reason":"` + strings.Repeat("x", 2000) + `"}}`,
+			`{"bytes":9223372036854775807,"printed":{"stdout":9223372036854775807,"stderr":5},"gap":{}}`,
+		} {
+			f := newFakeServer(t)
+			p := newPod(t, f, "step-a")
+			p.write("step-a", spool.LogName(0), content)
+			p.write("step-a", spool.EndFile, []byte(end))
+			p.drained()
+			if log := f.log("step-a"); !bytes.HasPrefix(log, content) || len(log) > len(content)+4096 {
+				t.Errorf("%s: a log of %d bytes", end, len(log))
+			}
+			if seal := f.seal("step-a"); seal.Lost.Stdout < 0 {
+				t.Errorf("%s: seal %+v", end, seal)
+			}
+		}
+	})
 }
 
 // TestWhileItRuns drives the shipper's core by hand: what is written is shipped when it is due, sealed when its container ends, and deleted.

@@ -42,6 +42,8 @@ type state struct {
 
 	PendingSum []byte `json:"pendingSum,omitempty"` // SHA-256 of the pending segment's file
 	Before     *state `json:"before,omitempty"`     // the state before the pending segment
+	// EndMarked is how much had been printed at the end whose gap is marked (spool.End.Gap). A container that runs again has another end.
+	EndMarked int64 `json:"endMarked,omitempty"`
 	// Resumed says that an earlier state was lost, so that the digest and the counts begin at some offset and not at 0.
 	Resumed bool `json:"resumed,omitempty"`
 }

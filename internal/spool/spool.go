@@ -5,6 +5,7 @@
 //	term                       the container got SIGTERM: there is little time left
 //	end.json                   the process ended: how, and what was written
 //	pipe/stdout, pipe/stderr   what the container prints into, while it runs (pipe.go)
+//	end.json.tmp               room for end.json, taken before the container begins: the disk may be full at the end
 //
 // tee appends whole lines, the shipper deletes files that are shipped. Whatever a step may have done to its folder, the reader treats it as hostile: it
 // follows no link, opens nothing but regular files, and never blocks.
@@ -17,6 +18,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/shiplog-dev/shiplog/internal/criline"
 	"github.com/shiplog-dev/shiplog/internal/record"
 )
 
@@ -51,6 +53,8 @@ type End struct {
 	Lines   int64          `json:"lines"`   // newlines printed
 	First   time.Time      `json:"first,omitzero"`
 	Last    time.Time      `json:"last,omitzero"`
+	// Gap is what was lost behind the last line, if its marker could not be written there.
+	Gap *criline.Marker `json:"gap,omitempty"`
 }
 
 // MaxEnd bounds end.json in bytes: a reader takes no more.

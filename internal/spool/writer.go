@@ -30,9 +30,10 @@ const (
 	markerRoom = 1 << 10
 	maxDetail  = 256
 
-	// fileMode lets the shipper, which runs as another user, read the files whatever the umask is.
-	fileMode = 0o644
-	tmpEnd   = EndFile + ".tmp"
+	// fileMode lets the shipper, which runs as another user, read the files whatever the umask is, and reserveMode lets the container's user, which may be any, write what the shipper has made.
+	fileMode    = 0o644
+	reserveMode = 0o666
+	tmpEnd      = EndFile + ".tmp"
 )
 
 // file is what the writer needs of an *os.File. Its Write goes on after EINTR and short writes, and returns the bytes written with an error.
@@ -59,6 +60,8 @@ type Writer struct {
 	unshipped int64     // sum of the sizes of the log files as of counted, and what was written since
 	counted   time.Time // when the folder was last read
 
+	nextAt    time.Time      // when a next file may be tried again, after there was no room for one
+	reserve   *os.File       // tmpEnd, which is room for EndFile; nil if there was none
 	gap       criline.Marker // bytes lost since the last line; none are if its Kind is empty
 	retryAt   time.Time      // with a gap: when to try again
 	abandoned bool           // nothing more is written, all is lost
@@ -96,21 +99,22 @@ func NewWriter(dir string, limit int64) (*Writer, error) {
 		// The file says that the process was started, even if it never prints. If it cannot be made, the first write tries again.
 		_ = w.next()
 	}
+	w.takeReserve()
 	return w, nil
 }
 
 // create opens a new log file.
 func create(path string) (file, error) {
-	return openMode(path, os.O_WRONLY|os.O_APPEND)
+	return openMode(path, os.O_WRONLY|os.O_APPEND, fileMode)
 }
 
-// openMode creates a file that anyone may read. The process's umask cannot be changed for it: the child would inherit that.
-func openMode(path string, flags int) (*os.File, error) {
-	f, err := os.OpenFile(path, flags|os.O_CREATE|os.O_EXCL|syscall.O_NOFOLLOW, fileMode)
+// openMode creates a file with exactly this mode. The process's umask cannot be changed for it: the child would inherit that.
+func openMode(path string, flags int, mode os.FileMode) (*os.File, error) {
+	f, err := os.OpenFile(path, flags|os.O_CREATE|os.O_EXCL|syscall.O_NOFOLLOW, mode)
 	if err != nil {
 		return nil, err
 	}
-	if err := f.Chmod(fileMode); err != nil {
+	if err := f.Chmod(mode); err != nil {
 		return nil, errors.Join(err, f.Close(), os.Remove(path))
 	}
 	return f, nil
@@ -138,6 +142,14 @@ func (w *Writer) resume() error {
 	// Without the end of the run before, nobody knows how much of it was printed: its files may be deleted.
 	if ended && before.Bytes == w.end() {
 		w.total = before
+		w.total.Gap = nil
+	}
+	// The shipper may have marked it already. Twice is better than never.
+	if g := before.Gap; g != nil && g.Stdout >= 0 && g.Stderr >= 0 {
+		w.openGap(g.Reason, g.Detail)
+		w.gap.Unknown = w.gap.Unknown || g.Unknown
+		w.lose(criline.Stdout, g.Stdout)
+		w.lose(criline.Stderr, g.Stderr)
 	}
 	return nil
 }
@@ -151,7 +163,7 @@ func (w *Writer) takeEnd() (e End, ok bool) {
 			ok = err == nil && e.Bytes >= 0
 		}
 	}
-	for _, name := range []string{EndFile, tmpEnd, TermFile} {
+	for _, name := range []string{EndFile, TermFile} {
 		_ = os.Remove(filepath.Join(w.dir, name)) // what cannot be removed is overwritten at the end
 	}
 	return e, ok
@@ -378,8 +390,14 @@ func (w *Writer) put(lines []byte) (kept int, err error) {
 		}
 		w.torn = false
 	}
-	if w.f == nil || w.size > 0 && w.size+int64(len(lines)) > w.maxFile {
-		if err := w.next(); err != nil {
+	if w.f == nil || w.size > 0 && w.size+int64(len(lines)) > w.maxFile && !time.Now().Before(w.nextAt) {
+		if err := w.next(); errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+			if w.f == nil {
+				return 0, err
+			}
+			// There may be no inode, and room all the same: the present file takes more than it should.
+			w.nextAt = time.Now().Add(retryAfter)
+		} else if err != nil {
 			return 0, err
 		}
 	}
@@ -408,6 +426,7 @@ func (w *Writer) next() error {
 	}
 	w.f, w.base, w.size = f, w.end(), 0
 	w.count(time.Now())
+	w.takeReserve()
 	return nil
 }
 
@@ -431,7 +450,7 @@ func (w *Writer) Abandon(s criline.Stream, bytes int64, why string) {
 
 // Term leaves the mark that the container got SIGTERM. It waits for no write.
 func (w *Writer) Term() error {
-	f, err := openMode(filepath.Join(w.dir, TermFile), os.O_WRONLY)
+	f, err := openMode(filepath.Join(w.dir, TermFile), os.O_WRONLY, fileMode)
 	if errors.Is(err, fs.ErrExist) {
 		return nil
 	}
@@ -447,8 +466,9 @@ func (w *Writer) End(exit record.Exit) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.ended = true
-	if w.gap.Kind != "" {
-		_ = w.closeGap(w.stamp(time.Now())) // if it fails: total counts the bytes all the same
+	if w.gap.Kind != "" && w.closeGap(w.stamp(time.Now())) != nil {
+		gap := w.gap
+		w.total.Gap = &gap
 	}
 	if w.f != nil {
 		_ = w.f.Close()
@@ -460,22 +480,77 @@ func (w *Writer) End(exit record.Exit) error {
 	return nil
 }
 
+// Reserve takes room for EndFile in a container's folder, as much as it may need, if that is not done yet. The sooner it is done, the less can be in the way: the shipper does it before
+// the container begins, and the writer where that failed.
+func Reserve(dir string) error {
+	path := filepath.Join(dir, tmpEnd)
+	f, err := openMode(path, os.O_WRONLY, reserveMode)
+	if errors.Is(err, fs.ErrExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("reserve room for the end of the log: %w", err)
+	}
+	_, err = f.Write(make([]byte, MaxEnd))
+	if err := errors.Join(err, f.Close()); err != nil {
+		return fmt.Errorf("reserve room for the end of the log: %w", errors.Join(err, os.Remove(path)))
+	}
+	return nil
+}
+
+// takeReserve opens what Reserve has made. Where that fails, the next log file's beginning is the next try.
+func (w *Writer) takeReserve() {
+	if w.reserve != nil || w.ended || Reserve(w.dir) != nil {
+		return
+	}
+	f, err := os.OpenFile(filepath.Join(w.dir, tmpEnd), os.O_WRONLY|syscall.O_NOFOLLOW|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return
+	}
+	w.reserve = f
+}
+
 func (w *Writer) writeEnd() error {
 	b, err := EncodeEnd(w.total)
 	if err != nil {
 		return err
 	}
+	if w.writeReserve(b) == nil {
+		return nil
+	}
 	tmp := filepath.Join(w.dir, tmpEnd)
 	if err := os.Remove(tmp); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	f, err := openMode(tmp, os.O_WRONLY)
+	f, err := openMode(tmp, os.O_WRONLY, fileMode)
 	if err != nil {
 		return err
 	}
 	_, err = f.Write(b)
 	if err := errors.Join(err, f.Close()); err != nil {
 		return errors.Join(err, os.Remove(tmp))
+	}
+	return os.Rename(tmp, filepath.Join(w.dir, EndFile))
+}
+
+// writeReserve writes EndFile where the room for it is: that needs no more, on most file systems.
+func (w *Writer) writeReserve(b []byte) error {
+	f := w.reserve
+	if f == nil {
+		return fs.ErrNotExist
+	}
+	w.reserve = nil
+	_, err := f.WriteAt(b, 0)
+	err = errors.Join(err, f.Truncate(int64(len(b))))
+	_ = f.Chmod(fileMode) // what the shipper has made stays as it is
+	mine, statErr := f.Stat()
+	if err := errors.Join(err, statErr, f.Close()); err != nil {
+		return err
+	}
+	// The step may have put something else there.
+	tmp := filepath.Join(w.dir, tmpEnd)
+	if there, err := os.Lstat(tmp); err != nil || !os.SameFile(mine, there) {
+		return fs.ErrNotExist
 	}
 	return os.Rename(tmp, filepath.Join(w.dir, EndFile))
 }

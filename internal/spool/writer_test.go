@@ -14,6 +14,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/shiplog-dev/shiplog/internal/criline"
 	"github.com/shiplog-dev/shiplog/internal/record"
 )
@@ -422,6 +424,7 @@ type brokenFile struct {
 type faults struct {
 	room     int   // bytes that fit before writes fail; negative: all
 	open     error // of opening a file
+	opens    int   // that failed
 	truncate error
 	panics   bool
 	writes   int // calls
@@ -430,6 +433,7 @@ type faults struct {
 func (f *faults) inject(w *Writer) {
 	w.open = func(path string) (file, error) {
 		if f.open != nil {
+			f.opens++
 			return nil, &fs.PathError{Op: "open", Path: path, Err: f.open}
 		}
 		real, err := create(path)
@@ -569,7 +573,7 @@ func TestWriterTruncateFails(t *testing.T) {
 
 // Where the next file cannot be opened, the bytes are marked, and the log goes on behind the full file.
 func TestWriterOpenFails(t *testing.T) {
-	for _, fault := range []error{syscall.EMFILE, syscall.EDQUOT, syscall.ENOENT} {
+	for _, fault := range []error{syscall.EMFILE, syscall.ENOENT} {
 		t.Run(fault.Error(), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				dir := t.TempDir()
@@ -595,7 +599,122 @@ func TestWriterOpenFails(t *testing.T) {
 	}
 }
 
-// A gap that is open at the end is marked there, or counted at least.
+// Where there is no room for another file (no inode, or no quota for one), the present one takes more than it should, until there is.
+func TestWriterNoRoomForAFile(t *testing.T) {
+	for _, fault := range []error{syscall.ENOSPC, syscall.EDQUOT} {
+		t.Run(fault.Error(), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				dir := t.TempDir()
+				w := newTestWriter(t, dir, roomy)
+				w.maxFile = 100
+				f := &faults{room: -1, open: fault}
+				f.inject(w)
+				line := strings.Repeat("x", 50) + "\n"
+				for range 10 {
+					w.Write(criline.Stdout, []byte(line))
+				}
+				if f.opens != 1 {
+					t.Errorf("tried to open a file %d times at once", f.opens)
+				}
+				if got := readBack(t, dir); len(got.files) != 1 {
+					t.Errorf("files %v", got.files)
+				}
+				f.open = nil
+				time.Sleep(retryAfter)
+				w.Write(criline.Stdout, []byte("last\n"))
+				endTestWriter(t, w)
+				got := readBack(t, dir)
+				if string(got.stdout) != strings.Repeat(line, 10)+"last\n" || len(got.files) != 2 || len(got.gaps) > 0 {
+					t.Errorf("%d bytes in %v, gaps %+v", len(got.stdout), got.files, got.gaps)
+				}
+			})
+		})
+	}
+}
+
+// The disk is full to the end. How the log ended and what it lacks is kept all the same, in room that was taken at the beginning.
+func TestWriterEndOnAFullDisk(t *testing.T) {
+	dir := t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=64k"); errors.Is(err, syscall.EPERM) && os.Getenv("CI") == "" {
+		t.Skip("left out: it needs root, to mount a file system")
+	} else if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	synctest.Test(t, func(t *testing.T) {
+		w := newTestWriter(t, dir, roomy)
+		if err := os.WriteFile(filepath.Join(dir, "filler"), make([]byte, 128<<10), 0o600); !errors.Is(err, syscall.ENOSPC) {
+			t.Fatalf("the disk is not full: %v", err)
+		}
+		// The last page that the log has is filled as well.
+		const line = "a line\n"
+		for range 200 {
+			w.Write(criline.Stdout, []byte(line))
+			time.Sleep(retryAfter)
+		}
+		w.Write(criline.Stderr, []byte("lost\n"))
+		if err := w.End(record.Exit{Code: 3}); err != nil {
+			t.Fatal(err)
+		}
+		got := readBack(t, dir)
+		if got.end == nil || got.end.Gap == nil {
+			t.Fatalf("the end says %+v", got.end)
+		}
+		marked := got.end.Gap.Stdout
+		for _, g := range got.gaps {
+			marked += g.Stdout
+		}
+		if int64(200*len(line)-len(got.stdout)) != marked || marked == 0 || got.end.Gap.Stderr != 5 || got.end.Exit.Code != 3 {
+			t.Errorf("kept %d bytes, gaps %+v, the end says %+v with the gap %+v", len(got.stdout), got.gaps, got.end, got.end.Gap)
+		}
+		if _, err := os.Lstat(filepath.Join(dir, tmpEnd)); !errors.Is(err, fs.ErrNotExist) {
+			t.Errorf("the room for the end is still there: %v", err)
+		}
+
+		// A container that runs again takes the gap over, and marks it when it can.
+		if err := os.Remove(filepath.Join(dir, "filler")); err != nil {
+			t.Fatal(err)
+		}
+		w = newTestWriter(t, dir, roomy)
+		w.Write(criline.Stdout, []byte("again\n"))
+		endTestWriter(t, w)
+		again := readBack(t, dir)
+		if len(again.gaps) != len(got.gaps)+1 || again.gaps[len(got.gaps)] != *got.end.Gap || again.end.Gap != nil {
+			t.Errorf("gaps %+v, end %+v", again.gaps, again.end)
+		}
+	})
+}
+
+// What a step does to the room for the end harms its own log only.
+func TestWriterEndWithoutItsRoom(t *testing.T) {
+	for name, spoil := range map[string]func(path string) error{
+		"deleted":  os.Remove,
+		"a folder": func(path string) error { return errors.Join(os.Remove(path), os.Mkdir(path, 0o755)) },
+		"a link":   func(path string) error { return errors.Join(os.Remove(path), os.Symlink("/etc/passwd", path)) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			w := newTestWriter(t, dir, roomy)
+			w.Write(criline.Stdout, []byte("kept\n"))
+			if err := spoil(filepath.Join(dir, tmpEnd)); err != nil {
+				t.Fatal(err)
+			}
+			endTestWriter(t, w)
+			if got := readBack(t, dir); got.end == nil || got.end.Printed.Stdout != 5 {
+				t.Errorf("the end says %+v", got.end)
+			}
+			if info, err := os.Lstat(filepath.Join(dir, EndFile)); err != nil || !info.Mode().IsRegular() {
+				t.Errorf("%v, %v", info, err)
+			}
+		})
+	}
+}
+
+// A gap that is open at the end is marked there, or else the end says it.
 func TestWriterGapAtTheEnd(t *testing.T) {
 	for _, tc := range []struct {
 		name string
@@ -614,7 +733,7 @@ func TestWriterGapAtTheEnd(t *testing.T) {
 			f.room = tc.room
 			endTestWriter(t, w)
 			got := readBack(t, dir)
-			if len(got.gaps) != tc.want || got.end.Printed.Stderr != 5 || got.end.Lines != 1 || got.end.Bytes != got.bytes {
+			if len(got.gaps) != tc.want || (got.end.Gap == nil) != (tc.want == 1) || got.end.Printed.Stderr != 5 || got.end.Lines != 1 || got.end.Bytes != got.bytes {
 				t.Errorf("gaps %+v, end %+v", got.gaps, got.end)
 			}
 		})
@@ -696,7 +815,7 @@ func TestWriterRestart(t *testing.T) {
 				}
 			}
 			w := newTestWriter(t, dir, roomy)
-			for _, name := range []string{EndFile, TermFile, tmpEnd} {
+			for _, name := range []string{EndFile, TermFile} {
 				if _, err := os.Lstat(filepath.Join(dir, name)); !errors.Is(err, fs.ErrNotExist) {
 					t.Errorf("%s of the run before is still there: %v", name, err)
 				}
