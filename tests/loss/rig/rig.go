@@ -230,6 +230,25 @@ func (p *Pod) Objects(container string) (names []string) {
 	return names
 }
 
+// Seal is a container's seal.
+func (p *Pod) Seal(container string) record.Seal {
+	p.t.Helper()
+	r, err := p.direct.Get(p.t.Context(), layout.Container{Pod: p.key, Container: container}.SealKey())
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	defer r.Close()
+	b, err := io.ReadAll(r)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	seal, err := record.Decode[record.Seal](b)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	return seal
+}
+
 // TicketService signs POST policies for the pod.
 type TicketService struct {
 	URL string
