@@ -94,7 +94,7 @@ func (l *containerLog) finish(ctx context.Context) error {
 	}
 	// The container was killed with tee: what it printed last is still in its pipes.
 	for {
-		next, name, body, err := l.cut(1, true, time.Now(), l.rest)
+		next, name, body, err := l.cut(ctx, 1, true, time.Now(), l.rest)
 		if err != nil || name == "" {
 			return err
 		}

@@ -23,6 +23,8 @@ const (
 	hurryInterval = 100 * time.Millisecond
 	// batch is how many archive bytes are read and compressed at once.
 	batch = 128 << 10
+	// mostPassed is how many bytes of the spool one segment may pass over. Where they are lines, it is full before.
+	mostPassed = 64 << 20
 )
 
 // containerLog is one container's log on its way: what is in the spool behind the position is cut into a segment, recorded, uploaded, and deleted.
@@ -202,7 +204,7 @@ func (l *containerLog) advance(ctx context.Context, final bool, now time.Time) (
 			return false, err
 		}
 	}
-	next, name, body, err := l.cut(limit, final, now, l.spooled(final, now))
+	next, name, body, err := l.cut(ctx, limit, final, now, l.spooled(final, now))
 	if err != nil || name == "" {
 		l.state.Position = next.Position
 		return false, err
@@ -267,7 +269,7 @@ func (l *containerLog) spooled(final bool, now time.Time) source {
 
 // cut makes a segment of at least limit archive bytes, if there are as many, of what read returns behind the position. It returns the state behind the segment, and no
 // name where there is nothing to cut. The body is good until the next cut of any log.
-func (l *containerLog) cut(limit int64, final bool, now time.Time, read source) (next state, name string, body []byte, err error) {
+func (l *containerLog) cut(ctx context.Context, limit int64, final bool, now time.Time, read source) (next state, name string, body []byte, err error) {
 	next = l.state
 	w := l.shipper.segment
 	w.Begin(l.state.Bytes, l.state.Printed.Total(), l.state.Lines)
@@ -275,13 +277,17 @@ func (l *containerLog) cut(limit int64, final bool, now time.Time, read source) 
 	if err != nil {
 		return l.state, "", nil, err
 	}
-	atEnd := false
-	for w.Length() < limit {
+	atEnd, passed := false, int64(0)
+	for w.Length() < limit && passed < max(mostPassed, limit) {
+		if err := ctx.Err(); err != nil {
+			return l.state, "", nil, err
+		}
 		lines, tally, behind, err := read(next.Position, int(min(limit-w.Length(), batch)))
 		if err != nil {
 			return l.state, "", nil, err
 		}
 		moved := behind != next.Position
+		passed += behind.Base + behind.Offset - next.Position.Base - next.Position.Offset
 		next.Position = behind
 		if len(lines) > 0 {
 			if err := w.Append(lines, tally); err != nil {

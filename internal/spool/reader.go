@@ -50,6 +50,9 @@ type Buffers struct {
 // readSize is how much is read at once. A whole line always fits.
 const readSize = 2 * (criline.MaxLen + 1)
 
+// mostSkipped is about how many bytes that are no lines Next passes over at once.
+const mostSkipped = 4 << 20
+
 // OpenReader opens a container's folder, which must exist.
 func OpenReader(path string, mem *Buffers) (*Reader, error) {
 	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
@@ -218,7 +221,7 @@ func (r *Reader) Next(at Position, limit int, final bool, now time.Time) (lines 
 		lost = gap{}
 		return nil
 	}
-	for len(r.mem.out) < limit {
+	for len(r.mem.out) < limit && lost.bytes < mostSkipped {
 		if r.file == nil || r.base != at.Base {
 			if r.next < 0 {
 				break

@@ -364,3 +364,45 @@ func FuzzReader(f *testing.F) {
 		}
 	})
 }
+
+// A step can fill its spool with gigabytes that are no lines. Next comes back now and then, so that its caller can look at the time and at the other logs.
+func TestReaderComesBackFromGarbage(t *testing.T) {
+	for name, content := range map[string][]byte{
+		"no newline":  bytes.Repeat([]byte{'x'}, 3*mostSkipped),
+		"short lines": bytes.Repeat([]byte(strings.Repeat("x", 63)+"\n"), 3*mostSkipped/64),
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			if err := os.WriteFile(filepath.Join(dir, LogName(0)), content, 0o644); err != nil {
+				t.Fatal(err)
+			}
+			r, err := OpenReader(dir, &Buffers{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer r.Close()
+			var at Position
+			calls, lost := 0, int64(0)
+			for at.Offset < int64(len(content)) {
+				if _, err := r.Look(at); err != nil {
+					t.Fatal(err)
+				}
+				_, tally, behind, err := r.Next(at, 1<<20, true, time.Now())
+				if err != nil {
+					t.Fatal(err)
+				}
+				if passed := behind.Offset - at.Offset; passed == 0 || passed > int64(mostSkipped+2*readSize) {
+					t.Fatalf("passed over %d bytes at once", passed)
+				}
+				for _, gap := range tally.Gaps {
+					lost += gap.Stdout
+				}
+				at = behind
+				calls++
+			}
+			if calls < 3 || lost != int64(len(content)) {
+				t.Errorf("%d calls, %d bytes marked of %d", calls, lost, len(content))
+			}
+		})
+	}
+}
