@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -55,12 +56,29 @@ func (s *shipper) drain(ctx context.Context) error {
 
 // drainOnce ships and seals the logs, and returns those of which the store refuses an object.
 func (s *shipper) drainOnce(ctx context.Context, logs []*containerLog) (left []*containerLog, broken []error) {
+	// If there is not time for everything: what is short first, then the ends of what is long, then the rest.
+	behind := map[*containerLog]int64{}
+	for _, l := range logs {
+		behind[l], _ = l.reader.Backlog(l.state.Position) // a log that cannot be read says so below
+	}
+	logs = slices.Clone(logs)
+	slices.SortStableFunc(logs, func(a, b *containerLog) int { return cmp.Compare(behind[a], behind[b]) })
 	errs := make([]error, len(logs))
 	var group errgroup.Group
 	group.SetLimit(sealConcurrency)
+	tails := false
 	for i, l := range logs {
+		if behind[l] >= tailFirst && !tails {
+			for j := i; j < len(logs); j++ {
+				errs[j] = logs[j].shipTail(ctx, behind[logs[j]])
+			}
+			tails = true
+		}
 		// A log that cannot be read must not keep the others from being shipped. It gets no seal, so that readers know that it is not whole.
-		if errs[i] = l.finish(ctx); errs[i] == nil && !l.state.Sealed {
+		if errs[i] == nil {
+			errs[i] = l.finish(ctx)
+		}
+		if errs[i] == nil && !l.state.Sealed {
 			group.Go(func() error { errs[i] = l.seal(ctx, time.Now()); return nil })
 		}
 	}
@@ -102,6 +120,55 @@ func (l *containerLog) finish(ctx context.Context) error {
 			return err
 		}
 	}
+}
+
+const (
+	// tailFirst is the backlog, in archive bytes, from which a log's end is shipped before what is in front of it. tailBytes is how much of the end.
+	tailFirst = 8 << 20
+	tailBytes = 256 << 10
+)
+
+// shipTail ships the end of a log that is far behind, as where the store was away. If the grace period is too short for all of it, that is what matters most: why the build failed. The
+// end gets the name that it has when all is shipped in order, so this is no other segment, only an earlier one.
+func (l *containerLog) shipTail(ctx context.Context, backlog int64) error {
+	if l.state.TailAt > l.state.Bytes { // an earlier try has done it
+		return nil
+	}
+	if err := l.look(); err != nil {
+		return err
+	}
+	// A name holds how many lines and printed bytes are in front, so these are read, and not compressed. It takes a second for hundreds of megabytes.
+	front, now := l.state, time.Now()
+	read := l.spooled(true, now)
+	for left := backlog - tailBytes; left > 0 && ctx.Err() == nil; {
+		lines, tally, behind, err := read(front.Position, int(min(left, batch)))
+		if err != nil {
+			return err
+		}
+		if behind == front.Position {
+			break
+		}
+		left -= behind.Base + behind.Offset - front.Position.Base - front.Position.Offset
+		front.Position = behind
+		if len(lines) > 0 {
+			front.count(tally)
+		}
+	}
+	state := l.state
+	l.state = front
+	_, name, body, err := l.cut(ctx, 2*tailBytes, true, now, read)
+	l.state = state
+	if err == nil && name != "" {
+		err = l.shipper.upload.put(ctx, l.name+"/"+name, body)
+	}
+	if err != nil {
+		return err
+	}
+	l.state.TailAt = front.Bytes
+	if err := l.dir.save(l.name, l.state); err != nil {
+		l.warnUnsaved(err)
+	}
+	return nil
 }
 
 // rest reads what is left in the pipes. The position in the spool stays.

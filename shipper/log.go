@@ -189,7 +189,7 @@ func (l *containerLog) ship(ctx context.Context, now time.Time, hurry bool) (tim
 // advance ships the pending segment, or cuts the next one and ships that. It returns false if there was nothing to cut. The context's end leaves everything as if the shipper
 // had been killed.
 func (l *containerLog) advance(ctx context.Context, final bool, now time.Time) (bool, error) {
-	limit := l.shipper.config.SegmentBytes
+	limit, before := l.shipper.config.SegmentBytes, l.state
 	if l.state.Pending != "" {
 		body, err := l.dir.loadSegment(l.name, l.state.PendingSum)
 		if err == nil {
@@ -204,10 +204,17 @@ func (l *containerLog) advance(ctx context.Context, final bool, now time.Time) (
 			return false, err
 		}
 	}
+	if l.state.TailAt > l.state.Bytes {
+		limit = min(limit, l.state.TailAt-l.state.Bytes)
+	}
 	next, name, body, err := l.cut(ctx, limit, final, now, l.spooled(final, now))
-	if err != nil || name == "" {
-		l.state.Position = next.Position
+	if err != nil {
+		l.state = before // what was pending still is
 		return false, err
+	}
+	if name == "" {
+		l.state.Position = next.Position
+		return false, nil
 	}
 	return true, l.shipNew(ctx, next, body, now)
 }

@@ -40,6 +40,9 @@ type state struct {
 	Pending  string           `json:"pending,omitempty"` // name of the segment whose upload is not known to have succeeded
 	Sealed   bool             `json:"sealed,omitempty"`
 
+	// TailAt is the offset of the log's end that was shipped before what is in front of it; 0 if none was. A segment ends there, so that none overlaps.
+	TailAt int64 `json:"tailAt,omitempty"`
+
 	PendingSum []byte `json:"pendingSum,omitempty"` // SHA-256 of the pending segment's file
 	Before     *state `json:"before,omitempty"`     // the state before the pending segment
 	// EndMarked is how much had been printed at the end whose gap is marked (spool.End.Gap). A container that runs again has another end.

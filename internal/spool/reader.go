@@ -165,6 +165,26 @@ func (r *Reader) First() (base int64, ok bool, err error) {
 	return base, ok, err
 }
 
+// Backlog is how many bytes of the log are behind the position, as the names and the last file's size tell.
+func (r *Reader) Backlog(at Position) (int64, error) {
+	last := int64(-1)
+	err := r.names(func(name string) {
+		if base, ok := ParseLogName(name); ok {
+			last = max(last, base)
+		}
+	})
+	if err != nil || last < at.Base {
+		return 0, err
+	}
+	f, size, err := r.open(LogName(last))
+	if err != nil {
+		size = 0 // not a log file
+	} else {
+		f.Close() // opened for reading: there is nothing to lose
+	}
+	return last - at.Base + size - at.Offset, nil
+}
+
 // Trim deletes the log files before the position's: what is in them is shipped, or the step made them up. One that cannot be deleted only costs space.
 func (r *Reader) Trim(at Position) error {
 	return r.names(func(name string) {

@@ -348,18 +348,7 @@ func checkArchive(t *testing.T, c stepCase, tr *tekton.TaskRun, logs map[string]
 		want[name] = p
 	}
 	for _, name := range c.hashed {
-		for _, r := range tr.Status.Results {
-			if r.Name == name {
-				var p printed
-				if _, err := fmt.Sscanf(r.Value.StringVal, "%d %s", &p.bytes, &p.sum); err != nil {
-					t.Fatalf("result %s %q: %v", name, r.Value.StringVal, err)
-				}
-				want[name] = p
-			}
-		}
-		if _, ok := want[name]; !ok {
-			t.Fatalf("the TaskRun has no result %s", name)
-		}
+		want[name] = resultNamed(t, tr, name)
 	}
 	for name, p := range want {
 		got, err := archived(t.Context(), tr.Namespace, tr.Name, "", name)
@@ -394,6 +383,22 @@ func checkArchive(t *testing.T, c stepCase, tr *tekton.TaskRun, logs map[string]
 		}
 		sameLines(t, tr, container.Name, kubelet)
 	}
+}
+
+// resultNamed reads what a step has said that it printed.
+func resultNamed(t *testing.T, tr *tekton.TaskRun, name string) printed {
+	t.Helper()
+	for _, r := range tr.Status.Results {
+		if r.Name == name {
+			var p printed
+			if _, err := fmt.Sscanf(r.Value.StringVal, "%d %s", &p.bytes, &p.sum); err != nil {
+				t.Fatalf("result %s %q: %v", name, r.Value.StringVal, err)
+			}
+			return p
+		}
+	}
+	t.Fatalf("the TaskRun has no result %s", name)
+	return printed{}
 }
 
 // sameLines compares one container's archive with the kubelet's copy. The mutual order of stdout and stderr differs within that.
