@@ -57,6 +57,14 @@ func openLog(name, folder string, dir stateDir, s *shipper) (*containerLog, erro
 	l := &containerLog{name: name, reader: reader, dir: dir, shipper: s}
 	l.state, err = dir.load(name)
 	if err == nil {
+		// An earlier shipper may have been killed before it had deleted what it had shipped, which tee counts as output that waits.
+		shipped := l.state.Position
+		if l.state.Pending != "" {
+			shipped = l.state.Before.Position
+		}
+		if err := reader.Trim(shipped); err != nil {
+			return nil, errors.Join(err, reader.Close())
+		}
 		return l, nil
 	}
 	if !errors.Is(err, fs.ErrNotExist) {

@@ -232,6 +232,54 @@ func TestEndWithAGap(t *testing.T) {
 	})
 }
 
+// TestKilledInDeletion: what an earlier shipper had recorded as shipped, and not deleted, is deleted by the next one at once: tee counts it as output that waits.
+func TestKilledInDeletion(t *testing.T) {
+	f := newFakeServer(t)
+	p := newPod(t, f, "step-a")
+	first, second := lines(0, 50), lines(50, 50)
+	p.write("step-a", spool.LogName(0), first)
+	p.write("step-a", spool.LogName(int64(len(first))), second)
+	p.drained()
+	p.write("step-a", spool.LogName(0), first) // as if it had not come so far
+	s := p.shipper()
+	defer s.close()
+	if _, err := os.Stat(filepath.Join(p.folder("step-a"), spool.LogName(0))); !os.IsNotExist(err) {
+		t.Errorf("the shipped file is still there: %v", err)
+	}
+	if _, err := os.Stat(filepath.Join(p.folder("step-a"), spool.LogName(int64(len(first))))); err != nil {
+		t.Errorf("the present file is gone: %v", err)
+	}
+
+	// What a pending segment was cut from may be needed once more.
+	third := lines(100, 50)
+	p.write("step-a", spool.LogName(int64(len(first)+len(second))), third)
+	ctx, cancel := context.WithCancel(t.Context())
+	f.putFault = func(_ int, _ string, w http.ResponseWriter) (bool, bool) {
+		cancel()
+		<-ctx.Done()
+		cut(w)
+		return false, true
+	}
+	for ctx.Err() == nil {
+		_, _ = s.pass(ctx, time.Now())
+	}
+	f.set(func() { f.putFault = nil })
+	again := p.shipper()
+	defer again.close()
+	if again.logs[0].state.Pending == "" {
+		t.Fatal("no segment is pending")
+	}
+	if err := os.WriteFile(filepath.Join(p.volume, contract.StateSubPath, "step-a.segment"), []byte("damaged"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := again.drain(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if !bytes.Equal(f.log("step-a"), lines(0, 150)) {
+		t.Error("the archive is not what was printed")
+	}
+}
+
 // TestWhileItRuns drives the shipper's core by hand: what is written is shipped when it is due, sealed when its container ends, and deleted.
 func TestWhileItRuns(t *testing.T) {
 	f := newFakeServer(t)
