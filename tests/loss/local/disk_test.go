@@ -121,31 +121,24 @@ func TestLossDisk(t *testing.T) {
 	for _, tc := range []struct {
 		row, name string
 		mount     func(t testing.TB, dir string)
-		limit     int64
 		rate      sequence.Rate // of the fast step, which prints 50 MB
 		away      int64         // S3 is, until this step has printed so much
 		why       string        // the marker's detail
 	}{
-		{"disk-full", "tmpfs", tmpfs("size=24m"), 1 << 30, fast, fast.Bytes, "no space left on device"},
-		{"disk-full", "ext4", ext4(32), 1 << 30, fast, fast.Bytes, "no space left on device"},
-		{"disk-inodes", "tmpfs", tmpfs("nr_inodes=40"), 8 << 20, fast, fast.Bytes, "no space left on device"},
-		{"disk-inodes", "ext4", ext4(64, "-N", "64"), 8 << 20, fast, fast.Bytes, "no space left on device"},
+		{"disk-full", "tmpfs", tmpfs("size=24m"), fast, fast.Bytes, "no space left on device"},
+		{"disk-full", "ext4", ext4(32), fast, fast.Bytes, "no space left on device"},
 		// btrfs lets nothing be written where the quota is used up, not even in the place of what is there: the end of a log must come when there is room again.
-		{"disk-quota", "btrfs", quota(16 << 20), 1 << 30, sequence.Rate{Bytes: 5e6}, fast.Bytes / 2, "disk quota exceeded"},
+		{"disk-quota", "btrfs", quota(16 << 20), sequence.Rate{Bytes: 5e6}, fast.Bytes / 3, "disk quota exceeded"},
 	} {
 		t.Run(tc.row+"/"+tc.name, func(t *testing.T) {
 			t.Parallel()
 			m := budget.Begin(t, tc.row)
 			p := rig.New(t, rig.Options{Containers: steps, Mount: tc.mount})
-			p.Limit = tc.limit
-			if tc.row == "disk-inodes" {
-				fillInodes(t, p, 3) // all containers together, and the shipper
-			}
 			p.StartShipper()
 			p.S3.Refuse()
 			all := []*rig.Step{
-				p.Start(steps[0], rig.StepOptions{Options: sequence.Options{Rate: slow, Duration: 10 * time.Second}}),
-				p.Start(steps[1], rig.StepOptions{Options: sequence.Options{Rate: mid, Duration: 10 * time.Second}}),
+				p.Start(steps[0], rig.StepOptions{Options: sequence.Options{Rate: slow, Duration: 20 * time.Second}}),
+				p.Start(steps[1], rig.StepOptions{Options: sequence.Options{Rate: mid, Duration: 20 * time.Second}}),
 				p.Start(steps[2], rig.StepOptions{Options: sequence.Options{Rate: tc.rate, Bytes: fast.Bytes}, Exit: 3}),
 			}
 			rig.Until(t, "the fast step's output", time.Minute, func() bool { return all[2].Printed() >= tc.away })
@@ -171,28 +164,70 @@ func TestLossDisk(t *testing.T) {
 	}
 }
 
-// fillInodes makes files until only so many more can be made.
-func fillInodes(t *testing.T, p *rig.Pod, left int) {
+// TestLossInodes uses up all inodes while the steps run. Those that have a file go on in it, and lose nothing. One that begins then has none until there are inodes again.
+func TestLossInodes(t *testing.T) {
+	t.Parallel()
+	for name, mount := range map[string]func(testing.TB, string){"tmpfs": tmpfs("nr_inodes=100"), "ext4": ext4(128, "-N", "128")} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			m := budget.Begin(t, "disk-inodes")
+			p := rig.New(t, rig.Options{Containers: steps, Mount: mount})
+			p.Limit = 64 << 20
+			p.StartShipper()
+			// The second one would begin several files meanwhile.
+			all := []*rig.Step{
+				p.Start(steps[0], rig.StepOptions{Options: sequence.Options{Rate: slow, Duration: 10 * time.Second}}),
+				p.Start(steps[1], rig.StepOptions{Options: sequence.Options{Rate: sequence.Rate{Bytes: 3e6}, Duration: 10 * time.Second}}),
+			}
+			shipped(t, p, steps[0])
+			shipped(t, p, steps[1])
+			free := fillInodes(t, p)
+			all = append(all, p.Start(steps[2], rig.StepOptions{Options: sequence.Options{Rate: sequence.Rate{Bytes: 5e6}, Bytes: fast.Bytes}, Exit: 3}))
+			rig.Until(t, "output without a file", time.Minute, func() bool { return all[2].Printed() >= fast.Bytes/2 })
+			free()
+			unharmed(all)
+			drain(t, p)
+			nothingLost(t, m, p, all[0])
+			nothingLost(t, m, p, all[1])
+			lost := allMarked(t, m, p, all[2])
+			seal := p.Seal(steps[2])
+			if lost == 0 || len(seal.Gaps) == 0 || !strings.Contains(seal.Gaps[0].Detail, "no space left on device") || seal.End != record.EndExited {
+				t.Errorf("%d bytes are lost, the seal is %+v", lost, seal)
+			}
+		})
+	}
+}
+
+// fillInodes makes files until there is no inode left, and takes those that come, until free is called, which deletes them.
+func fillInodes(t *testing.T, p *rig.Pod) (free func()) {
 	t.Helper()
-	var made []string
-	for i := range 10_000 {
-		name := filepath.Join(p.Volume(), fmt.Sprintf("filler-%d", i))
-		f, err := os.Create(name)
-		if errors.Is(err, unix.ENOSPC) {
-			break
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		f.Close()
-		made = append(made, name)
+	folder := filepath.Join(p.Volume(), "filler")
+	if err := os.Mkdir(folder, 0o755); err != nil {
+		t.Fatal(err)
 	}
-	if len(made) < left {
-		t.Fatalf("there were only %d inodes", len(made))
-	}
-	for _, name := range made[:left] {
-		if err := os.Remove(name); err != nil {
-			t.Fatal(err)
+	made := 0
+	stop := every(time.Millisecond, func() {
+		for {
+			f, err := os.Create(filepath.Join(folder, fmt.Sprint(made)))
+			if errors.Is(err, unix.ENOSPC) {
+				return
+			}
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			f.Close()
+			made++
+		}
+	})
+	rig.Until(t, "the end of the inodes", time.Minute, func() bool {
+		var s unix.Statfs_t
+		return unix.Statfs(folder, &s) == nil && s.Ffree == 0
+	})
+	return func() {
+		stop()
+		if err := os.RemoveAll(folder); err != nil {
+			t.Error(err)
 		}
 	}
 }

@@ -93,11 +93,14 @@ func watch(t *testing.T, p *rig.Pod, folder string, mask uint32, suffix string, 
 // stopName is the file whose making or deletion ends a watch.
 const stopName = ".stop-watching"
 
+// rounds are the containers of a test that goes on until it has hit the moment that it is about, which takes one or two rounds.
+var rounds = []string{"step-0", "step-1", "step-2", "step-3", "step-4", "step-5", "step-6", "step-7", "step-8", "step-9"}
+
 // TestLossShipperKilledInRecording kills the shipper when it has begun to write its position, or a segment.
 func TestLossShipperKilledInRecording(t *testing.T) {
 	t.Parallel()
 	m := budget.Begin(t, "shipper-kill-record")
-	p := rig.New(t, rig.Options{Containers: steps})
+	p := rig.New(t, rig.Options{Containers: rounds})
 	var halves atomic.Int64
 	p.OnDeath = func() {
 		// What is there under its temporary name was never finished.
@@ -108,19 +111,23 @@ func TestLossShipperKilledInRecording(t *testing.T) {
 		halves.Add(int64(len(left)))
 	}
 	p.StartShipper()
-	total := 0
-	all := startSteps(p, steps, 12*time.Second)
-	for _, suffix := range []string{".segment.new", ".json.new", ".segment.new", ".json.new"} {
-		stop := watch(t, p, p.StateFolder(), unix.IN_CREATE|unix.IN_DELETE, suffix, 10)
-		rig.Pass(t, 2500*time.Millisecond)
-		total += stop()
+	kills := 0
+	var all []*rig.Step
+	for i, name := range rounds {
+		if i >= 2 && halves.Load() > 0 {
+			break
+		}
+		s := p.Start(name, rig.StepOptions{Options: sequence.Options{Rate: sequence.Rate{Bytes: 5e6}, Duration: 5 * time.Second}})
+		stop := watch(t, p, p.StateFolder(), unix.IN_CREATE|unix.IN_DELETE, []string{".segment.new", ".json.new"}[i%2], 20)
+		s.Unharmed(0)
+		kills += stop()
+		all = append(all, s)
 	}
-	unharmed(all)
 	drain(t, p)
 	if halves.Load() == 0 {
-		t.Errorf("the shipper was killed %d times, and never in the middle of recording", total)
+		t.Errorf("the shipper was killed %d times, and never in the middle of recording", kills)
 	}
-	m.Note("killed %d times when a record's file was made; %d times one was left that was begun and not finished", total, halves.Load())
+	m.Note("killed %d times when a record's file was made; %d times one was left that was begun and not finished", kills, halves.Load())
 	for _, s := range all {
 		nothingLost(t, m, p, s)
 	}
@@ -130,34 +137,44 @@ func TestLossShipperKilledInRecording(t *testing.T) {
 func TestLossShipperKilledInDeletion(t *testing.T) {
 	t.Parallel()
 	m := budget.Begin(t, "shipper-kill-delete")
-	p := rig.New(t, rig.Options{Containers: steps})
-	p.Limit = 4 << 20 // files of 512 KiB
+	p := rig.New(t, rig.Options{Containers: rounds})
+	p.Limit = 24 << 20 // files of 3 MiB
+	p.Config.SegmentBytes = 20 << 20
 	var halves atomic.Int64
 	p.OnDeath = func() {
-		if p.ShippedFiles(steps[2]) > 0 {
-			halves.Add(1)
+		for _, name := range rounds {
+			if p.ShippedFiles(name) > 0 {
+				halves.Add(1)
+			}
 		}
 	}
 	p.StartShipper()
-	s := p.Start(steps[2], rig.StepOptions{Options: sequence.Options{Rate: sequence.Rate{Bytes: 500e3}, Duration: 21 * time.Second}})
-	stop := watch(t, p, p.Folder(s.Container), unix.IN_DELETE, ".log", 20)
-	for range 6 { // what has heaped up is shipped as one segment, of several files
+	kills := 0
+	var all []*rig.Step
+	for i, name := range rounds {
+		if i >= 2 && halves.Load() > 0 {
+			break
+		}
+		// What heaps up is shipped as one segment, of several files.
 		p.S3.BlackHole()
-		rig.Pass(t, 3*time.Second)
+		s := p.Start(name, rig.StepOptions{Options: sequence.Options{Rate: sequence.Rate{Bytes: 5e6}, Bytes: 11e6}})
+		s.Unharmed(0)
+		stop := watch(t, p, p.Folder(name), unix.IN_DELETE, ".log", 20)
 		p.S3.Heal(true)
-		rig.Pass(t, 500*time.Millisecond)
+		rig.Until(t, "the deletion of what is shipped", time.Minute, func() bool {
+			left, err := filepath.Glob(filepath.Join(p.Folder(name), "*.log"))
+			return err == nil && len(left) <= 1
+		})
+		kills += stop()
+		all = append(all, s)
 	}
-	s.Unharmed(0)
-	kills := stop()
 	drain(t, p)
 	if halves.Load() == 0 {
 		t.Errorf("the shipper was killed %d times, and never in the middle of deleting", kills)
 	}
 	m.Note("killed %d times when it deleted a file; %d times files were left that were recorded as shipped", kills, halves.Load())
-	nothingLost(t, m, p, s)
-	left, err := filepath.Glob(filepath.Join(p.Folder(s.Container), "*.log"))
-	if err != nil || len(left) > 1 {
-		t.Errorf("%d files are left in the spool: %v", len(left), err)
+	for _, s := range all {
+		nothingLost(t, m, p, s)
 	}
 }
 

@@ -3,11 +3,12 @@
 package local
 
 import (
+	"cmp"
 	"context"
 	"net/http"
 	"slices"
 	"strings"
-	"sync/atomic"
+	"sync"
 	"testing"
 	"time"
 
@@ -30,6 +31,8 @@ type s3Case struct {
 	quiet bool
 	// steps are all where it is 0, and otherwise the first ones.
 	steps int
+	// lasts is how long the steps print, where it is not as long as the outage and a little more.
+	lasts time.Duration
 }
 
 // failures is how often something of the shipper's failed for the first time, as far as it logs it.
@@ -88,7 +91,7 @@ func TestLossS3(t *testing.T) {
 			rig.Pass(t, outage)
 			p.S3.Break(nil)
 		}},
-		{row: "s3-slow", steps: 2, quiet: true, begin: func(_ *testing.T, p *rig.Pod) { p.S3.Limit(64 << 10) }},
+		{row: "s3-slow", steps: 2, quiet: true, lasts: budget.Scale(5*time.Second, 30*time.Second), begin: func(_ *testing.T, p *rig.Pod) { p.S3.Limit(64 << 10) }},
 		{row: "s3-cut-body", begin: breaks(func(n int64, r *http.Request) rig.Fault {
 			if n%2 == 0 {
 				return rig.Fault{}
@@ -160,7 +163,7 @@ func TestLossS3(t *testing.T) {
 				tc.begin(t, p)
 			}
 			p.StartShipper()
-			all := startSteps(p, names, outage+3*time.Second)
+			all := startSteps(p, names, cmp.Or(tc.lasts, outage+3*time.Second))
 			if tc.begin == nil {
 				shipped(t, p, steps[0])
 			}
@@ -253,13 +256,19 @@ func TestLossShipperKilledInUpload(t *testing.T) {
 	t.Parallel()
 	m := budget.Begin(t, "shipper-kill-upload")
 	const most = 40
-	var kills atomic.Int64
+	var mu sync.Mutex // guards what follows
+	kills, over := 0, false
 	p := rig.New(t, rig.Options{Containers: steps})
 	p.S3.Break(func(n int64, r *http.Request) rig.Fault {
-		kill := func() { kills.Add(1); p.KillShipper() }
+		kill := func() {
+			mu.Lock()
+			defer mu.Unlock()
+			if kills < most && !over {
+				kills++
+				p.KillShipper()
+			}
+		}
 		switch {
-		case kills.Load() >= most:
-			return rig.Fault{}
 		case n%4 == 1:
 			return rig.Fault{CutAfter: 1 + r.ContentLength/2, Then: kill}
 		case n%4 == 3:
@@ -271,11 +280,14 @@ func TestLossShipperKilledInUpload(t *testing.T) {
 	all := startSteps(p, steps, 6*time.Second)
 	unharmed(all)
 	p.S3.Break(nil)
+	mu.Lock()
+	over = true
+	mu.Unlock()
 	drain(t, p)
-	if kills.Load() < 5 {
-		t.Errorf("the shipper was killed %d times", kills.Load())
+	if kills < 5 {
+		t.Errorf("the shipper was killed %d times", kills)
 	}
-	m.Note("killed %d times", kills.Load())
+	m.Note("killed %d times", kills)
 	for _, s := range all {
 		nothingLost(t, m, p, s)
 	}

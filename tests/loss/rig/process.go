@@ -176,10 +176,13 @@ func (p *Pod) ShippedFiles(container string) int {
 // ShipperStarts gives a token for the last start of the shipper.
 func (p *Pod) ShipperStarts() <-chan struct{} { return p.shipper.starts }
 
-// Stop ends the pod: the steps have ended, the shipper gets SIGTERM, and SIGKILL when the grace is over. It says whether the shipper ended by itself, and how long it took.
+// Stop ends the pod: the steps have ended, the shipper gets SIGTERM, and SIGKILL when the grace is over. It says whether the shipper drained and ended by itself, and how long it took. Nobody kills the
+// shipper meanwhile.
 func (p *Pod) Stop(grace time.Duration) (drained bool, took time.Duration) {
 	p.t.Helper()
 	s := p.shipper
+	// One that has just been started would die of SIGTERM, before it can catch it.
+	Until(p.t, "a shipper that runs", time.Minute, s.running)
 	begin := time.Now()
 	s.stopping.Store(true)
 	s.signal(unix.SIGTERM)
@@ -187,12 +190,31 @@ func (p *Pod) Stop(grace time.Duration) (drained bool, took time.Duration) {
 	defer timer.Stop()
 	select {
 	case <-s.done:
-		return true, time.Since(begin)
+		return s.cmd.ProcessState.ExitCode() == 0, time.Since(begin)
 	case <-timer.C:
 		s.signal(unix.SIGKILL)
 		<-s.done
 		return false, time.Since(begin)
 	}
+}
+
+// running says that a shipper's process watches the spool.
+func (s *shipperProcess) running() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.cmd == nil || s.cmd.Process == nil {
+		return false
+	}
+	fds, err := filepath.Glob(fmt.Sprintf("/proc/%d/fd/*", s.cmd.Process.Pid))
+	if err != nil {
+		return false
+	}
+	for _, fd := range fds {
+		if to, err := os.Readlink(fd); err == nil && to == "anon_inode:inotify" {
+			return true
+		}
+	}
+	return false
 }
 
 // ShipperPeak is the most memory in bytes that a process of the shipper's had resident.
