@@ -518,8 +518,10 @@ func podsHeldBack(t *testing.T, api realAPI) {
 	for _, ns := range []string{"held-a", "held-b", "held-c"} {
 		api.namespace(t, ns)
 	}
+	// The clock stands still but where the test moves it, so that nothing depends on how fast the machine is. It begins in the past: pods are made after it.
+	begin := time.Now().Add(-time.Minute)
 	var ahead atomic.Int64
-	now := func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }
+	now := func() time.Time { return begin.Add(time.Duration(ahead.Load())) }
 	start := func(registry *prometheus.Registry, replace bool) (*waitingPods, func()) {
 		g := newGuard(time.Minute, time.Hour)
 		g.now = now
@@ -542,9 +544,9 @@ func podsHeldBack(t *testing.T, api realAPI) {
 	until(t, "both to watch", func() bool { return one.informer.HasSynced() && two.informer.HasSynced() })
 
 	paused := func(w *waitingPods, namespace string) bool { return w.guard.paused(namespace, true) }
-	long := time.Now().Add(-10 * time.Minute)
+	long := begin.Add(-10 * time.Minute)
 	stuck := api.heldPodIn(t, "held-a", "stuck", notPulled(long))
-	fresh := api.heldPodIn(t, "held-b", "fresh", notPulled(time.Now()))
+	fresh := api.heldPodIn(t, "held-b", "fresh", notPulled(begin))
 	busyStatus := notPulled(long)
 	busyStatus.ContainerStatuses[0].State = corev1.ContainerState{Running: &corev1.ContainerStateRunning{StartedAt: metav1.Now()}}
 	api.heldPodIn(t, "held-c", "busy", busyStatus)
@@ -555,6 +557,10 @@ func podsHeldBack(t *testing.T, api realAPI) {
 			t.Errorf("replica %d has stopped in namespaces without a held pod too", i)
 		}
 	}
+	if _, err := api.core.CoreV1().Pods("held-a").Get(t.Context(), "stuck", metav1.GetOptions{}); err != nil {
+		t.Errorf("the pod, before every replica knows of it: %v", err)
+	}
+	ahead.Add(int64(settle))
 	until(t, "the held pod to be replaced", func() bool {
 		_, err := api.core.CoreV1().Pods("held-a").Get(t.Context(), "stuck", metav1.GetOptions{})
 		return apierrors.IsNotFound(err)
@@ -593,6 +599,7 @@ func podsHeldBack(t *testing.T, api realAPI) {
 	// A second namespace: the whole cluster.
 	api.setStatus(t, fresh, notPulled(long))
 	until(t, "both replicas to stop injecting everywhere", func() bool { return paused(one, "held-c") && paused(two, "elsewhere") })
+	ahead.Add(int64(settle))
 	until(t, "the second held pod to be replaced", func() bool {
 		_, err := api.core.CoreV1().Pods("held-b").Get(t.Context(), "fresh", metav1.GetOptions{})
 		return apierrors.IsNotFound(err)

@@ -26,7 +26,8 @@ import (
 
 const (
 	guardTick = time.Second
-	// settle is how much longer than the guard's time a pod is held back before it is replaced: by then every replica knows, and none injects its successor.
+	// settle is how long after this replica has seen that a pod is held back it is replaced: by then every replica has seen it, and none injects its successor. It counts from the
+	// sight and not from the pod's own times, since a replica that begins late finds pods that have been held back for long.
 	settle = 3 * time.Second
 	// replaceRetry is the pause after a failed attempt.
 	replaceRetry = 10 * time.Second
@@ -187,7 +188,7 @@ func (w *waitingPods) look(ctx context.Context) {
 	for _, h := range held {
 		done := w.handled[h.uid]
 		if done == nil {
-			done = &handledPod{next: h.since.Add(w.guard.after + settle)}
+			done = &handledPod{next: now.Add(settle)}
 			w.held.WithLabelValues(h.failure.Reason).Inc()
 			w.log.Warn("shiplog's container cannot be started and holds a pod back: injecting stops", "namespace", h.namespace, "pod", h.name, "reason", h.failure.Reason)
 		}

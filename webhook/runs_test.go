@@ -124,3 +124,24 @@ func TestContainers(t *testing.T) {
 		})
 	}
 }
+
+// TestRecordWaiting: waiting.json is written for captured containers alone, at the place where the reader looks.
+func TestRecordWaiting(t *testing.T) {
+	store := &memoryStore{}
+	s := startService(t, newFakeAPI(), store)
+	err := s.recordWaiting(t.Context(), boundPod{"team", "build-7-compile-pod", podUID}, map[string]record.Waiting{
+		"step-build": {Reason: "ErrImagePull", Message: "not found"},
+		"sidecar-db": {Reason: "ErrImagePull"}, // not captured
+		"step-other": {Reason: "ErrImagePull"}, // not in the pod
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]string{podPrefix + "step-build/waiting.json": `{"reason":"ErrImagePull","message":"not found"}` + "\n"}
+	if !maps.Equal(store.objects, want) {
+		t.Errorf("stored %q, want %q", store.objects, want)
+	}
+	if err := s.recordWaiting(t.Context(), boundPod{"team", "build-7-compile-pod", "another-uid"}, map[string]record.Waiting{"step-build": {Reason: "ErrImagePull"}}); err == nil {
+		t.Error("recorded for a pod that has another UID")
+	}
+}
