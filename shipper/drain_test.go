@@ -34,7 +34,7 @@ func (p *pod) farBehind(container string, n int) (all []byte) {
 func TestDrainOrder(t *testing.T) {
 	f := newFakeServer(t)
 	p := newPod(t, f, "long", "longer", "short")
-	long, longer, short := p.farBehind("long", 12_000), p.farBehind("longer", 14_000), p.farBehind("short", 10)
+	long, longer, short := p.farBehind("long", 8_500), p.farBehind("longer", 8_900), p.farBehind("short", 10)
 	s := p.shipper()
 	defer s.close()
 	if err := s.drain(t.Context()); err != nil {
@@ -68,7 +68,7 @@ func TestDrainOrder(t *testing.T) {
 func TestDrainCutShort(t *testing.T) {
 	f := newFakeServer(t)
 	p := newPod(t, f, "long")
-	all := p.farBehind("long", 12_000)
+	all := p.farBehind("long", 12_400)
 	ctx, cancel := context.WithCancel(t.Context())
 	f.putFault = func(n int, _ string, w http.ResponseWriter) (bool, bool) {
 		if n == 1 {

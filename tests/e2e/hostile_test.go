@@ -77,7 +77,7 @@ var hostileSteps = []struct{ name, script string }{
 		for i in $(seq 100); do touch term end.json; echo $i; rm -f term end.json; done`},
 	{"looking-around", `
 		# Every way to what is not its own. What is found is printed, and so would be in the archive.
-		ls -R /shiplog 2>/dev/null | grep -v -E '^(/shiplog|tee|pipe|stdout|stderr|term|[0-9]*\.log|bin|spool|)(/.*)?:?$'
+		ls -R /shiplog 2>/dev/null | grep -v -E '^(/shiplog|tee|pipe|stdout|stderr|term|[0-9]*\.log|end.json.tmp|bin|spool|)(/.*)?:?$'
 		cat /shiplog/state/* /shiplog/spool/../state/* /shiplog/bin/../state/* /var/run/secrets/shiplog.dev/* 2>/dev/null
 		for p in /proc/[0-9]*; do tr '\0' '\n' < $p/environ 2>/dev/null | grep SHIPLOG; done
 		mount | grep -c shiplog; echo x > /shiplog/bin/tee; rm -f /shiplog/bin/tee; ls /shiplog/bin`},
@@ -89,7 +89,7 @@ func TestHostileSteps(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
 			user := int64(1000 * (i % 2)) // every other one is root in its container
-			script := "echo begin; until [ -e /tmp/go ]; do sleep 0.1; done; cd /shiplog/spool; log=$(ls | grep log$ | tail -1); next=$(printf %020d.log $(wc -c < $log))\n" + c.script + "\necho still here"
+			script := "set +e; echo begin; until [ -e /tmp/go ]; do sleep 0.1; done; cd /shiplog/spool; log=$(ls | grep log$ | tail -1); next=$(printf %020d.log $(wc -c < $log))\n" + c.script + "\necho still here"
 			spec := taskSpec(t, `
 taskSpec:
   results: [{name: step-honest}]
@@ -107,6 +107,9 @@ taskSpec:
 			done := finish(t, tr, 4*time.Minute)
 			if !done.Status.GetCondition("Succeeded").IsTrue() {
 				t.Errorf("%+v", done.Status.Conditions)
+			}
+			if ended := done.Status.Steps[0].Terminated; ended == nil || ended.ExitCode != 0 {
+				t.Errorf("the hostile step did not come to its end: %+v", ended)
 			}
 			podEnded(t, done)
 			status := shipperStatus(t, podOf(t, done))
