@@ -272,8 +272,11 @@ func (c *Container) judge(p *Pod, now time.Time) {
 		c.Status, c.Why = Gaps, fmt.Sprintf("gaps: %d, bytes lost: %d", c.Seal.GapCount, c.Seal.Lost.Total())
 	case c.Seal != nil && end == c.Seal.Bytes:
 		c.Status = Verified
-		if end == 0 {
+		switch {
+		case end == 0:
 			c.Why = p.whyEmpty(*c)
+		case c.Seal.End == record.EndKilled:
+			c.Why = "killed: up to 64 KiB of its last output may be missing"
 		}
 	case now.Sub(p.LastSeen) < AliveWithin: // not sealed, or it went on behind the seal
 		c.Status = Running

@@ -112,7 +112,7 @@ func (l *containerLog) finish(ctx context.Context) error {
 	}
 	// The container was killed with tee: what it printed last is still in its pipes.
 	for {
-		next, name, body, err := l.cut(ctx, 1, true, time.Now(), l.rest)
+		next, name, body, err := l.cut(ctx, l.shipper.config.SegmentBytes, true, time.Now(), l.rest())
 		if err != nil || name == "" {
 			return err
 		}
@@ -120,6 +120,39 @@ func (l *containerLog) finish(ctx context.Context) error {
 			return err
 		}
 	}
+}
+
+// rest reads what a killed container has left: the gap of what was in tee's hands, and then what is in the pipes. The position in the spool stays.
+func (l *containerLog) rest() source {
+	gap := l.inHand()
+	return func(at spool.Position, _ int) ([]byte, criline.Tally, spool.Position, error) {
+		now := time.Now()
+		if now.Before(l.state.Last) { // times do not go back within a log, whatever the node's clock does
+			now = l.state.Last
+		}
+		if gap != nil {
+			lines, tally, err := markerAt(now, *gap)
+			gap = nil
+			return lines, tally, at, err
+		}
+		lines, tally, err := l.reader.Rest(now)
+		return lines, tally, at, err
+	}
+}
+
+// inHand is what tee had taken out of the pipes when it was killed, and is neither in the log nor in a gap.
+func (l *containerLog) inHand() *criline.Marker {
+	stdout, stderr, ok := l.reader.Taken()
+	if !ok || l.state.Resumed { // then the counts do not begin with the log
+		return nil
+	}
+	gap := &criline.Marker{Kind: criline.Gap, Reason: criline.ReasonKilled}
+	gap.Stdout = max(0, stdout-l.state.Printed.Stdout-l.state.Lost.Stdout)
+	gap.Stderr = max(0, stderr-l.state.Printed.Stderr-l.state.Lost.Stderr)
+	if gap.Stdout == 0 && gap.Stderr == 0 {
+		return nil
+	}
+	return gap
 }
 
 const (
@@ -169,14 +202,4 @@ func (l *containerLog) shipTail(ctx context.Context, backlog int64) error {
 		l.warnUnsaved(err)
 	}
 	return nil
-}
-
-// rest reads what is left in the pipes. The position in the spool stays.
-func (l *containerLog) rest(at spool.Position, _ int) ([]byte, criline.Tally, spool.Position, error) {
-	now := time.Now()
-	if now.Before(l.state.Last) { // times do not go back within a log, whatever the node's clock does
-		now = l.state.Last
-	}
-	lines, tally, err := l.reader.Rest(now)
-	return lines, tally, at, err
 }

@@ -37,9 +37,11 @@ func makeFolders(containers []string, volume string) error {
 	}
 	for _, name := range containers {
 		// Steps run as any user, and this one's user can then delete what is shipped.
-		if err := makeDir(filepath.Join(volume, contract.LogsSubPath, name), 0o777); err != nil {
+		folder := filepath.Join(volume, contract.LogsSubPath, name)
+		if err := makeDir(folder, 0o777); err != nil {
 			return err
 		}
+		_ = spool.MakePipes(folder) // tee does without
 	}
 	return makeDir(filepath.Join(volume, contract.StateSubPath), 0o700)
 }

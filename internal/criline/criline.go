@@ -175,6 +175,7 @@ const (
 	ReasonSpoolError Reason = "spool-error" // the spool could not be written, as ENOSPC or EIO
 	ReasonMalformed  Reason = "malformed"   // the spool held bytes that are no CRI lines
 	ReasonTruncated  Reason = "truncated"   // spool bytes vanished before they were shipped
+	ReasonKilled     Reason = "killed"      // tee had taken them, and was killed before they were in the spool
 )
 
 // AppendMarker adds a marker line to dst.

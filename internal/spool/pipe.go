@@ -4,6 +4,7 @@ package spool
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -16,48 +17,112 @@ import (
 	"github.com/shiplog-dev/shiplog/internal/criline"
 )
 
-// A container's stdout and stderr are named pipes in a folder within its own: there, what is printed wakes nobody who watches the container's folder. When all of a container is killed at once, tee with it, as where it runs out of memory, what was printed last is
-// still in the pipe. The kernel keeps that as long as someone holds the pipe open, and the shipper does.
+// A container's stdout and stderr are named pipes. When all of a container is killed at once, tee with it, as where it runs out of memory, what was printed last is still in the pipe.
+// The kernel keeps that as long as someone holds the pipe open, and the shipper does, from before the container begins. The pipes are in a folder within the container's own: there, what is
+// printed wakes nobody who watches the container's folder.
 const pipeFolder = "pipe"
+
+// takenFile is how many bytes tee has taken out of each pipe: two numbers of eight bytes, little-endian, in the order of pipeStreams. What is taken and neither in the log nor in one of its
+// gaps was in tee's hands when it was killed.
+const takenFile = "taken"
 
 // pipeStreams are the streams that have a pipe, in the order of Reader.pipes.
 var pipeStreams = [2]criline.Stream{criline.Stdout, criline.Stderr}
 
-// MakePipe makes a stream's pipe anew and opens it. The read end does not block. An error leaves nothing open.
-func MakePipe(dir string, s criline.Stream) (read, write int, err error) {
+// MakePipes makes the pipes of a container that is still to begin. It can be repeated. Without them, a container's last output is lost if it is killed; tee does without.
+func MakePipes(dir string) error {
 	folder := filepath.Join(dir, pipeFolder)
-	if err := os.Mkdir(folder, 0o755); err == nil {
-		err = os.Chmod(folder, 0o755) // whatever the umask is
-		if err != nil {
-			return -1, -1, err
+	if err := os.Mkdir(folder, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+		return fmt.Errorf("make pipes: %w", err)
+	}
+	if err := os.Chmod(folder, 0o755); err != nil { // whatever the umask is
+		return fmt.Errorf("make pipes: %w", err)
+	}
+	// With its block: when it is written, the disk may be full.
+	path := filepath.Join(folder, takenFile)
+	if f, err := os.OpenFile(path, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o666); err == nil {
+		_, err := f.Write(make([]byte, 8*len(pipeStreams)))
+		if err := errors.Join(err, f.Chmod(0o666), f.Close()); err != nil {
+			return fmt.Errorf("make pipes: %w", err)
 		}
 	} else if !errors.Is(err, fs.ErrExist) {
-		return -1, -1, err
+		return fmt.Errorf("make pipes: %w", err)
 	}
-	path := filepath.Join(folder, string(s))
-	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return -1, -1, err
-	}
-	if err := unix.Mkfifo(path, 0o600); err != nil {
-		return -1, -1, &fs.PathError{Op: "mkfifo", Path: path, Err: err}
-	}
-	if read, err = unix.Open(path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0); err != nil {
-		return -1, -1, errors.Join(&fs.PathError{Op: "open", Path: path, Err: err}, os.Remove(path))
-	}
-	// Of the same pipe, whatever stands under its name now. There is a reader, so this does not wait for one.
-	if write, err = unix.Open(fmt.Sprintf("/proc/self/fd/%d", read), unix.O_WRONLY|unix.O_CLOEXEC, 0); err == nil {
-		// Only now: a shipper that opens it before there is a writer is not told when the last one is gone. It runs as another user.
-		if err = unix.Chmod(path, fileMode); err == nil {
-			return read, write, nil
+	for _, s := range pipeStreams {
+		path := filepath.Join(folder, string(s))
+		if err := unix.Mkfifo(path, 0o666); err != nil {
+			if errors.Is(err, unix.EEXIST) {
+				continue
+			}
+			return fmt.Errorf("make pipes: %w", &fs.PathError{Op: "mkfifo", Path: path, Err: err})
 		}
-		_ = unix.Close(write)
+		if err := os.Chmod(path, 0o666); err != nil { // the container runs as any user
+			return fmt.Errorf("make pipes: %w", err)
+		}
 	}
-	_ = unix.Close(read)
-	return -1, -1, errors.Join(&fs.PathError{Op: "open", Path: path, Err: err}, os.Remove(path))
+	return nil
 }
 
-// RemovePipes removes the pipes, at the container's end.
-func RemovePipes(dir string) { _ = os.RemoveAll(filepath.Join(dir, pipeFolder)) } // those that stay are empty
+// OpenPipe opens a stream's pipe, for tee. The read end does not block. An error leaves nothing open.
+func OpenPipe(dir string, s criline.Stream) (read, write int, err error) {
+	path := filepath.Join(dir, pipeFolder, string(s))
+	fail := func(op string, err error) (int, int, error) {
+		return -1, -1, &fs.PathError{Op: op, Path: path, Err: err}
+	}
+	if read, err = unix.Open(path, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0); err != nil {
+		return fail("open", err)
+	}
+	var st unix.Stat_t
+	if err = unix.Fstat(read, &st); err == nil && st.Mode&unix.S_IFMT != unix.S_IFIFO {
+		err = errors.New("not a pipe")
+	}
+	if err == nil {
+		// Of the same pipe, whatever stands under its name now. There is a reader, so this does not wait for one.
+		if write, err = unix.Open(fmt.Sprintf("/proc/self/fd/%d", read), unix.O_WRONLY|unix.O_CLOEXEC, 0); err == nil {
+			return read, write, nil
+		}
+	}
+	_ = unix.Close(read)
+	return fail("open", err)
+}
+
+// Taken counts what tee takes out of the pipes. A nil Taken counts nothing.
+type Taken struct {
+	f     *os.File
+	total [2]uint64 // each touched by its stream's goroutine alone
+}
+
+// OpenTaken opens the count, for tee. A container that runs again goes on with it. Without the file it returns nil.
+func OpenTaken(dir string) *Taken {
+	f, err := os.OpenFile(filepath.Join(dir, pipeFolder, takenFile), os.O_RDWR|unix.O_NOFOLLOW|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil
+	}
+	t := &Taken{f: f}
+	for i := range t.total {
+		var b [8]byte
+		if _, err := f.ReadAt(b[:], int64(8*i)); err != nil {
+			_ = f.Close() // opened in vain
+			return nil
+		}
+		t.total[i] = binary.LittleEndian.Uint64(b[:])
+	}
+	return t
+}
+
+// Add counts bytes of a stream. The buffer is the caller's, so that a chunk costs no allocation.
+func (t *Taken) Add(s criline.Stream, bytes int, buf *[8]byte) {
+	if t == nil {
+		return
+	}
+	i := 0
+	if s == pipeStreams[1] {
+		i = 1
+	}
+	t.total[i] += uint64(bytes)
+	binary.LittleEndian.PutUint64(buf[:], t.total[i])
+	_, _ = t.f.WriteAt(buf[:], int64(8*i)) // in place; if it fails, only a count is too small
+}
 
 // holdPipes opens the pipes, so that what is in them outlives the container.
 func (r *Reader) holdPipes() {
@@ -69,21 +134,39 @@ func (r *Reader) holdPipes() {
 		return // not tee's
 	}
 	defer unix.Close(folder)
-	for i, s := range pipeStreams {
-		if r.pipes[i] >= 0 {
-			continue
-		}
-		fd, err := unix.Openat(folder, string(s), unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	open := func(name string, kind uint32) int {
+		fd, err := unix.Openat(folder, name, unix.O_RDONLY|unix.O_NONBLOCK|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
 		if err != nil {
-			continue // not there yet, or not readable yet
+			return -1
 		}
 		var st unix.Stat_t
-		if err := unix.Fstat(fd, &st); err != nil || st.Mode&unix.S_IFMT != unix.S_IFIFO || st.Nlink != 1 {
+		if err := unix.Fstat(fd, &st); err != nil || st.Mode&unix.S_IFMT != kind || st.Nlink != 1 {
 			_ = unix.Close(fd)
-			continue
+			return -1
 		}
-		r.pipes[i] = fd
+		return fd
 	}
+	for i, s := range pipeStreams {
+		if r.pipes[i] < 0 {
+			r.pipes[i] = open(string(s), unix.S_IFIFO)
+		}
+	}
+	if r.taken < 0 {
+		r.taken = open(takenFile, unix.S_IFREG)
+	}
+}
+
+// Taken is how many bytes of stdout and stderr tee has taken out of the pipes. ok is false where that is not known. It is the step's word, as all in its folder.
+func (r *Reader) Taken() (stdout, stderr int64, ok bool) {
+	var b [16]byte
+	if r.taken < 0 {
+		return 0, 0, false
+	}
+	if n, err := unix.Pread(r.taken, b[:], 0); err != nil || n != len(b) {
+		return 0, 0, false
+	}
+	stdout, stderr = int64(binary.LittleEndian.Uint64(b[:8])), int64(binary.LittleEndian.Uint64(b[8:]))
+	return stdout, stderr, stdout >= 0 && stderr >= 0
 }
 
 func (r *Reader) closePipes() {
@@ -92,6 +175,10 @@ func (r *Reader) closePipes() {
 			_ = unix.Close(fd)
 			r.pipes[i] = -1
 		}
+	}
+	if r.taken >= 0 {
+		_ = unix.Close(r.taken)
+		r.taken = -1
 	}
 }
 

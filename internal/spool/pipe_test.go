@@ -38,8 +38,11 @@ func pipeReader(t *testing.T, dir string) *Reader {
 func makePipes(t *testing.T, dir string) (writes [2]*os.File, kill func()) {
 	t.Helper()
 	var reads [2]int
+	if err := MakePipes(dir); err != nil {
+		t.Fatal(err)
+	}
 	for i, s := range pipeStreams {
-		read, write, err := MakePipe(dir, s)
+		read, write, err := OpenPipe(dir, s)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -206,25 +209,44 @@ func TestRestIsNoPipe(t *testing.T) {
 	}
 }
 
-// A container that runs again gets pipes of its own.
-func TestMakePipeAgain(t *testing.T) {
+// The shipper holds the pipes before there is a container, and a container that runs again finds the same ones.
+func TestPipesOutliveContainers(t *testing.T) {
 	dir := t.TempDir()
-	first, kill := makePipes(t, dir)
-	if _, err := first[0].WriteString("of the first run\n"); err != nil {
+	if err := MakePipes(dir); err != nil {
 		t.Fatal(err)
 	}
-	kill()
-	second, killSecond := makePipes(t, dir)
 	r := pipeReader(t, dir)
-	if _, err := second[0].WriteString("of the second run\n"); err != nil {
-		t.Fatal(err)
+	if lines, _ := all(t, r, time.Now()); len(lines) > 0 {
+		t.Errorf("before the container, there is %q", lines)
 	}
-	killSecond()
-	if lines, _ := all(t, r, time.Now()); !bytes.HasSuffix(lines, []byte(" stdout F of the second run\n")) || bytes.Contains(lines, []byte("first")) {
-		t.Errorf("got %q", lines)
+	for _, text := range []string{"of the first run\n", "of the second run\n"} {
+		writes, kill := makePipes(t, dir)
+		if _, err := writes[0].WriteString(text); err != nil {
+			t.Fatal(err)
+		}
+		kill()
+		if lines, _ := all(t, r, time.Now()); !bytes.HasSuffix(lines, []byte(" stdout F "+text)) {
+			t.Errorf("got %q, want %q", lines, text)
+		}
 	}
-	RemovePipes(dir)
-	if _, err := os.Lstat(filepath.Join(dir, pipeFolder)); !os.IsNotExist(err) {
-		t.Errorf("the pipes are still there: %v", err)
+}
+
+func TestOpenPipeRefuses(t *testing.T) {
+	for name, plant := range map[string]func(path string) error{
+		"nothing":          func(string) error { return nil },
+		"a file":           func(path string) error { return os.WriteFile(path, nil, 0o666) },
+		"a link to a file": func(path string) error { return os.Symlink("/etc/passwd", path) },
+		"a folder":         func(path string) error { return os.Mkdir(path, 0o755) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			folder := filepath.Join(dir, pipeFolder)
+			if err := errors.Join(os.Mkdir(folder, 0o755), plant(filepath.Join(folder, "stdout"))); err != nil {
+				t.Fatal(err)
+			}
+			if read, write, err := OpenPipe(dir, criline.Stdout); err == nil {
+				t.Errorf("opened as %d and %d", read, write)
+			}
+		})
 	}
 }

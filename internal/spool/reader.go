@@ -40,6 +40,7 @@ type Reader struct {
 	mem  *Buffers
 
 	pipes [2]int // of pipeStreams, or -1
+	taken int    // takenFile, or -1
 }
 
 // Buffers is the memory that Next works in. Readers that are used one after the other can share it, so that memory does not grow with their number.
@@ -59,7 +60,9 @@ func OpenReader(path string, mem *Buffers) (*Reader, error) {
 	if err != nil {
 		return nil, &fs.PathError{Op: "open spool", Path: path, Err: err}
 	}
-	return &Reader{dir: os.NewFile(uintptr(fd), path), path: path, next: -1, mem: mem, pipes: [2]int{-1, -1}}, nil
+	r := &Reader{dir: os.NewFile(uintptr(fd), path), path: path, next: -1, mem: mem, pipes: [2]int{-1, -1}, taken: -1}
+	r.holdPipes()
+	return r, nil
 }
 
 // Close closes the folder.

@@ -40,7 +40,9 @@ type stream struct {
 	out  int      // the container's own
 	sink sink
 
-	buf []byte
+	taken *spool.Taken
+	buf   []byte
+	count [8]byte // for taken
 }
 
 // copying is both streams, each with a goroutine that drain waits for.
@@ -52,10 +54,10 @@ type copying struct {
 // streams are those of fd 1 and 2.
 var streams = [2]criline.Stream{criline.Stdout, criline.Stderr}
 
-// newPipe makes a pipe whose read end does not block: a named one, of which the shipper can read the rest if all of the container is killed, or where the
-// folder takes none (it is full, or on a file system without them) one without a name.
+// newPipe returns a pipe whose read end does not block: the named one, of which the shipper can read the rest if all of the container is killed, or where there is none (the
+// folder was full, or is on a file system without them) one without a name.
 func newPipe(dir string, s criline.Stream) (read, write int, err error) {
-	if read, write, err = spool.MakePipe(dir, s); err == nil {
+	if read, write, err = spool.OpenPipe(dir, s); err == nil {
 		return read, write, nil
 	}
 	var p [2]int
@@ -91,9 +93,10 @@ func startCopy(to sink, dir string) (*copying, error) {
 			return nil, fmt.Errorf("put a pipe in the place of fd %d: %w", i+1, err)
 		}
 	}
+	taken := spool.OpenTaken(dir)
 	for i, name := range streams {
 		_ = unix.Close(writes[i]) // fd 1 or 2 stands for it now
-		c.streams[i] = &stream{name: name, pipe: os.NewFile(uintptr(reads[i]), string(name)), fd: reads[i], out: own[i], sink: to, buf: make([]byte, chunkBytes)}
+		c.streams[i] = &stream{name: name, pipe: os.NewFile(uintptr(reads[i]), string(name)), fd: reads[i], out: own[i], sink: to, taken: taken, buf: make([]byte, chunkBytes)}
 		c.wg.Go(c.streams[i].run)
 	}
 	return c, nil
@@ -157,6 +160,7 @@ func (s *stream) take(b []byte) {
 	if len(b) == 0 {
 		return
 	}
+	s.taken.Add(s.name, len(b), &s.count)
 	s.keep(b)
 	writeAll(s.out, b)
 }

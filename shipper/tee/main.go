@@ -78,7 +78,6 @@ func capture(opts contract.Tee) (record.Exit, error) {
 	exit := run(opts, w.Term, again)
 	c.drain()
 	c.end(w, exit)
-	spool.RemovePipes(opts.Spool)
 	return exit, nil
 }
 

@@ -295,6 +295,15 @@ func (p *printer) settled(t *testing.T, a *backend.Archive) {
 // nothingLost checks the logs of a row that must lose nothing: all that the steps have written is there, each byte right, and verified.
 func nothingLost(t *testing.T, m *budget.Measurement, printers []*printer) {
 	t.Helper()
+	lostWithTee(t, m, printers, 0)
+}
+
+// teeChunk is what tee takes out of a pipe at once. A kill in that moment loses it, and the reader says that this may be so.
+const teeChunk = 64 << 10
+
+// lostWithTee checks logs that are sealed, and may lack so many bytes that tee was just taking.
+func lostWithTee(t *testing.T, m *budget.Measurement, printers []*printer, most int64) {
+	t.Helper()
 	a := archive(t)
 	for _, p := range printers {
 		p.settled(t, a)
@@ -303,6 +312,9 @@ func nothingLost(t *testing.T, m *budget.Measurement, printers []*printer) {
 		report, c := p.read(t, a, -1)
 		lost := max(0, printed-report.Bytes)
 		m.Add(budget.Log{Rate: p.rate.String(), Printed: printed, Lost: lost, Declared: report.Declared, Told: p.told(t, c)})
+		if most > 0 && lost > 0 && lost <= most && strings.Contains(c.Why, "may be missing") {
+			continue
+		}
 		if lost > 0 || !report.Right() || report.Gaps > 0 || c.Status != backend.Verified {
 			t.Errorf("%s: printed %d bytes; the archive is %s %s: %s", p.tr.Name, printed, c.Status, c.Why, report)
 		}
@@ -574,7 +586,11 @@ func TestLossStepKilled(t *testing.T) {
 					t.Errorf("%s: the step ended as %+v, want a failure", p.tr.Name, s)
 				}
 			}
-			nothingLost(t, m, printers)
+			most := int64(0)
+			if c.program == contract.TeePath {
+				most = teeChunk
+			}
+			lostWithTee(t, m, printers, most)
 		})
 	}
 }

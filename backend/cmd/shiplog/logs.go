@@ -220,7 +220,11 @@ func (p *printer) gap(label string, l criline.Line) error {
 func (p *printer) state(label string, c backend.Container, marked int) error {
 	switch c.Status {
 	case backend.Verified:
-		if c.Why != "" && !p.raw {
+		switch {
+		case c.Why == "" || p.raw:
+		case len(c.Segments) > 0:
+			return p.notice(label, "%s", c.Why)
+		default:
 			return p.notice(label, "this log is empty: %s", c.Why)
 		}
 		return nil

@@ -266,6 +266,7 @@ func TestStates(t *testing.T) {
 		{"verified", backend.Container{Status: backend.Verified}, 0, 0, ""},
 		{"empty", backend.Container{Status: backend.Verified, Why: "never started: why is unknown"}, 0, 0, "x -- shiplog: this log is empty: never started: why is unknown\n"},
 		{"running", backend.Container{Status: backend.Running}, 0, exitRunning, "x -- shiplog: still running: more will follow\n"},
+		{"killed", backend.Container{Status: backend.Verified, Why: "killed: some may be missing", Segments: make([]layout.Segment, 1)}, 0, 0, "x -- shiplog: killed: some may be missing\n"},
 		{"partial", backend.Container{Status: backend.Partial, Why: "the pod was last heard of at T"}, 0, exitPartial, "x -- shiplog: this log is partial: the pod was last heard of at T\n"},
 		{"gaps, all of them shown", backend.Container{Status: backend.Gaps, Why: "gaps: 1, bytes lost: 2"}, 1, exitLost, ""},
 		{"gaps, none of them shown", backend.Container{Status: backend.Gaps, Why: "gaps: 1, bytes lost: 2"}, 0, exitLost, "x -- shiplog: bytes are missing before this (gaps: 1, bytes lost: 2)\n"},
