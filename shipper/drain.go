@@ -59,7 +59,9 @@ func (s *shipper) drainOnce(ctx context.Context, logs []*containerLog) (left []*
 	// If there is not time for everything: what is short first, then the ends of what is long, then the rest.
 	behind := map[*containerLog]int64{}
 	for _, l := range logs {
-		behind[l], _ = l.reader.Backlog(l.state.Position) // a log that cannot be read says so below
+		if l.open() == nil { // a log that cannot be opened or read says so below
+			behind[l], _ = l.reader.Backlog(l.state.Position)
+		}
 	}
 	logs = slices.Clone(logs)
 	slices.SortStableFunc(logs, func(a, b *containerLog) int { return cmp.Compare(behind[a], behind[b]) })

@@ -25,12 +25,15 @@ const (
 	batch = 128 << 10
 	// mostPassed is how many bytes of the spool one segment may pass over. Where they are lines, it is full before.
 	mostPassed = 64 << 20
+	// farthest is the largest offset that a log begins at. A step can name its first file by the largest number that there is, and nothing would have a place behind that.
+	farthest = 1 << 62
 )
 
 // containerLog is one container's log on its way: what is in the spool behind the position is cut into a segment, recorded, uploaded, and deleted.
 type containerLog struct {
 	name    string
-	reader  *spool.Reader
+	folder  string
+	reader  *spool.Reader // nil until the folder can be opened
 	dir     stateDir
 	shipper *shipper
 
@@ -49,13 +52,16 @@ type containerLog struct {
 	holdTo   time.Time // nothing is tried before
 }
 
-func openLog(name, folder string, dir stateDir, s *shipper) (*containerLog, error) {
-	reader, err := spool.OpenReader(folder, &s.buffers)
-	if err != nil {
-		return nil, err
+// open opens the folder, if that is not done yet, and finds the position.
+func (l *containerLog) open() error {
+	if l.reader != nil {
+		return nil
 	}
-	l := &containerLog{name: name, reader: reader, dir: dir, shipper: s}
-	l.state, err = dir.load(name)
+	reader, err := spool.OpenReader(l.folder, &l.shipper.buffers)
+	if err != nil {
+		return err
+	}
+	l.state, err = l.dir.load(l.name)
 	if err == nil {
 		// An earlier shipper may have been killed before it had deleted what it had shipped, which tee counts as output that waits.
 		shipped := l.state.Position
@@ -63,24 +69,36 @@ func openLog(name, folder string, dir stateDir, s *shipper) (*containerLog, erro
 			shipped = l.state.Before.Position
 		}
 		if err := reader.Trim(shipped); err != nil {
-			return nil, errors.Join(err, reader.Close())
+			return errors.Join(err, reader.Close())
 		}
-		return l, nil
+		l.reader = reader
+		return nil
 	}
 	if !errors.Is(err, fs.ErrNotExist) {
-		s.log.Warn("the position is lost: the log is shipped again from the first file in the spool", "container", name, "error", err)
+		l.shipper.log.Warn("the position is lost: the log is shipped again from the first file in the spool", "container", l.name, "error", err)
 	}
 	// What is not in the spool any more was shipped. Without markers of the shipper's own, a spool file's base is its offset in the archive too, so that the log goes on
 	// where it was or overlaps, and readers take what has one offset once.
 	first, _, err := reader.First()
 	if err != nil {
-		return nil, errors.Join(err, reader.Close())
+		return errors.Join(err, reader.Close())
 	}
-	l.state = state{Position: spool.Position{Base: first}, Bytes: first, Resumed: first > 0}
-	return l, nil
+	l.state = state{Position: spool.Position{Base: first}, Bytes: min(first, farthest), Resumed: first > 0}
+	l.reader = reader
+	return nil
+}
+
+func (l *containerLog) close() error {
+	if l.reader == nil {
+		return nil
+	}
+	return l.reader.Close()
 }
 
 func (l *containerLog) look() error {
+	if err := l.open(); err != nil {
+		return err
+	}
 	status, err := l.reader.Look(l.state.Position)
 	if err != nil {
 		return err

@@ -56,11 +56,12 @@ func newShipper(config contract.Config, volume, tokenFile string, log *slog.Logg
 		upload: &uploader{tickets: t, retry: retrier{log}},
 	}
 	for _, name := range config.Containers {
-		l, err := openLog(name, filepath.Join(volume, contract.LogsSubPath, name), dir, s)
-		if err != nil {
-			return nil, errors.Join(err, s.close())
-		}
+		l := &containerLog{name: name, folder: filepath.Join(volume, contract.LogsSubPath, name), dir: dir, shipper: s}
 		s.logs = append(s.logs, l)
+		// A step that runs as root can close its folder to us. Then its log waits until it is open again, and no other.
+		if err := l.open(); err != nil {
+			log.Warn("a log cannot be opened; trying again until it can be", "container", name, "error", err)
+		}
 	}
 	return s, nil
 }
@@ -68,7 +69,7 @@ func newShipper(config contract.Config, volume, tokenFile string, log *slog.Logg
 func (s *shipper) close() error {
 	var errs []error
 	for _, l := range s.logs {
-		errs = append(errs, l.reader.Close())
+		errs = append(errs, l.close())
 	}
 	s.upload.closeIdle()
 	s.tickets.close()

@@ -22,7 +22,7 @@ func startWatcher(ctx context.Context, logs []*containerLog, wake chan<- struct{
 		return &group
 	}
 	for _, l := range logs {
-		if err := watcher.Add(l.reader.Path()); err != nil {
+		if err := watcher.Add(l.folder); err != nil {
 			log.Warn("changes are found by looking each second", "container", l.name, "error", err)
 		}
 	}

@@ -5,6 +5,7 @@ package record
 import (
 	"encoding/json"
 	"fmt"
+	"math"
 	"time"
 
 	"github.com/shiplog-dev/shiplog/internal/criline"
@@ -108,8 +109,13 @@ type Printed struct {
 	Stderr int64 `json:"stderr"`
 }
 
-// Total is the sum over the streams.
-func (p Printed) Total() int64 { return p.Stdout + p.Stderr }
+// Total is the sum over the streams, or the largest number there is: a step can forge gaps that add up to more.
+func (p Printed) Total() int64 {
+	if p.Stdout > 0 && p.Stderr > math.MaxInt64-p.Stdout {
+		return math.MaxInt64
+	}
+	return p.Stdout + p.Stderr
+}
 
 // Seal is seal.json, the last object of a container's log: the archive is complete up to Bytes, and nothing will follow.
 type Seal struct {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"flag"
+	"math"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -127,8 +128,21 @@ func TestWaitingForAnImage(t *testing.T) {
 }
 
 func TestPrintedTotal(t *testing.T) {
-	if got := (Printed{Stdout: 3, Stderr: 4}).Total(); got != 7 {
-		t.Errorf("total %d, want 7", got)
+	for _, c := range []struct {
+		name    string
+		printed Printed
+		want    int64
+	}{
+		{"nothing", Printed{}, 0},
+		{"both streams", Printed{Stdout: 3, Stderr: 4}, 7},
+		{"the largest number", Printed{Stdout: math.MaxInt64 - 1, Stderr: 1}, math.MaxInt64},
+		{"more than the largest number", Printed{Stdout: math.MaxInt64, Stderr: math.MaxInt64}, math.MaxInt64},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			if got := c.printed.Total(); got != c.want {
+				t.Errorf("total %d, want %d", got, c.want)
+			}
+		})
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -37,7 +38,9 @@ type Reader struct {
 	file *os.File // the file of base, or nil
 	base int64
 	next int64 // base of the following file, or -1
-	mem  *Buffers
+	// ahead are the bases behind next, as far as the last look kept them. They save a look for each file: a step can make a hundred thousand.
+	ahead []int64
+	mem   *Buffers
 
 	pipes [2]int // of pipeStreams, or -1
 	taken int    // takenFile, or -1
@@ -53,6 +56,9 @@ const readSize = 2 * (criline.MaxLen + 1)
 
 // mostSkipped is about how many bytes that are no lines Next passes over at once.
 const mostSkipped = 4 << 20
+
+// maxAhead is the most bases that a look keeps, and the most files that Next goes through at once.
+const maxAhead = 1024
 
 // OpenReader opens a container's folder, which must exist.
 func OpenReader(path string, mem *Buffers) (*Reader, error) {
@@ -101,7 +107,8 @@ func (r *Reader) open(name string) (*os.File, int64, error) {
 // Look says what is behind the position.
 func (r *Reader) Look(at Position) (Status, error) {
 	var s Status
-	present, next, pipes := int64(-1), int64(-1), false
+	present, pipes := int64(-1), false
+	r.ahead = r.ahead[:0]
 	err := r.names(func(name string) {
 		switch name {
 		case EndFile:
@@ -116,8 +123,8 @@ func (r *Reader) Look(at Position) (Status, error) {
 			case !ok || base < at.Base:
 			case base == at.Base:
 				present = base
-			case next < 0 || base < next:
-				next = base
+			default:
+				r.keepAhead(base)
 			}
 		}
 	})
@@ -130,16 +137,13 @@ func (r *Reader) Look(at Position) (Status, error) {
 	case pipes:
 		r.holdPipes()
 	}
-	r.next = next
-	s.More = next >= 0
-	s.Started = present >= 0 || next >= 0 || at != Position{}
+	r.takeNext()
+	s.More = r.next >= 0
+	s.Started = present >= 0 || s.More || at != Position{}
 	if r.file == nil || r.base != at.Base {
 		r.closeFile()
 		if present >= 0 {
-			f, _, err := r.open(LogName(at.Base))
-			if err == nil {
-				r.file, r.base = f, at.Base
-			} // else what stands there is no log file: the reader goes on with the next, and Next marks the gap
+			r.openBase(at.Base)
 		}
 	}
 	if r.file != nil {
@@ -156,6 +160,34 @@ func (r *Reader) Look(at Position) (Status, error) {
 		s.Available = 1
 	}
 	return s, nil
+}
+
+// keepAhead puts a base among the smallest ones.
+func (r *Reader) keepAhead(base int64) {
+	if len(r.ahead) == maxAhead && base >= r.ahead[maxAhead-1] {
+		return
+	}
+	i, known := slices.BinarySearch(r.ahead, base)
+	if known { // a folder that changes may show a name twice
+		return
+	}
+	r.ahead = slices.Insert(r.ahead[:min(len(r.ahead), maxAhead-1)], i, base)
+}
+
+// takeNext makes the first base ahead the next one.
+func (r *Reader) takeNext() {
+	r.next = -1
+	if len(r.ahead) > 0 {
+		r.next = r.ahead[0]
+		r.ahead = slices.Delete(r.ahead, 0, 1)
+	}
+}
+
+// openBase opens a log file. If what stands there is none, the reader goes on with the next, and Next marks the gap.
+func (r *Reader) openBase(base int64) {
+	if f, _, err := r.open(LogName(base)); err == nil {
+		r.file, r.base = f, base
+	}
 }
 
 // First returns the base offset of the first log file. ok is false if there is none.
@@ -244,18 +276,19 @@ func (r *Reader) Next(at Position, limit int, final bool, now time.Time) (lines 
 		lost = gap{}
 		return nil
 	}
-	for len(r.mem.out) < limit && lost.bytes < mostSkipped {
+	for files := 0; len(r.mem.out) < limit && files < maxAhead && lost.bytes < mostSkipped; {
 		if r.file == nil || r.base != at.Base {
 			if r.next < 0 {
 				break
 			}
 			// The present file is not there. Bytes between the position and the next file's base are gone.
-			if r.next-at.Base > at.Offset {
+			if !r.follows(at) {
 				lost.add(criline.ReasonTruncated, 0, true)
 			}
 			if at, err = r.advance(); err != nil {
 				return nil, tally, at, err
 			}
+			files++
 			continue
 		}
 		n, readErr := r.file.ReadAt(r.mem.in, at.Offset)
@@ -302,12 +335,13 @@ func (r *Reader) Next(at Position, limit int, final bool, now time.Time) (lines 
 			if r.next < 0 {
 				return r.mem.out, tally, at, mark()
 			}
-			if r.next-at.Base > at.Offset {
+			if !r.follows(at) {
 				lost.add(criline.ReasonTruncated, 0, true)
 			}
 			if at, err = r.advance(); err != nil {
 				return nil, tally, at, err
 			}
+			files++
 			continue
 		default:
 			if n == 0 {
@@ -375,10 +409,30 @@ func (r *Reader) size() (int64, error) {
 	return info.Size(), nil
 }
 
+// follows says whether the next file begins at the position, or before it. A folder is not read at one moment: a look can miss a file that is made while it lasts, and see one that is made
+// after that. tee names a file by where it begins, so the one that follows is asked for by its name.
+func (r *Reader) follows(at Position) bool {
+	if r.next-at.Base <= at.Offset {
+		return true
+	}
+	var st unix.Stat_t
+	if at.Offset == 0 || unix.Fstatat(int(r.dir.Fd()), LogName(at.Base+at.Offset), &st, unix.AT_SYMLINK_NOFOLLOW) != nil {
+		return false
+	}
+	r.ahead = slices.Insert(r.ahead, 0, r.next)
+	r.next = at.Base + at.Offset
+	return true
+}
+
 // advance goes to the next file. One that cannot be opened as a log file is skipped; the file after it then shows the gap.
 func (r *Reader) advance() (Position, error) {
 	r.closeFile()
 	at := Position{Base: r.next}
+	if len(r.ahead) > 0 {
+		r.openBase(at.Base)
+		r.takeNext()
+		return at, nil
+	}
 	status, err := r.Look(at)
 	if err != nil {
 		return at, err
@@ -404,6 +458,3 @@ func (r *Reader) End() (end End, ok bool) {
 	end, err = ParseEnd(b)
 	return end, err == nil
 }
-
-// Path is the folder.
-func (r *Reader) Path() string { return r.path }

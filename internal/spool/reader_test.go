@@ -197,6 +197,23 @@ func TestReaderFollows(t *testing.T) {
 	}
 }
 
+// TestReaderFindsWhatALookMissed: a folder is not read at one moment. A look can miss a file that is made while it lasts, and see one that is made after that.
+func TestReaderFindsWhatALookMissed(t *testing.T) {
+	a, b, c := spoolLine("a"), spoolLine("b"), spoolLine("c")
+	dir := t.TempDir()
+	put(t, dir, LogName(0), a)
+	put(t, dir, LogName(int64(len(a+b))), c)
+	r := openReader(t, dir)
+	if _, err := r.Look(Position{}); err != nil {
+		t.Fatal(err)
+	}
+	put(t, dir, LogName(int64(len(a))), b)
+	got, tally, _, err := r.Next(Position{}, 1<<20, false, readTime)
+	if err != nil || string(got) != a+b+c || len(tally.Gaps) > 0 {
+		t.Errorf("%q, gaps %v, %v", got, tally.Gaps, err)
+	}
+}
+
 // TestReaderHostile: whatever a step puts in the place of a file is not opened, does not block, and costs no memory.
 func TestReaderHostile(t *testing.T) {
 	secret := filepath.Join(t.TempDir(), "secret")
@@ -306,6 +323,44 @@ func TestReaderManyNames(t *testing.T) {
 	if got, gaps, _ := readAll(t, r, Position{}, 1000, false); got != spoolLine("a") || gaps != nil {
 		t.Errorf("%q %v", got, gaps)
 	}
+}
+
+// TestReaderManyLogFiles: a step can make a hundred thousand log files of a line or none. To read the folder anew for each of them would take hours.
+func TestReaderManyLogFiles(t *testing.T) {
+	const files = 3000
+	for name, content := range map[string]string{"empty": "", "a line each": spoolLine("a")} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			for i := range int64(files) {
+				put(t, dir, LogName(i*100), content)
+			}
+			put(t, dir, LogName(files*100), spoolLine("the last"))
+			r := openReader(t, dir)
+			var got string
+			used := heap(func() { got, _, _ = readAll(t, r, Position{}, 1<<20, false) })
+			if want := strings.Repeat(content, files) + spoolLine("the last"); got != want {
+				t.Errorf("%d bytes, want %d", len(got), len(want))
+			}
+			// A look costs some 100 bytes for each name.
+			if used > 16<<20 {
+				t.Errorf("%d bytes allocated", used)
+			}
+		})
+	}
+	t.Run("a call comes back", func(t *testing.T) {
+		dir := t.TempDir()
+		for i := range int64(files) {
+			put(t, dir, LogName(i*100), "")
+		}
+		r := openReader(t, dir)
+		if _, err := r.Look(Position{}); err != nil {
+			t.Fatal(err)
+		}
+		_, _, behind, err := r.Next(Position{}, 1<<20, true, readTime)
+		if err != nil || behind.Base == 0 || behind.Base > (maxAhead+1)*100 {
+			t.Errorf("one call went to %+v, %v", behind, err)
+		}
+	})
 }
 
 // TestReaderAllocates nothing for a line: only a call's markers and the like.
