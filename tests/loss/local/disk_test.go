@@ -141,7 +141,7 @@ func TestLossDisk(t *testing.T) {
 				p.Start(steps[1], rig.StepOptions{Options: sequence.Options{Rate: mid, Duration: 20 * time.Second}}),
 				p.Start(steps[2], rig.StepOptions{Options: sequence.Options{Rate: tc.rate, Bytes: fast.Bytes}, Exit: 3}),
 			}
-			rig.Until(t, "the fast step's output", time.Minute, func() bool { return all[2].Printed() >= tc.away })
+			rig.Until(t, "the fast step's output", enough, func() bool { return all[2].Printed() >= tc.away })
 			p.S3.Listen()
 			unharmed(all)
 			drain(t, p)
@@ -183,7 +183,7 @@ func TestLossInodes(t *testing.T) {
 			shipped(t, p, steps[1])
 			free := fillInodes(t, p)
 			all = append(all, p.Start(steps[2], rig.StepOptions{Options: sequence.Options{Rate: sequence.Rate{Bytes: 5e6}, Bytes: fast.Bytes}, Exit: 3}))
-			rig.Until(t, "output without a file", time.Minute, func() bool { return all[2].Printed() >= fast.Bytes/2 })
+			rig.Until(t, "output without a file", enough, func() bool { return all[2].Printed() >= fast.Bytes/2 })
 			free()
 			unharmed(all)
 			drain(t, p)
@@ -310,13 +310,13 @@ func TestLossSpoolLimit(t *testing.T) {
 	p.StartShipper()
 	all := []*rig.Step{
 		p.Start(steps[0], rig.StepOptions{Options: sequence.Options{Rate: slow, Duration: 10 * time.Second}}),
-		p.Start(steps[1], rig.StepOptions{Options: sequence.Options{Rate: sequence.Rate{Bytes: 3e6}, Duration: 10 * time.Second}}),
+		p.Start(steps[1], rig.StepOptions{Options: sequence.Options{Rate: sequence.Rate{Bytes: 3e6}, Bytes: 30e6}}),
 		p.Start(steps[2], rig.StepOptions{Options: sequence.Options{Rate: fast, Bytes: budget.Scale[int64](2, 20) * fast.Bytes}, Exit: 3}),
 	}
 	shipped(t, p, steps[0])
 	p.S3.Refuse()
 	// Kept, lost, and kept again.
-	rig.Until(t, "more output than the limit", time.Minute, func() bool { return all[1].Printed() > 20e6 })
+	rig.Until(t, "more output than the limit", enough, func() bool { return all[1].Printed() > 20e6 })
 	p.S3.Listen()
 	unharmed(all)
 	drain(t, p)

@@ -21,13 +21,14 @@ const (
 )
 
 // TestLossBigLog prints 5 GiB. Neither the memory of shipper and tee nor the spool grows with it.
+//
+// It runs alone: what is measured is not how a processor that has too much to do lets tee outrun the shipper.
 func TestLossBigLog(t *testing.T) {
-	t.Parallel()
 	m := budget.Begin(t, "log-5gib")
 	p := rig.New(t, rig.Options{Containers: steps})
 	p.StartShipper()
 	size := budget.Scale[int64](200e6, 5<<30)
-	s := p.Start(steps[2], rig.StepOptions{Options: sequence.Options{Rate: fast, Bytes: size}})
+	s := p.Start(steps[2], rig.StepOptions{Options: sequence.Options{Rate: sequence.Rate{Bytes: 25e6}, Bytes: size}})
 	var disk atomic.Int64
 	stop := every(10*time.Millisecond, func() { disk.Store(max(disk.Load(), spoolSize(p, s.Container))) })
 	rig.Until(t, "the first tenth", 10*time.Minute, func() bool { return s.Printed() > size/10 })
@@ -39,7 +40,8 @@ func TestLossBigLog(t *testing.T) {
 	if shipper > shipperMost || tee > teeMost {
 		t.Errorf("shipper has had %d bytes resident, tee %d", shipper, tee)
 	}
-	if disk.Load() > p.Limit {
+	// A look sees files one after the other, while some are deleted and others grow.
+	if disk.Load() > p.Limit+8<<20 {
 		t.Errorf("the spool had %d bytes, its limit is %d", disk.Load(), p.Limit)
 	}
 	m.Note("peak RSS of the shipper %s after a tenth and %s at the end, of tee %s and %s; the spool had at most %s", mib(shipperEarly), mib(shipper), mib(teeEarly), mib(tee), mib(disk.Load()))
@@ -48,7 +50,6 @@ func TestLossBigLog(t *testing.T) {
 
 // TestLossManySteps prints on twenty containers at once.
 func TestLossManySteps(t *testing.T) {
-	t.Parallel()
 	m := budget.Begin(t, "log-20-steps")
 	var names []string
 	for i := range 20 {
