@@ -276,7 +276,7 @@ func (c *Container) judge(p *Pod, now time.Time) {
 		case end == 0:
 			c.Why = p.whyEmpty(*c)
 		case c.Seal.End == record.EndKilled:
-			c.Why = "killed: up to 64 KiB of its last output may be missing"
+			c.Why = "killed: up to 128 KiB of its last output may be missing"
 		}
 	case now.Sub(p.LastSeen) < AliveWithin: // not sealed, or it went on behind the seal
 		c.Status = Running

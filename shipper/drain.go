@@ -86,7 +86,7 @@ func (s *shipper) drainOnce(ctx context.Context, logs []*containerLog) (left []*
 	}
 	_ = group.Wait() // each has its own error
 	for i, err := range errs {
-		if refusal := (*refused)(nil); errors.As(err, &refusal) && ctx.Err() == nil {
+		if refusal := (*refused)(nil); errors.As(err, &refusal) {
 			left = append(left, logs[i])
 		} else if err != nil {
 			broken = append(broken, err)
@@ -109,40 +109,26 @@ func (l *containerLog) finish(ctx context.Context) error {
 			break
 		}
 	}
-	if l.status.Ended {
+	gap := l.inHand()
+	if l.status.Ended || gap == nil {
 		return nil
 	}
-	// The container was killed with tee: what it printed last is still in its pipes.
-	for {
-		next, name, body, err := l.cut(ctx, l.shipper.config.SegmentBytes, true, time.Now(), l.rest())
-		if err != nil || name == "" {
-			return err
-		}
-		if err := l.shipNew(ctx, next, body, time.Now()); err != nil {
-			return err
-		}
-	}
-}
-
-// rest reads what a killed container has left: the gap of what was in tee's hands, and then what is in the pipes. The position in the spool stays.
-func (l *containerLog) rest() source {
-	gap := l.inHand()
-	return func(at spool.Position, _ int) ([]byte, criline.Tally, spool.Position, error) {
+	// The container was killed, with tee.
+	next, name, body, err := l.cut(ctx, 1, true, time.Now(), func(at spool.Position, _ int) ([]byte, criline.Tally, spool.Position, error) {
 		now := time.Now()
 		if now.Before(l.state.Last) { // times do not go back within a log, whatever the node's clock does
 			now = l.state.Last
 		}
-		if gap != nil {
-			lines, tally, err := markerAt(now, *gap)
-			gap = nil
-			return lines, tally, at, err
-		}
-		lines, tally, err := l.reader.Rest(now)
+		lines, tally, err := markerAt(now, *gap)
 		return lines, tally, at, err
+	})
+	if err != nil || name == "" {
+		return err
 	}
+	return l.shipNew(ctx, next, body, time.Now())
 }
 
-// inHand is what tee had taken out of the pipes when it was killed, and is neither in the log nor in a gap.
+// inHand is what tee had taken when it was killed, and is neither in the log nor in a gap.
 func (l *containerLog) inHand() *criline.Marker {
 	stdout, stderr, ok := l.reader.Taken()
 	if !ok || l.state.Resumed { // then the counts do not begin with the log

@@ -41,9 +41,6 @@ type Reader struct {
 	// ahead are the bases behind next, as far as the last look kept them. They save a look for each file: a step can make a hundred thousand.
 	ahead []int64
 	mem   *Buffers
-
-	pipes [2]int // of pipeStreams, or -1
-	taken int    // takenFile, or -1
 }
 
 // Buffers is the memory that Next works in. Readers that are used one after the other can share it, so that memory does not grow with their number.
@@ -66,15 +63,13 @@ func OpenReader(path string, mem *Buffers) (*Reader, error) {
 	if err != nil {
 		return nil, &fs.PathError{Op: "open spool", Path: path, Err: err}
 	}
-	r := &Reader{dir: os.NewFile(uintptr(fd), path), path: path, next: -1, mem: mem, pipes: [2]int{-1, -1}, taken: -1}
-	r.holdPipes()
+	r := &Reader{dir: os.NewFile(uintptr(fd), path), path: path, next: -1, mem: mem}
 	return r, nil
 }
 
 // Close closes the folder.
 func (r *Reader) Close() error {
 	r.closeFile()
-	r.closePipes()
 	return r.dir.Close()
 }
 
@@ -107,7 +102,7 @@ func (r *Reader) open(name string) (*os.File, int64, error) {
 // Look says what is behind the position.
 func (r *Reader) Look(at Position) (Status, error) {
 	var s Status
-	present, pipes := int64(-1), false
+	present := int64(-1)
 	r.ahead = r.ahead[:0]
 	err := r.names(func(name string) {
 		switch name {
@@ -115,8 +110,6 @@ func (r *Reader) Look(at Position) (Status, error) {
 			s.Ended = true
 		case TermFile:
 			s.Term = true
-		case pipeFolder:
-			pipes = true
 		default:
 			base, ok := ParseLogName(name)
 			switch {
@@ -130,12 +123,6 @@ func (r *Reader) Look(at Position) (Status, error) {
 	})
 	if err != nil {
 		return s, err
-	}
-	switch {
-	case s.Ended: // tee has taken all that was in them
-		r.closePipes()
-	case pipes:
-		r.holdPipes()
 	}
 	r.takeNext()
 	s.More = r.next >= 0

@@ -54,23 +54,6 @@ type copying struct {
 // streams are those of fd 1 and 2.
 var streams = [2]criline.Stream{criline.Stdout, criline.Stderr}
 
-// newPipe returns a pipe whose read end does not block: the named one, of which the shipper can read the rest if all of the container is killed, or where there is none (the
-// folder was full, or is on a file system without them) one without a name.
-func newPipe(dir string, s criline.Stream) (read, write int, err error) {
-	if read, write, err = spool.OpenPipe(dir, s); err == nil {
-		return read, write, nil
-	}
-	var p [2]int
-	if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
-		return -1, -1, fmt.Errorf("make a pipe: %w", err)
-	}
-	// Of the read end only. Each end is an open file description of its own; a child that finds its stdout non-blocking loses output.
-	if err := unix.SetNonblock(p[0], true); err != nil {
-		return -1, -1, fmt.Errorf("make a pipe non-blocking: %w", err)
-	}
-	return p[0], p[1], nil
-}
-
 // startCopy puts pipes in the place of fd 1 and 2, and begins to copy. A process that opens /proc/1/fd/1 writes into the pipe too. On an error, fd 1 and 2
 // are what they were.
 func startCopy(to sink, dir string) (*copying, error) {
@@ -81,8 +64,15 @@ func startCopy(to sink, dir string) (*copying, error) {
 		if own[i], err = unix.FcntlInt(uintptr(i+1), unix.F_DUPFD_CLOEXEC, firstOwnFD); err != nil {
 			return nil, fmt.Errorf("keep the container's fd %d: %w", i+1, err)
 		}
-		if reads[i], writes[i], err = newPipe(dir, streams[i]); err != nil {
-			return nil, err
+		// Without a name: writing into a named pipe fails when its file system cannot note the time, as on btrfs with a quota that is used up, and so would the step.
+		var p [2]int
+		if err := unix.Pipe2(p[:], unix.O_CLOEXEC); err != nil {
+			return nil, fmt.Errorf("make a pipe: %w", err)
+		}
+		reads[i], writes[i] = p[0], p[1]
+		// Of the read end only. Each end is an open file description of its own; a child that finds its stdout non-blocking loses output.
+		if err := unix.SetNonblock(reads[i], true); err != nil {
+			return nil, fmt.Errorf("make a pipe non-blocking: %w", err)
 		}
 	}
 	for i := range writes {
