@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"regexp"
 	"slices"
@@ -95,6 +96,10 @@ func (s *ticketService) getOwner(ctx context.Context, namespace string, ref *met
 	gv, err := schema.ParseGroupVersion(ref.APIVersion)
 	if err != nil || !apiVersion.MatchString(gv.Version) {
 		return nil, refuse(refusedOwnerMismatch, "%s %s/%s has the API version %q", o.kind, namespace, ref.Name, ref.APIVersion)
+	}
+	// Nor this. What is no name of Kubernetes' must become neither an address nor an object's name.
+	if err := errors.Join(layout.CheckName(o.kind, ref.Name), layout.CheckUID(o.kind+" UID", string(ref.UID))); err != nil {
+		return nil, refuse(refusedOwnerMismatch, "the owner reference: %v", err)
 	}
 	obj, err := s.tekton.Resource(gv.WithResource(o.resource)).Namespace(namespace).Get(ctx, ref.Name, metav1.GetOptions{})
 	switch {

@@ -26,6 +26,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/metrics"
 
 	"github.com/shiplog-dev/shiplog/internal/contract"
+	"github.com/shiplog-dev/shiplog/internal/layout"
 	"github.com/shiplog-dev/shiplog/internal/ticket"
 )
 
@@ -294,6 +295,10 @@ func (s *ticketService) reviewToken(ctx context.Context, token string) (boundPod
 	if !isAccount || !split || namespace == "" || len(name) != 1 || len(uid) != 1 || name[0] == "" || uid[0] == "" {
 		return boundPod{}, refuse(refusedNotBound, "the token of %q is not a service account's that is bound to a pod", st.User.Username)
 	}
+	// No API server has such names; if one does, they must become neither its address nor an object's name.
+	if err := errors.Join(layout.CheckName("namespace", namespace), layout.CheckName("pod", name[0]), layout.CheckUID("pod UID", uid[0])); err != nil {
+		return boundPod{}, refuse(refusedNotBound, "the token of %q: %v", st.User.Username, err)
+	}
 	return boundPod{namespace: namespace, name: name[0], uid: uid[0]}, nil
 }
 
@@ -305,6 +310,8 @@ func (s *ticketService) getPod(ctx context.Context, bound boundPod) (*corev1.Pod
 		return nil, refuse(refusedNoPod, "there is no pod %s/%s", bound.namespace, bound.name)
 	case err != nil:
 		return nil, clusterDown(fmt.Sprintf("get pod %s/%s", bound.namespace, bound.name), err)
+	case pod.Namespace != bound.namespace || pod.Name != bound.name:
+		return nil, refuse(refusedOtherPod, "the API server has pod %q/%q for %s/%s", pod.Namespace, pod.Name, bound.namespace, bound.name)
 	case string(pod.UID) != bound.uid:
 		return nil, refuse(refusedOtherPod, "pod %s/%s has UID %s, the token is bound to %s", bound.namespace, bound.name, pod.UID, bound.uid)
 	case !injected(pod):

@@ -70,15 +70,15 @@ func (r Run) RunKey() string { return r.Prefix() + RunFile }
 
 // Validate says whether the parts can stand in a name.
 func (r Run) Validate() error {
-	if err := checkName("namespace", r.Namespace); err != nil {
+	if err := CheckName("namespace", r.Namespace); err != nil {
 		return err
 	}
 	if r.Name != NoPipelineRun {
-		if err := checkName("run", r.Name); err != nil {
+		if err := CheckName("run", r.Name); err != nil {
 			return err
 		}
 	}
-	return checkUID("run UID", r.UID)
+	return CheckUID("run UID", r.UID)
 }
 
 // Prefix is the prefix of every object of the pod: what an upload ticket is bound to.
@@ -95,10 +95,10 @@ func (p Pod) Validate() error {
 	if err := p.Run.Validate(); err != nil {
 		return err
 	}
-	if err := checkName("TaskRun", p.TaskRun); err != nil {
+	if err := CheckName("TaskRun", p.TaskRun); err != nil {
 		return err
 	}
-	return checkUID("pod UID", p.PodUID)
+	return CheckUID("pod UID", p.PodUID)
 }
 
 // Prefix is the prefix of the container's segments and seal.
@@ -118,7 +118,7 @@ func (c Container) Validate() error {
 	if err := c.Pod.Validate(); err != nil {
 		return err
 	}
-	return checkName("container", c.Container)
+	return CheckName("container", c.Container)
 }
 
 // Segment describes a segment by its name alone.
@@ -318,7 +318,7 @@ func ParseRunIndexKey(key string) (RunIndex, error) {
 	if x.Kind != PipelineRun && x.Kind != TaskRun {
 		return bad(fmt.Errorf("unknown kind of run %q", fields[1]))
 	}
-	if err := errors.Join(checkName("namespace", x.Namespace), checkName("run", x.Name), checkUID("run UID", x.UID)); err != nil {
+	if err := errors.Join(CheckName("namespace", x.Namespace), CheckName("run", x.Name), CheckUID("run UID", x.UID)); err != nil {
 		return bad(err)
 	}
 	return x, nil
@@ -344,7 +344,7 @@ func ParsePodIndexKey(key string) (namespace, podName, podUID string, err error)
 	if !ok {
 		return "", "", "", fmt.Errorf("%w: %q: does not end with .json", ErrName, key)
 	}
-	if err := errors.Join(checkName("namespace", part[1]), checkName("pod", part[3]), checkUID("pod UID", uid)); err != nil {
+	if err := errors.Join(CheckName("namespace", part[1]), CheckName("pod", part[3]), CheckUID("pod UID", uid)); err != nil {
 		return "", "", "", fmt.Errorf("%w: %q: %w", ErrName, key, err)
 	}
 	return part[1], part[3], uid, nil
@@ -365,7 +365,7 @@ func ParseUIDIndexKey(key string) (namespace, uid string, err error) {
 	if !ok {
 		return "", "", fmt.Errorf("%w: %q: does not end with .json", ErrName, key)
 	}
-	if err := errors.Join(checkName("namespace", part[1]), checkUID("UID", uid)); err != nil {
+	if err := errors.Join(CheckName("namespace", part[1]), CheckUID("UID", uid)); err != nil {
 		return "", "", fmt.Errorf("%w: %q: %w", ErrName, key, err)
 	}
 	return part[1], uid, nil
@@ -388,8 +388,8 @@ func parseFixed(s string, width int) (int64, error) {
 	return n, nil
 }
 
-// checkName accepts what Kubernetes accepts as an object's name (a DNS-1123 subdomain), which leaves no room for path tricks.
-func checkName(what, s string) error {
+// CheckName accepts, as what it is called in the error, what Kubernetes accepts as an object's name (a DNS-1123 subdomain), which leaves no room for path tricks.
+func CheckName(what, s string) error {
 	if s == "" || len(s) > 253 {
 		return fmt.Errorf("%s %q has %d characters, not 1 to 253", what, s, len(s))
 	}
@@ -407,8 +407,8 @@ func checkName(what, s string) error {
 	return nil
 }
 
-// checkUID accepts letters, digits and dashes. The API server makes UUIDs, but promises only that a UID is unique text.
-func checkUID(what, s string) error {
+// CheckUID accepts letters, digits and dashes, up to 64. The API server makes UUIDs, but promises only that a UID is unique text.
+func CheckUID(what, s string) error {
 	if s == "" || len(s) > 64 {
 		return fmt.Errorf("%s %q has %d characters, not 1 to 64", what, s, len(s))
 	}
