@@ -13,6 +13,7 @@ import (
 	"io/fs"
 	"iter"
 	"maps"
+	"mime/multipart"
 	"net/http"
 	"net/url"
 	"slices"
@@ -513,6 +514,92 @@ func tickets(t *testing.T, cfg objectstore.Config, known Known) {
 		}
 		same(t, read(t, store, prefix+"kept"), []byte("kept"))
 	})
+	// What a thief can do with a ticket is what its pod can do: write under that prefix, over what is there too.
+	t.Run("stolen/overwrites what the pod has written", func(t *testing.T) {
+		tk := sign(t, max, time.Hour)
+		for _, key := range []string{"pod.json", "alive.json", "step-build/seal.json"} {
+			if err := store.Put(t.Context(), prefix+key, []byte("true")); err != nil {
+				t.Fatal(err)
+			}
+			if got := post(t, tk, key, []byte("forged")); got != http.StatusNoContent {
+				t.Errorf("%s: status %d, want 204", key, got)
+			}
+			same(t, read(t, store, prefix+key), []byte("forged"))
+		}
+	})
+	// A server that checks one thing and does another would let a thief out. Whatever it answers, nothing outside of the prefix may change.
+	for name, forge := range map[string]func(f *form, tk ticket.Ticket){
+		"a second key behind the first": func(f *form, tk ticket.Ticket) { f.add("key", tk.Prefix+"x").add("key", "v1/stolen/second") },
+		"a second key before the first": func(f *form, tk ticket.Ticket) { f.add("key", "v1/stolen/first").add("key", tk.Prefix+"x") },
+		"key in other letters": func(f *form, tk ticket.Ticket) {
+			f.add("key", tk.Prefix+"x").add("Key", "v1/stolen/capital").add("KEY", "v1/stolen/capitals")
+		},
+		"key in other letters alone": func(f *form, tk ticket.Ticket) { f.add("KEY", "v1/stolen/alone") },
+		"key in the query": func(f *form, tk ticket.Ticket) {
+			f.query, f.fields = "?key=v1/stolen/query", append(f.fields, [2]string{"key", tk.Prefix + "x"})
+		},
+		"key in the path": func(f *form, tk ticket.Ticket) {
+			f.query, f.fields = "/v1/stolen/path", append(f.fields, [2]string{"key", tk.Prefix + "x"})
+		},
+		"key in a header": func(f *form, tk ticket.Ticket) {
+			f.header, f.fields = "v1/stolen/header", append(f.fields, [2]string{"key", tk.Prefix + "x"})
+		},
+		"key behind the file": func(f *form, tk ticket.Ticket) { f.behind = [][2]string{{"key", "v1/stolen/behind"}} },
+		"keys before and behind": func(f *form, tk ticket.Ticket) {
+			f.add("key", tk.Prefix+"x").behind = [][2]string{{"key", "v1/stolen/behind-too"}}
+		},
+		"a NUL in the key":     func(f *form, tk ticket.Ticket) { f.add("key", "v1/stolen/nul\x00"+tk.Prefix+"x") },
+		"a newline in the key": func(f *form, tk ticket.Ticket) { f.add("key", "v1/stolen/newline\r\n"+tk.Prefix+"x") },
+		"the file's name as key": func(f *form, tk ticket.Ticket) {
+			f.filename = "../../../../../../v1/stolen/filename"
+			f.add("key", tk.Prefix+"${filename}")
+		},
+		"a bucket": func(f *form, tk ticket.Ticket) { f.add("bucket", "shiplog-other").add("key", tk.Prefix+"x") },
+		"a source to copy": func(f *form, tk ticket.Ticket) {
+			f.add("x-amz-copy-source", "/"+cfg.Bucket+"/tickets/secret").add("key", tk.Prefix+"x")
+		},
+		"a place to redirect to": func(f *form, tk ticket.Ticket) {
+			f.add("x-amz-website-redirect-location", "http://127.0.0.1/").add("key", tk.Prefix+"x")
+		},
+		"a retention": func(f *form, tk ticket.Ticket) {
+			f.add("x-amz-object-lock-mode", "COMPLIANCE").add("key", tk.Prefix+"x")
+		},
+		"a grant": func(f *form, tk ticket.Ticket) {
+			f.add("x-amz-grant-full-control", "uri=http://acs.amazonaws.com/groups/global/AllUsers").add("key", tk.Prefix+"x")
+		},
+		"deleting several":      func(f *form, tk ticket.Ticket) { f.query = "?delete"; f.add("key", tk.Prefix+"x") },
+		"a multipart upload":    func(f *form, tk ticket.Ticket) { f.query = "/v1/stolen/multipart?uploads"; f.add("key", tk.Prefix+"x") },
+		"another's access list": func(f *form, tk ticket.Ticket) { f.query = "/tickets/secret?acl"; f.add("key", tk.Prefix+"x") },
+		"the bucket's policy":   func(f *form, tk ticket.Ticket) { f.query = "?policy"; f.add("key", tk.Prefix+"x") },
+	} {
+		t.Run("stolen/"+name, func(t *testing.T) {
+			if err := store.Put(t.Context(), "secret", []byte("SECRET")); err != nil {
+				t.Fatal(err)
+			}
+			before := keysOutside(t, root, "tickets/"+prefix)
+			tk := sign(t, max, time.Hour)
+			f := form{filename: "file"}
+			for k, v := range tk.Fields {
+				f.add(k, v)
+			}
+			forge(&f, tk)
+			status, answer := f.post(t, client, tk.URL)
+			if after := keysOutside(t, root, "tickets/"+prefix); !maps.Equal(before, after) {
+				t.Errorf("status %d, objects outside of the prefix are %v, were %v", status, after, before)
+			}
+			same(t, read(t, store, "secret"), []byte("SECRET"))
+			if strings.Contains(answer, "SECRET") {
+				t.Errorf("status %d, the answer holds another object: %s", status, answer)
+			}
+			if r, err := root.Get(t.Context(), "tickets/"+prefix+"x"); err == nil {
+				b, err := io.ReadAll(r)
+				r.Close()
+				if err != nil || bytes.Contains(b, []byte("SECRET")) {
+					t.Errorf("another object was copied: %s, %v", b, err)
+				}
+			}
+		})
+	}
 	t.Run("tags", func(t *testing.T) {
 		tagged := cfg
 		tagged.Tags = map[string]string{"team": "a b/c=d+e", "retention": "30d"}
@@ -563,6 +650,62 @@ func tickets(t *testing.T, cfg objectstore.Config, known Known) {
 			})
 		}
 	})
+}
+
+// form is an upload that no honest holder makes.
+type form struct {
+	fields, behind          [][2]string // before and behind the file
+	filename, query, header string
+}
+
+func (f *form) add(name, value string) *form {
+	f.fields = append(f.fields, [2]string{name, value})
+	return f
+}
+
+// post sends the form, and returns the status and the text of the answer.
+func (f *form) post(t *testing.T, client *http.Client, to string) (int, string) {
+	t.Helper()
+	var b bytes.Buffer
+	w := multipart.NewWriter(&b)
+	write := func(fields [][2]string) {
+		for _, field := range fields {
+			if err := w.WriteField(field[0], field[1]); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	write(f.fields)
+	file, err := w.CreateFormFile("file", f.filename)
+	if err == nil {
+		_, err = file.Write([]byte("stolen"))
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(f.behind)
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, to+f.query, &b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	req.Header.Set("Content-Type", w.FormDataContentType())
+	if f.header != "" {
+		req.Header.Set("Key", f.header)
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	text, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("%s %.300s", resp.Status, text)
+	return resp.StatusCode, string(text)
 }
 
 // keysOutside is the set of the bucket's keys that do not begin with prefix.
