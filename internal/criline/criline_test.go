@@ -216,6 +216,29 @@ func FuzzAppend(f *testing.F) {
 	})
 }
 
+// Whatever a step writes behind "marker" is read or refused, and what was read can be written as a marker and read again.
+func FuzzParseMarker(f *testing.F) {
+	f.Add([]byte(`{"kind":"gap","reason":"spool-limit","stdout":1,"stderr":2}`))
+	f.Add([]byte("{}"))
+	f.Fuzz(func(t *testing.T, text []byte) {
+		m, err := ParseMarker(text)
+		if err != nil {
+			return
+		}
+		line, err := AppendMarker(nil, noon, m)
+		if err != nil {
+			return // too long
+		}
+		l, err := Parse(line[:len(line)-1])
+		if err != nil || bytes.IndexByte(line, '\n') != len(line)-1 {
+			t.Fatalf("%q: %v", line, err)
+		}
+		if back, err := ParseMarker(l.Text); err != nil || back.Stdout != m.Stdout || back.Stderr != m.Stderr || back.Unknown != m.Unknown {
+			t.Errorf("%+v became %+v, %v", m, back, err)
+		}
+	})
+}
+
 func BenchmarkParse(b *testing.B) {
 	line := Append(nil, noon, Stdout, true, bytes.Repeat([]byte("x"), 100))
 	line = line[:len(line)-1]

@@ -104,3 +104,35 @@ func TestParseEndRefuses(t *testing.T) {
 		})
 	}
 }
+
+// What a step forges is read whole or not at all, and what was read can be written and read again.
+func FuzzParseEnd(f *testing.F) {
+	f.Add([]byte(`{"exit":{"code":137,"signal":"killed"},"bytes":41,"printed":{"stdout":1,"stderr":0},"lines":1,"first":"2026-05-17T12:00:00Z","last":"2026-05-17T12:00:00Z"}`))
+	f.Add([]byte("{}"))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		end, err := ParseEnd(b)
+		if err != nil {
+			return
+		}
+		if len(b) > MaxEnd {
+			t.Errorf("%d bytes were read", len(b))
+		}
+		again, err := EncodeEnd(end)
+		if err != nil {
+			t.Fatalf("encode what was read: %v", err)
+		}
+		if len(again) > MaxEnd {
+			return // escapes make it longer
+		}
+		if back, err := ParseEnd(again); err != nil || !reflect.DeepEqual(back, end) && string(again) != string(must(EncodeEnd(back))) {
+			t.Errorf("%+v became %+v, %v", end, back, err)
+		}
+	})
+}
+
+func must(b []byte, err error) []byte {
+	if err != nil {
+		panic(err)
+	}
+	return b
+}

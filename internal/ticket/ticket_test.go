@@ -189,3 +189,42 @@ func FuzzDecode(f *testing.F) {
 		}
 	})
 }
+
+// FuzzRequestName: whatever an object is called, the form says that name below the prefix and nothing else, to whoever reads it.
+func FuzzRequestName(f *testing.F) {
+	f.Add("step-a/name.log.zst")
+	f.Add("a\"; name=\"key")
+	f.Add("a\r\n--boundary\r\nContent-Disposition: form-data; name=\"key\"\r\n\r\nother")
+	f.Fuzz(func(t *testing.T, name string) {
+		ticket := testTicket("https://s3.example.com/bucket")
+		req, err := ticket.NewRequest(t.Context(), name, []byte("body"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		form, err := req.MultipartReader()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var order []string
+		for {
+			part, err := form.NextPart()
+			if err == io.EOF {
+				break
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			b, err := io.ReadAll(part)
+			if err != nil {
+				t.Fatal(err)
+			}
+			order = append(order, part.FormName())
+			if part.FormName() == "key" && string(b) != ticket.Prefix+name {
+				t.Errorf("the form's key is %q", b)
+			}
+		}
+		if len(order) != len(ticket.Fields)+1 || order[len(order)-1] != "file" {
+			t.Errorf("the form's fields are %q", order)
+		}
+	})
+}
