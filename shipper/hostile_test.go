@@ -3,6 +3,8 @@ package main
 import (
 	"bytes"
 	"context"
+	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
 	"strings"
@@ -54,4 +56,30 @@ func FuzzHostileFolder(f *testing.F) {
 			t.Error("the hostile step's log is not sealed")
 		}
 	})
+}
+
+// TestRedirectIsNotFollowed: neither the token nor a ticket is sent to where an answer points.
+func TestRedirectIsNotFollowed(t *testing.T) {
+	for _, status := range []int{http.StatusMovedPermanently, http.StatusFound, http.StatusSeeOther, http.StatusTemporaryRedirect, http.StatusPermanentRedirect} {
+		t.Run(http.StatusText(status), func(t *testing.T) {
+			elsewhere := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { t.Errorf("%s %s was sent there", r.Method, r.URL) }))
+			defer elsewhere.Close()
+			redirected := 0
+			redirect := func(w http.ResponseWriter) bool {
+				redirected++
+				w.Header().Set("Location", elsewhere.URL)
+				w.WriteHeader(status)
+				return true
+			}
+			f := newFakeServer(t)
+			f.ticketFault = func(n int, w http.ResponseWriter) bool { return n == 1 && redirect(w) }
+			f.putFault = func(n int, _ string, w http.ResponseWriter) (bool, bool) { return n > 1, n == 1 && redirect(w) }
+			p := newPod(t, f, "step-a")
+			p.write("step-a", spool.LogName(0), lines(0, 5))
+			p.drained()
+			if !bytes.Equal(f.log("step-a"), lines(0, 5)) || redirected != 2 {
+				t.Errorf("%d bytes, redirected %d times", len(f.log("step-a")), redirected)
+			}
+		})
+	}
 }
