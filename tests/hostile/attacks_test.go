@@ -67,7 +67,7 @@ var honestLines = lines(1000, "before the attack")
 var next = int64(len(honestLines))
 
 // notes are the names that mean something beside the log files.
-var notes = []string{spool.EndFile, spool.EndFile + ".tmp", spool.TermFile, "pipe"}
+var notes = []string{spool.EndFile, spool.EndFile + ".tmp", spool.TermFile}
 
 // at are the names that a shipper looks for.
 func at() []string {
@@ -200,35 +200,8 @@ func attacks() []attack {
 		{name: "folders", plant: each(func(_ int, name string) error {
 			return errors.Join(os.Mkdir(name, 0o777), os.WriteFile(name+"/"+spool.LogName(0), lines(3, "in a folder"), 0o666))
 		})},
-		{name: "pipes-that-are-links", plant: func() error {
-			return errors.Join(os.Mkdir("pipe", 0o777), os.Symlink(targets[2], "pipe/stdout"), os.Symlink("/dev/zero", "pipe/stderr"))
-		}},
-		{name: "pipes-that-are-files", plant: func() error {
-			return errors.Join(os.Mkdir("pipe", 0o777), os.WriteFile("pipe/stdout", lines(1000, "in a file"), 0o644), sparse("pipe/stderr", 1<<40))
-		}},
-		{name: "full-pipes-without-tee", plant: func() error {
-			if err := os.Mkdir("pipe", 0o777); err != nil {
-				return err
-			}
-			for _, name := range []string{"pipe/stdout", "pipe/stderr"} {
-				if err := unix.Mkfifo(name, 0o666); err != nil {
-					return err
-				}
-				fd, err := unix.Open(name, unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0) // open for as long as the step lives
-				if err != nil {
-					return err
-				}
-				if _, err := unix.FcntlInt(uintptr(fd), unix.F_SETPIPE_SZ, 1<<20); err != nil {
-					return err
-				}
-				for _, err = unix.Write(fd, forged()); err == nil; _, err = unix.Write(fd, forged()) {
-				}
-				if !errors.Is(err, unix.EAGAIN) {
-					return err
-				}
-			}
-			return nil
-		}},
+		{name: "count-that-is-huge", plant: func() error { return os.WriteFile("tee/taken", bytes.Repeat([]byte{0x7f}, 16), 0o666) }},
+		{name: "count-that-is-cut-off", plant: func() error { return os.Truncate("tee/taken", 3) }},
 		{name: "unreadable-files", plant: each(func(_ int, name string) error { return os.WriteFile(name, lines(3, "unreadable"), 0) })},
 		{name: "swapped-while-read", plant: func() error {
 			return errors.Join(os.Symlink(targets[2], "link"), os.Symlink(targets[4], "link2"), os.Mkdir("dir", 0o777), unix.Mkfifo("fifo", 0o666), write(map[string][]byte{
