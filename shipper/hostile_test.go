@@ -31,7 +31,7 @@ func FuzzHostileFolder(f *testing.F) {
 				continue // no file's name
 			}
 			if err := os.WriteFile(filepath.Join(p.folder("evil"), file.name), file.content, 0o644); err != nil {
-				t.Skip(err) // nor this
+				return // nor this
 			}
 		}
 		p.write("good", spool.LogName(0), lines(0, 20))

@@ -199,7 +199,7 @@ func FuzzAppend(f *testing.F) {
 	f.Fuzz(func(t *testing.T, sec, nsec int64, stderr, full bool, text []byte) {
 		at := time.Unix(sec, nsec).UTC()
 		if at.Year() < 0 || at.Year() > 9999 || len(text) > MaxText || bytes.ContainsRune(text, '\n') {
-			t.Skip("not within what Append takes")
+			return // not within what Append takes
 		}
 		s := Stdout
 		if stderr {
