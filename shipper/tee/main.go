@@ -20,6 +20,9 @@ import (
 	"runtime/debug"
 	"slices"
 	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/shiplog-dev/shiplog/internal/contract"
 	"github.com/shiplog-dev/shiplog/internal/record"
@@ -76,9 +79,32 @@ func capture(opts contract.Tee) (record.Exit, error) {
 		return record.Exit{}, err
 	}
 	exit := run(opts, w.Term, again)
+	endOthers()
 	c.drain()
 	c.end(w, exit)
 	return exit, nil
+}
+
+// endOthers kills what else runs in the container, as the kernel does when its process 1 ends. It comes before the pipes are drained, so that nothing is printed behind that and lost.
+func endOthers() {
+	if os.Getpid() != 1 {
+		return
+	}
+	if unix.Kill(-1, unix.SIGKILL) != nil {
+		return // there is none
+	}
+	// All are children of process 1 now. One that cannot be killed, as while its disk does not answer, must not hold up the container.
+	for deadline := time.Now().Add(time.Second); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+		for {
+			pid, err := unix.Wait4(-1, nil, unix.WNOHANG, nil)
+			if err != nil && !errors.Is(err, unix.EINTR) {
+				return // all have ended
+			}
+			if pid == 0 {
+				break
+			}
+		}
+	}
 }
 
 // run runs the command to its end. What it has to say goes to fd 2, and so through the capture, as the shell's or the container runtime's own words would. With again, a
