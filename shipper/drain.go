@@ -135,8 +135,9 @@ func (l *containerLog) inHand() *criline.Marker {
 		return nil
 	}
 	gap := &criline.Marker{Kind: criline.Gap, Reason: criline.ReasonKilled}
-	gap.Stdout = max(0, stdout-l.state.Printed.Stdout-l.state.Lost.Stdout)
-	gap.Stderr = max(0, stderr-l.state.Printed.Stderr-l.state.Lost.Stderr)
+	// All are counts, but a step can forge what it lost, up to the largest number: so no sum of it.
+	gap.Stdout = max(0, max(0, stdout-l.state.Printed.Stdout)-l.state.Lost.Stdout)
+	gap.Stderr = max(0, max(0, stderr-l.state.Printed.Stderr)-l.state.Lost.Stderr)
 	if gap.Stdout == 0 && gap.Stderr == 0 {
 		return nil
 	}

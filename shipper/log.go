@@ -335,7 +335,7 @@ func (l *containerLog) cut(ctx context.Context, limit int64, final bool, now tim
 	}
 	if gap := l.gapAtEnd(); gap != nil && final && atEnd {
 		at := l.end.Last
-		if at.IsZero() { // only a step says so
+		if year := at.UTC().Year(); at.IsZero() || year < 0 || year > 9999 { // only a step says so, and a line has four digits for it
 			at = now
 		}
 		line, tally, err := markerAt(at, *gap)
