@@ -372,6 +372,7 @@ type hostileStep struct {
 	cmd    *exec.Cmd
 	orders io.WriteCloser
 	said   chan string
+	done   chan struct{} // closed when it has ended
 }
 
 func startHostile(t *testing.T, p *rig.Pod, a attack) *hostileStep {
@@ -381,7 +382,7 @@ func startHostile(t *testing.T, p *rig.Pod, a attack) *hostileStep {
 		t.Fatal(err)
 	}
 	defer folder.Close()
-	s := &hostileStep{t: t, cmd: exec.Command("/proc/self/exe"), said: make(chan string, 10)}
+	s := &hostileStep{t: t, cmd: exec.Command("/proc/self/exe"), said: make(chan string, 10), done: make(chan struct{})}
 	s.cmd.Env = []string{attackEnv + "=" + a.name}
 	s.cmd.ExtraFiles = []*os.File{folder}
 	s.cmd.Stderr = &bytes.Buffer{}
@@ -398,19 +399,21 @@ func startHostile(t *testing.T, p *rig.Pod, a attack) *hostileStep {
 	if err := s.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	done := make(chan struct{})
 	go func() { // ends with the process; the cleanup waits for it
-		defer close(done)
-		defer close(s.said)
+		defer close(s.done)
 		var b bytes.Buffer
 		_, _ = io.Copy(lineWriter{&b, s.said}, out)
+		close(s.said)
+		_ = s.cmd.Wait() // it says what went wrong on stderr
 	}()
-	t.Cleanup(func() {
-		_ = s.cmd.Process.Kill() // one that has ended is what was wanted
-		<-done
-		_ = s.cmd.Wait()
-	})
+	t.Cleanup(s.kill)
 	return s
+}
+
+// kill ends the process, if it has not ended, and waits for its end.
+func (s *hostileStep) kill() {
+	_ = s.cmd.Process.Kill()
+	<-s.done
 }
 
 // lineWriter sends each whole line.
@@ -439,6 +442,7 @@ func (s *hostileStep) expect(what string) (said string) {
 	case <-time.After(waitLimit):
 	}
 	if !strings.HasPrefix(said, what) {
+		s.kill()
 		s.t.Fatalf("the hostile step said %q, not %q: %s", said, what, s.cmd.Stderr)
 	}
 	return said
@@ -447,6 +451,7 @@ func (s *hostileStep) expect(what string) (said string) {
 func (s *hostileStep) order() {
 	s.t.Helper()
 	if _, err := s.orders.Write([]byte("!")); err != nil {
+		s.kill()
 		s.t.Fatalf("the hostile step takes no order: %v: %s", err, s.cmd.Stderr)
 	}
 }
