@@ -275,8 +275,8 @@ func (c *Container) judge(p *Pod, now time.Time) {
 		switch {
 		case end == 0:
 			c.Why = p.whyEmpty(*c)
-		case c.Seal.End == record.EndKilled:
-			c.Why = "killed: up to 128 KiB of its last output may be missing"
+		case c.Seal.End == record.EndKilled && !c.Seal.Drained:
+			c.Why = "killed: some of its last output may be missing"
 		}
 	case now.Sub(p.LastSeen) < AliveWithin: // not sealed, or it went on behind the seal
 		c.Status = Running

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -109,39 +110,93 @@ func (l *containerLog) finish(ctx context.Context) error {
 			break
 		}
 	}
-	gap := l.inHand()
-	if l.status.Ended || gap == nil {
+	if l.status.Ended {
 		return nil
 	}
-	// The container was killed, with tee.
-	next, name, body, err := l.cut(ctx, 1, true, time.Now(), func(at spool.Position, _ int) ([]byte, criline.Tally, spool.Position, error) {
+	return l.shipRest(ctx)
+}
+
+// rest is what a container that was killed had printed and tee had not written to the spool.
+type rest struct {
+	held *spool.Held // nil when all of it is read
+	gap  *criline.Marker
+	text []byte
+	out  []byte
+}
+
+// shipRest ships the rest of a container that was killed, if it is held. All of the spool is shipped. It can be called again after an error.
+func (l *containerLog) shipRest(ctx context.Context) error {
+	if l.rest == nil && !l.beginRest() {
+		return nil
+	}
+	for {
 		now := time.Now()
 		if now.Before(l.state.Last) { // times do not go back within a log, whatever the node's clock does
 			now = l.state.Last
 		}
-		lines, tally, err := markerAt(now, *gap)
-		return lines, tally, at, err
-	})
-	if err != nil || name == "" {
-		return err
+		next, name, body, err := l.cut(ctx, l.shipper.config.SegmentBytes, true, now, l.readRest(now))
+		if err != nil || name == "" {
+			return err
+		}
+		if err := l.shipNew(ctx, next, body, now); err != nil {
+			return err
+		}
 	}
-	return l.shipNew(ctx, next, body, time.Now())
 }
 
-// inHand is what tee had taken when it was killed, and is neither in the log nor in a gap.
-func (l *containerLog) inHand() *criline.Marker {
-	stdout, stderr, ok := l.reader.Taken()
-	if !ok || l.state.Resumed { // then the counts do not begin with the log
-		return nil
+// beginRest says whether it is known what the rest is. After the loss of the shipper's state it is not: then the counts do not begin with the log.
+func (l *containerLog) beginRest() bool {
+	if l.holder == nil || l.state.Resumed {
+		return false
 	}
-	gap := &criline.Marker{Kind: criline.Gap, Reason: criline.ReasonKilled}
-	// All are counts, but a step can forge what it lost, up to the largest number: so no sum of it.
-	gap.Stdout = max(0, max(0, stdout-l.state.Printed.Stdout)-l.state.Lost.Stdout)
-	gap.Stderr = max(0, max(0, stderr-l.state.Printed.Stderr)-l.state.Lost.Stderr)
-	if gap.Stdout == 0 && gap.Stderr == 0 {
-		return nil
+	held := l.holder.last()
+	if held == nil {
+		return false
 	}
-	return gap
+	printed, lost := l.state.Printed, l.state.Lost
+	stdout, stderr, ok := held.Begin(addUpTo(printed.Stdout, lost.Stdout), addUpTo(printed.Stderr, lost.Stderr))
+	if !ok {
+		return false
+	}
+	l.rest = &rest{held: held, text: make([]byte, spool.ChunkBytes)}
+	if stdout > 0 || stderr > 0 {
+		l.rest.gap = &criline.Marker{Kind: criline.Gap, Reason: criline.ReasonKilled, Stdout: stdout, Stderr: stderr}
+	}
+	l.drained = true
+	return true
+}
+
+// readRest reads the rest. The position in the spool stays.
+func (l *containerLog) readRest(now time.Time) source {
+	return func(at spool.Position, _ int) ([]byte, criline.Tally, spool.Position, error) {
+		r := l.rest
+		if gap := r.gap; gap != nil {
+			r.gap = nil
+			lines, tally, err := markerAt(now, *gap)
+			return lines, tally, at, err
+		}
+		var tally criline.Tally
+		if r.held == nil {
+			return nil, tally, at, nil
+		}
+		stream, n, err := r.held.Next(r.text)
+		if err != nil {
+			l.shipper.log.Warn("the last output of a killed container is not archived", "container", l.name, "error", err)
+			l.drained = false
+		}
+		if err != nil || n == 0 {
+			r.held = nil
+			return nil, tally, at, nil
+		}
+		r.out = r.out[:0]
+		for text := range bytes.Lines(r.text[:n]) {
+			line := criline.Line{Time: now, Stream: stream}
+			line.Text, line.Full = bytes.CutSuffix(text, []byte{'\n'})
+			r.out = criline.Append(r.out, line.Time, line.Stream, line.Full, line.Text)
+			tally.Add(line)
+		}
+		return r.out, tally, at, nil
+	}
 }
 
 const (

@@ -41,7 +41,7 @@ func makeFolders(containers []string, volume string) error {
 		if err := makeDir(folder, 0o777); err != nil {
 			return err
 		}
-		_ = spool.MakeTaken(folder) // tee does without
+		makeOfferFolder(folder)
 	}
 	return makeDir(filepath.Join(volume, contract.StateSubPath), 0o700)
 }

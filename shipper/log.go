@@ -36,6 +36,7 @@ type containerLog struct {
 	reader  *spool.Reader // nil until the folder can be opened
 	dir     stateDir
 	shipper *shipper
+	holder  *holder // nil where it could not be started
 
 	state    state
 	status   spool.Status
@@ -45,6 +46,8 @@ type containerLog struct {
 	sealedAt time.Time // zero if this process has not sealed it
 	byAge    int       // segments cut by age since the last pause
 	unsaved  bool      // a failure to record was logged
+	rest     *rest     // of a killed container, once it is begun
+	drained  bool      // rest is known, and shipped
 
 	// What follows is of an object that the store refuses. This log waits, and no other.
 	refusals int
@@ -89,10 +92,14 @@ func (l *containerLog) open() error {
 }
 
 func (l *containerLog) close() error {
-	if l.reader == nil {
-		return nil
+	var errs []error
+	if l.holder != nil {
+		errs = append(errs, l.holder.close())
 	}
-	return l.reader.Close()
+	if l.reader != nil {
+		errs = append(errs, l.reader.Close())
+	}
+	return errors.Join(errs...)
 }
 
 func (l *containerLog) look() error {
@@ -399,7 +406,7 @@ func (l *containerLog) seal(ctx context.Context, now time.Time) error {
 	case ok:
 		seal.End, seal.Exit = record.EndExited, &end.Exit
 	case l.status.Started || l.state.Segments > 0:
-		seal.End = record.EndKilled
+		seal.End, seal.Drained = record.EndKilled, l.drained
 	default:
 		seal.End = record.EndNeverStarted
 	}

@@ -79,6 +79,13 @@ func (s *shipper) close() error {
 // run ships until the context ends, which is SIGTERM, and then drains.
 func (s *shipper) run(ctx context.Context) (err error) {
 	defer func() { err = errors.Join(err, s.close()) }()
+	for _, l := range s.logs {
+		holder, err := startHolder(l.folder)
+		if err != nil {
+			s.log.Warn("if this container is killed, what it printed last is lost", "container", l.name, "error", err)
+		}
+		l.holder = holder
+	}
 	watching, stop := context.WithCancel(ctx)
 	watcher := startWatcher(watching, s.logs, s.wake, s.log)
 	defer watcher.Wait()

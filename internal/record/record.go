@@ -91,7 +91,7 @@ type End string
 const (
 	// EndExited: the container's process ended and tee saw it; Exit says how.
 	EndExited End = "exited"
-	// EndKilled: the container ended without tee saying so, as after SIGKILL or an OOM kill. All that was written to the spool is archived.
+	// EndKilled: the container ended without tee saying so, as after SIGKILL or an OOM kill. All that was written to the spool is archived; see Seal.Drained for the rest.
 	EndKilled End = "killed"
 	// EndNeverStarted: the container's process was never started.
 	EndNeverStarted End = "never-started"
@@ -125,11 +125,12 @@ type Seal struct {
 	Segments int64            `json:"segments"` // number of segments
 	SHA256   string           `json:"sha256"`   // of the archive bytes in hex: zstdcat *.log.zst | sha256sum
 	End      End              `json:"end"`
-	Exit     *Exit            `json:"exit,omitempty"` // with EndExited
-	Gaps     []criline.Marker `json:"gaps,omitempty"` // the first MaxGaps
-	GapCount int64            `json:"gapCount"`       // all of them
-	Lost     Printed          `json:"lost"`           // bytes printed and not archived, over all gaps
-	First    time.Time        `json:"first,omitzero"` // time of the first and last line; zero for an empty log
+	Exit     *Exit            `json:"exit,omitempty"`    // with EndExited
+	Drained  bool             `json:"drained,omitempty"` // with EndKilled: what the container had left in its pipes is archived, too. Without it, some of its last output may be missing
+	Gaps     []criline.Marker `json:"gaps,omitempty"`    // the first MaxGaps
+	GapCount int64            `json:"gapCount"`          // all of them
+	Lost     Printed          `json:"lost"`              // bytes printed and not archived, over all gaps
+	First    time.Time        `json:"first,omitzero"`    // time of the first and last line; zero for an empty log
 	Last     time.Time        `json:"last,omitzero"`
 	Sealed   time.Time        `json:"sealed"`
 }

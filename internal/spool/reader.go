@@ -296,14 +296,18 @@ func (r *Reader) Next(at Position, limit int, final bool, now time.Time) (lines 
 			// The file is complete, so this is all of its last line.
 			if n > 0 {
 				at.Offset += int64(n)
-				if line, err := criline.Parse(chunk); err == nil && line.Stream != criline.Markers {
+				line, err := criline.Parse(chunk)
+				if r.next < 0 && (n < criline.PrefixLen || err == nil && line.Stream == criline.Markers) {
+					continue // tee was killed before it had written any printed byte of the line
+				}
+				if err == nil && line.Stream != criline.Markers {
 					if err := mark(); err != nil {
 						return nil, tally, at, err
 					}
 					line.Full = false
 					from := len(r.mem.out)
 					r.mem.out = criline.Append(r.mem.out, line.Time, line.Stream, false, line.Text)
-					if line, err = criline.Parse(r.mem.out[from : len(r.mem.out)-1]); err == nil {
+					if line, err := criline.Parse(r.mem.out[from : len(r.mem.out)-1]); err == nil {
 						tally.Add(line)
 					}
 				} else {

@@ -109,7 +109,8 @@ func TestReader(t *testing.T) {
 		"torn, to be continued":              {files: map[string]string{at(0): a + torn}, want: a},
 		"torn, at the end":                   {files: map[string]string{at(0): a + torn}, final: true, want: a + piece},
 		"torn, before the next file":         {files: map[string]string{at(0): a + torn, at(int64(len(a + torn))): b}, want: a + piece + b},
-		"torn within the prefix":             {files: map[string]string{at(0): a + torn[:10]}, final: true, want: a, gaps: []criline.Marker{{Reason: criline.ReasonMalformed, Stdout: 10}}},
+		"torn within the prefix":             {files: map[string]string{at(0): a + torn[:10]}, final: true, want: a},
+		"torn within a prefix in the middle": {files: map[string]string{at(0): a + torn[:10], at(int64(len(a)) + 10): b}, want: a + b, gaps: []criline.Marker{{Reason: criline.ReasonMalformed, Stdout: 10}}},
 		"a base that jumps":                  {files: map[string]string{at(0): a, at(1000): b}, want: a + b, gaps: []criline.Marker{{Reason: criline.ReasonTruncated, Unknown: true}}},
 		"the first base is missing":          {files: map[string]string{at(1000): b}, want: b, gaps: []criline.Marker{{Reason: criline.ReasonTruncated, Unknown: true}}},
 		"the largest base":                   {files: map[string]string{at(0): a, at(math.MaxInt64): b}, want: a + b, gaps: []criline.Marker{{Reason: criline.ReasonTruncated, Unknown: true}}},
@@ -119,7 +120,7 @@ func TestReader(t *testing.T) {
 		"the position's file is shipped":     {files: map[string]string{at(1000): c}, from: Position{500, 500}, want: c},
 		"files before the position":          {files: map[string]string{at(0): a, at(1000): c}, from: Position{1000, 0}, want: c},
 		"names that look like log files":     {files: map[string]string{at(0): a, "1.log": b, "-0000000000000000001.log": b, "00000000000000000001.log.gz": b, "99999999999999999999.log": b, ".log": b}, want: a},
-		"a torn marker is not made a piece":  {files: map[string]string{at(0): string(criline.AppendPrefix(nil, readTime, criline.Markers, true)) + `{"kind"`}, final: true, gaps: []criline.Marker{{Reason: criline.ReasonMalformed, Stdout: int64(criline.PrefixLen) + 7}}},
+		"a torn marker is not made a piece":  {files: map[string]string{at(0): string(criline.AppendPrefix(nil, readTime, criline.Markers, true)) + `{"kind"`}, final: true},
 		"one long line without end":          {files: map[string]string{at(0): a + strings.Repeat("z", 3*readSize) + "\n" + b}, want: a + b, gaps: []criline.Marker{{Reason: criline.ReasonMalformed, Stdout: 3*int64(readSize) + 1}}},
 		"one long line without end, to come": {files: map[string]string{at(0): strings.Repeat("z", criline.MaxLen)}, gaps: []criline.Marker{{Reason: criline.ReasonMalformed, Stdout: int64(criline.MaxLen)}}},
 	} {

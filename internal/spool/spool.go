@@ -4,7 +4,7 @@
 //	00000000000004194304.log   the next file, begun when the one before was full
 //	term                       the container got SIGTERM: there is little time left
 //	end.json                   the process ended: how, and what was written
-//	tee/taken                  how much tee has taken from the container
+//	tee/offer                  the shipper's socket, on which tee hands over what outlives it (hand.go)
 //	end.json.tmp               room for end.json, taken before the container begins: the disk may be full at the end
 //
 // tee appends whole lines, the shipper deletes files that are shipped. Whatever a step may have done to its folder, the reader treats it as hostile: it

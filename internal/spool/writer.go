@@ -65,6 +65,7 @@ type Writer struct {
 	gap       criline.Marker // bytes lost since the last line; none are if its Kind is empty
 	retryAt   time.Time      // with a gap: when to try again
 	abandoned bool           // nothing more is written, all is lost
+	again     bool           // the container has run before
 	ended     bool
 
 	total End
@@ -103,6 +104,9 @@ func NewWriter(dir string, limit int64) (*Writer, error) {
 	return w, nil
 }
 
+// Again says whether the container has run before, and the log goes on.
+func (w *Writer) Again() bool { return w.again }
+
 // create opens a new log file.
 func create(path string) (file, error) {
 	return openMode(path, os.O_WRONLY|os.O_APPEND, fileMode)
@@ -133,6 +137,11 @@ func (w *Writer) resume() error {
 		last = max(last, f.base)
 	}
 	w.counted = time.Now()
+	w.again = last >= 0 || ended
+	if last >= 0 && !ended {
+		w.openGap(criline.ReasonKilled, "the container was killed and began again; what it had printed last is missing")
+		w.gap.Unknown = true
+	}
 	switch {
 	case last >= 0:
 		w.reopen(last)

@@ -792,18 +792,18 @@ func TestWriterRestart(t *testing.T) {
 		printed record.Printed
 		lost    int64 // of stdout; negative: no gap
 	}{
-		{"killed after a line", map[string]string{LogName(0): line(past, "a")}, "oFa|oFnew", 1, record.Printed{Stdout: 4}, -1},
+		{"killed after a line", map[string]string{LogName(0): line(past, "a")}, "oFa|mF|oFnew", 1, record.Printed{Stdout: 4}, 0},
 		{"ended", map[string]string{LogName(0): line(past, "a"), EndFile: end(p+1, 3)}, "oFa|oFnew", 1, record.Printed{Stdout: 104, Stderr: 7}, -1},
 		{"ended, and all was shipped", map[string]string{EndFile: end(1000, 3)}, "oFnew", 1, record.Printed{Stdout: 104, Stderr: 7}, -1},
-		{"several files", map[string]string{LogName(0): line(past, "a"), LogName(p + 1): line(past, "b")}, "oFa|oFb|oFnew", 2, record.Printed{Stdout: 4}, -1},
-		{"shipped up to the last file", map[string]string{LogName(5000): line(past, "b")}, "oFb|oFnew", 1, record.Printed{Stdout: 4}, -1},
-		{"empty last file", map[string]string{LogName(0): line(past, "a"), LogName(p + 1): ""}, "oFa|oFnew", 2, record.Printed{Stdout: 4}, -1},
+		{"several files", map[string]string{LogName(0): line(past, "a"), LogName(p + 1): line(past, "b")}, "oFa|oFb|mF|oFnew", 2, record.Printed{Stdout: 4}, 0},
+		{"shipped up to the last file", map[string]string{LogName(5000): line(past, "b")}, "oFb|mF|oFnew", 1, record.Printed{Stdout: 4}, 0},
+		{"empty last file", map[string]string{LogName(0): line(past, "a"), LogName(p + 1): ""}, "oFa|mF|oFnew", 2, record.Printed{Stdout: 4}, 0},
 		{"torn line", map[string]string{LogName(0): line(past, "a") + torn[:len(torn)-3]}, "oFa|mF|oFnew", 1, record.Printed{Stdout: 4}, 7},
 		{"torn prefix", map[string]string{LogName(0): line(past, "a") + torn[:20]}, "oFa|mF|oFnew", 1, record.Printed{Stdout: 4}, 0},
 		{"torn at the very end", map[string]string{LogName(0): line(past, "a") + torn[:len(torn)-1]}, "oFa|mF|oFnew", 1, record.Printed{Stdout: 4}, 9},
 		{"only a torn line", map[string]string{LogName(0): torn[:10]}, "mF|oFnew", 1, record.Printed{Stdout: 4}, 0},
-		{"clock went back", map[string]string{LogName(0): line(future, "a")}, "oFa|oFnew", 1, record.Printed{Stdout: 4}, -1},
-		{"end is damaged", map[string]string{LogName(0): line(past, "a"), EndFile: "{"}, "oFa|oFnew", 1, record.Printed{Stdout: 4}, -1},
+		{"clock went back", map[string]string{LogName(0): line(future, "a")}, "oFa|mF|oFnew", 1, record.Printed{Stdout: 4}, 0},
+		{"end is damaged", map[string]string{LogName(0): line(past, "a"), EndFile: "{"}, "oFa|mF|oFnew", 1, record.Printed{Stdout: 4}, 0},
 		{"end is of another log", map[string]string{LogName(0): line(past, "a"), EndFile: end(9999, 3)}, "oFa|oFnew", 1, record.Printed{Stdout: 4}, -1},
 		{"stale notes", map[string]string{TermFile: "", tmpEnd: "{"}, "oFnew", 1, record.Printed{Stdout: 4}, -1},
 	} {

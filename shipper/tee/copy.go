@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"sync"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -16,12 +17,8 @@ import (
 	"github.com/shiplog-dev/shiplog/internal/spool"
 )
 
-const (
-	// chunkBytes is what one read takes: what a pipe holds, and what one CRI line holds.
-	chunkBytes = 64 << 10
-	// firstOwnFD keeps tee's own copies of stdout and stderr away from the numbers that shell scripts use.
-	firstOwnFD = 10
-)
+// firstOwnFD keeps tee's own copies of stdout and stderr away from the numbers that shell scripts use.
+const firstOwnFD = 10
 
 // past is a deadline that is over.
 var past = time.Unix(1, 0)
@@ -40,14 +37,35 @@ type stream struct {
 	out  int      // the container's own
 	sink sink
 
-	taken *spool.Taken
-	buf   []byte
-	count [8]byte // for taken
+	hand *spool.HandStream
+	conn syscall.RawConn // of pipe
+
+	// What follows is of one call of next, and outlives it only so that a chunk costs no allocation.
+	try   func(fd uintptr) bool
+	limit int
+	chunk []byte
+	err   error
+}
+
+// newStream makes a stream. It fails only where pipe is not open.
+func newStream(name criline.Stream, pipe, out int, to sink, hand *spool.HandStream) (*stream, error) {
+	s := &stream{name: name, pipe: os.NewFile(uintptr(pipe), string(name)), fd: pipe, out: out, sink: to, hand: hand}
+	conn, err := s.pipe.SyscallConn()
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", name, err)
+	}
+	s.conn = conn
+	s.try = func(fd uintptr) (done bool) {
+		s.chunk, s.err = s.hand.Take(int(fd), s.limit)
+		return !errors.Is(s.err, unix.EAGAIN)
+	}
+	return s, nil
 }
 
 // copying is both streams, each with a goroutine that drain waits for.
 type copying struct {
 	streams [2]*stream
+	hand    *spool.Hand
 	wg      sync.WaitGroup
 }
 
@@ -56,8 +74,8 @@ var streams = [2]criline.Stream{criline.Stdout, criline.Stderr}
 
 // startCopy puts pipes in the place of fd 1 and 2, and begins to copy. A process that opens /proc/1/fd/1 writes into the pipe too. On an error, fd 1 and 2
 // are what they were.
-func startCopy(to sink, dir string) (*copying, error) {
-	c := &copying{}
+func startCopy(to sink, hand *spool.Hand) (*copying, error) {
+	c := &copying{hand: hand}
 	var own, reads, writes [2]int
 	for i := range own {
 		var err error
@@ -75,6 +93,12 @@ func startCopy(to sink, dir string) (*copying, error) {
 			return nil, fmt.Errorf("make a pipe non-blocking: %w", err)
 		}
 	}
+	for i, name := range streams {
+		var err error
+		if c.streams[i], err = newStream(name, reads[i], own[i], to, hand.Stream(name)); err != nil {
+			return nil, err
+		}
+	}
 	for i := range writes {
 		if err := unix.Dup3(writes[i], i+1, 0); err != nil {
 			for j := range i {
@@ -83,13 +107,19 @@ func startCopy(to sink, dir string) (*copying, error) {
 			return nil, fmt.Errorf("put a pipe in the place of fd %d: %w", i+1, err)
 		}
 	}
-	taken := spool.OpenTaken(dir)
-	for i, name := range streams {
+	for i, s := range c.streams {
 		_ = unix.Close(writes[i]) // fd 1 or 2 stands for it now
-		c.streams[i] = &stream{name: name, pipe: os.NewFile(uintptr(reads[i]), string(name)), fd: reads[i], out: own[i], sink: to, taken: taken, buf: make([]byte, chunkBytes)}
-		c.wg.Go(c.streams[i].run)
+		c.wg.Go(s.run)
 	}
 	return c, nil
+}
+
+// outlives are the files that the shipper is to hold, or none.
+func (c *copying) outlives() []int {
+	if c.hand.FD < 0 {
+		return nil
+	}
+	return []int{c.hand.FD, c.streams[0].fd, c.streams[1].fd}
 }
 
 // drain stops the copying when all that is in the pipes now has been copied. It does not wait for the end of the pipes, which a background process, and tee itself,
@@ -119,9 +149,7 @@ func (c *copying) end(w interface{ End(record.Exit) error }, exit record.Exit) {
 // run copies until the deadline, and then what is left in the pipe.
 func (s *stream) run() {
 	for {
-		n, err := s.pipe.Read(s.buf)
-		s.take(s.buf[:n])
-		if err != nil {
+		if _, err := s.next(spool.ChunkBytes); err != nil {
 			break // the deadline; a pipe whose write end tee holds itself has no end and no other error
 		}
 	}
@@ -136,8 +164,7 @@ func (s *stream) run() {
 // copyBytes copies so many bytes, which are in the pipe already.
 func (s *stream) copyBytes(left int) {
 	for left > 0 {
-		n, err := s.pipe.Read(s.buf[:min(left, len(s.buf))])
-		s.take(s.buf[:n])
+		n, err := s.next(left)
 		if err != nil {
 			return
 		}
@@ -145,14 +172,20 @@ func (s *stream) copyBytes(left int) {
 	}
 }
 
-// take hands on what was read: to the spool first, since what is in neither place is lost if tee is killed now, and then to the container's own stdout or stderr.
-func (s *stream) take(b []byte) {
-	if len(b) == 0 {
-		return
+// next waits for output, takes at most so many bytes of it, and hands them on: to the spool first, since what is not there is lost if tee is killed now and the shipper does not hold what
+// outlives it, and then to the container's own stdout or stderr.
+func (s *stream) next(limit int) (n int, err error) {
+	s.limit = limit
+	if err := s.conn.Read(s.try); err != nil {
+		return 0, err
 	}
-	s.taken.Add(s.name, len(b), &s.count)
-	s.keep(b)
-	writeAll(s.out, b)
+	if s.err != nil {
+		return 0, s.err
+	}
+	s.keep(s.chunk)
+	s.hand.Done()
+	writeAll(s.out, s.chunk)
+	return len(s.chunk), nil
 }
 
 // keep writes to the spool. A panic of the spool's code must not end the build: the bytes at hand are counted as lost to the copy, and the container's own

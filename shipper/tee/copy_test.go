@@ -15,6 +15,7 @@ import (
 
 	"github.com/shiplog-dev/shiplog/internal/criline"
 	"github.com/shiplog-dev/shiplog/internal/record"
+	"github.com/shiplog-dev/shiplog/internal/spool"
 )
 
 // panickingSink panics at the writes whose text it does not like.
@@ -48,7 +49,10 @@ func pipes(t *testing.T, to sink) (s *stream, feed *os.File, stdout *os.File) {
 		t.Fatal(err)
 	}
 	feed, stdout = os.NewFile(uintptr(in[1]), "feed"), os.NewFile(uintptr(out[0]), "stdout")
-	s = &stream{name: criline.Stdout, pipe: os.NewFile(uintptr(in[0]), "pipe"), fd: in[0], out: out[1], sink: to, buf: make([]byte, chunkBytes)}
+	s, err := newStream(criline.Stdout, in[0], out[1], to, spool.NewHand(false).Stream(criline.Stdout))
+	if err != nil {
+		t.Fatal(err)
+	}
 	t.Cleanup(func() {
 		if err := errors.Join(feed.Close(), stdout.Close(), s.pipe.Close(), unix.Close(s.out)); err != nil {
 			t.Error(err)
@@ -223,18 +227,22 @@ func TestEndFails(t *testing.T) {
 }
 
 func TestCopyAllocatesNothing(t *testing.T) {
-	read, write, err := os.Pipe()
-	if err != nil {
+	var in [2]int
+	if err := errors.Join(unix.Pipe2(in[:], unix.O_CLOEXEC), unix.SetNonblock(in[0], true)); err != nil {
 		t.Fatal(err)
 	}
-	defer read.Close()
+	write := os.NewFile(uintptr(in[1]), "feed")
 	defer write.Close()
 	null, err := unix.Open(os.DevNull, unix.O_WRONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer unix.Close(null)
-	s := &stream{name: criline.Stdout, pipe: read, out: null, sink: discard{}, buf: make([]byte, chunkBytes)}
+	s, err := newStream(criline.Stdout, in[0], null, discard{}, spool.NewHand(false).Stream(criline.Stdout))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.pipe.Close()
 	chunk := []byte("a line\n")
 	if n := testing.AllocsPerRun(1000, func() {
 		if _, err := write.Write(chunk); err != nil {

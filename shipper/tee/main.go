@@ -8,7 +8,7 @@
 // Whatever happens to the copy, the command runs as it would without tee, and tee ends as it does: with its exit code, or 128 + the number of
 // the signal that killed it. Where the copy cannot be set up, the command gets the container's own stdout and stderr.
 //
-// The files: main.go sets up and ends, child.go runs the command as an init process does, copy.go is the way of the bytes.
+// The files: main.go sets up and ends, child.go runs the command as an init process does, copy.go is the way of the bytes, offer.go lets the shipper hold what outlives tee.
 package main
 
 import (
@@ -74,9 +74,12 @@ func capture(opts contract.Tee) (record.Exit, error) {
 	if err != nil {
 		return record.Exit{}, err
 	}
-	c, err := startCopy(w, opts.Spool)
+	c, err := startCopy(w, spool.NewHand(w.Again()))
 	if err != nil {
 		return record.Exit{}, err
+	}
+	if files := c.outlives(); files != nil {
+		defer startOffer(opts.Spool, files).end()
 	}
 	exit := run(opts, w.Term, again)
 	endOthers()

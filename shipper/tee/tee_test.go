@@ -401,7 +401,7 @@ func TestTeeIsKilled(t *testing.T) {
 	if got.end != nil {
 		t.Error("there is an end")
 	}
-	if n := len(got.stdout); n < len(seen)-chunkBytes || !bytes.Equal(got.stdout[:min(n, len(seen))], seen[:min(n, len(seen))]) {
+	if n := len(got.stdout); n < len(seen)-spool.ChunkBytes || !bytes.Equal(got.stdout[:min(n, len(seen))], seen[:min(n, len(seen))]) {
 		t.Errorf("the spool holds %d bytes, %d were printed at least", n, len(seen))
 	}
 	if code := r.run(t, "echo", "again"); code != 0 {

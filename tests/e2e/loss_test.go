@@ -295,15 +295,6 @@ func (p *printer) settled(t *testing.T, a *backend.Archive) {
 // nothingLost checks the logs of a row that must lose nothing: all that the steps have written is there, each byte right, and verified.
 func nothingLost(t *testing.T, m *budget.Measurement, printers []*printer) {
 	t.Helper()
-	lostWithTee(t, m, printers, 0, true)
-}
-
-// teeHolds is what a pipe and tee's hands hold of a stream. A kill of the whole container loses it, and the reader says that this may be so.
-const teeHolds = 128 << 10
-
-// lostWithTee checks logs that are sealed, and may lack so many bytes that tee held, or had drained too early. With told, the reader must say so.
-func lostWithTee(t *testing.T, m *budget.Measurement, printers []*printer, most int64, told bool) {
-	t.Helper()
 	a := archive(t)
 	for _, p := range printers {
 		p.settled(t, a)
@@ -312,10 +303,7 @@ func lostWithTee(t *testing.T, m *budget.Measurement, printers []*printer, most 
 		report, c := p.read(t, a, -1)
 		lost := max(0, printed-report.Bytes)
 		m.Add(budget.Log{Rate: p.rate.String(), Printed: printed, Lost: lost, Declared: report.Declared, Told: p.told(t, c)})
-		if most > 0 && lost > 0 && lost <= most && (!told || strings.Contains(c.Why, "may be missing") || c.Status == backend.Gaps) {
-			continue
-		}
-		if lost > 0 || !report.Right() || report.Gaps > 0 || c.Status != backend.Verified {
+		if lost > 0 || !report.Right() || report.Gaps > 0 || c.Status != backend.Verified || c.Why != "" {
 			t.Errorf("%s: printed %d bytes; the archive is %s %s: %s", p.tr.Name, printed, c.Status, c.Why, report)
 		}
 	}
@@ -586,15 +574,7 @@ func TestLossStepKilled(t *testing.T) {
 					t.Errorf("%s: the step ended as %+v, want a failure", p.tr.Name, s)
 				}
 			}
-			switch c.program {
-			case contract.TeePath:
-				lostWithTee(t, m, printers, teeHolds, true)
-			case "/tekton/bin/entrypoint":
-				// The user's process outlives it by a moment, in which tee has drained the pipe already. What it prints then is lost, as that of any background process.
-				lostWithTee(t, m, printers, teeHolds, false)
-			default:
-				nothingLost(t, m, printers)
-			}
+			nothingLost(t, m, printers)
 		})
 	}
 }
@@ -620,7 +600,7 @@ func TestLossStepOOM(t *testing.T) {
 			t.Errorf("%s: the step ended as %+v, want a failure", p.tr.Name, s)
 		}
 	}
-	lostWithTee(t, m, printers, teeHolds, true)
+	nothingLost(t, m, printers)
 }
 
 // gone waits until the printers' pods are gone.

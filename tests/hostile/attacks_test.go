@@ -5,6 +5,7 @@ package hostile
 import (
 	"bufio"
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -62,6 +63,22 @@ func lines(n int, text string) (b []byte) {
 
 // honestLines are shipped before the attack.
 var honestLines = lines(1000, "before the attack")
+
+// offer sends files to the shipper, as tee does. Where nobody listens any more, as after another attack or while the shipper begins again, there is nobody to attack.
+func offer(fds ...int) error {
+	fd, err := unix.Socket(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return err
+	}
+	err = unix.Connect(fd, &unix.SockaddrUnix{Name: spool.OfferFolder + "/" + spool.OfferSocket})
+	if err == nil {
+		err = unix.Sendmsg(fd, []byte{0}, unix.UnixRights(fds...), nil, unix.MSG_NOSIGNAL)
+	}
+	if errors.Is(err, unix.ECONNREFUSED) || errors.Is(err, unix.EPIPE) || errors.Is(err, unix.ENOENT) {
+		err = nil
+	}
+	return errors.Join(err, unix.Close(fd))
+}
 
 // next is the offset behind honestLines: where an honest step's next file begins.
 var next = int64(len(honestLines))
@@ -205,8 +222,26 @@ func attacks() []attack {
 		{name: "folders", plant: each(func(_ int, name string) error {
 			return errors.Join(os.Mkdir(name, 0o777), os.WriteFile(name+"/"+spool.LogName(0), lines(3, "in a folder"), 0o666))
 		})},
-		{name: "count-that-is-huge", plant: func() error { return os.WriteFile("tee/taken", bytes.Repeat([]byte{0x7f}, 16), 0o666) }},
-		{name: "count-that-is-cut-off", plant: func() error { return os.Truncate("tee/taken", 3) }},
+		{name: "offers-that-are-none", plant: func() error { return offer() }, loop: func(round int) error {
+			fd := int(os.Stdin.Fd())
+			return offer([][]int{nil, {fd}, {fd, fd, fd}, {fd, fd, fd, fd, fd, fd}}[round%4]...)
+		}},
+		{name: "offer-that-is-forged", plant: func() error {
+			hand := spool.NewHand(false)
+			var pipes [2][2]int
+			for i := range pipes {
+				if err := unix.Pipe2(pipes[i][:], unix.O_CLOEXEC); err != nil { // both ends stay open, and reading blocks
+					return err
+				}
+			}
+			forged := make([]byte, 40) // 2^40 bytes handed on, and a chunk
+			binary.NativeEndian.PutUint64(forged, 1<<60|1<<16)
+			_, err := unix.Pwrite(hand.FD, forged, 0)
+			return errors.Join(err, offer(hand.FD, pipes[0][0], pipes[1][0]))
+		}},
+		{name: "no-room-for-offers", plant: func() error {
+			return errors.Join(os.Rename("tee", "away"), os.Mkdir("tee", 0o777), unix.Mkfifo("tee/"+spool.OfferSocket, 0o666))
+		}},
 		{name: "unreadable-files", plant: each(func(_ int, name string) error { return os.WriteFile(name, lines(3, "unreadable"), 0) })},
 		{name: "swapped-while-read", plant: func() error {
 			return errors.Join(os.Symlink(targets[2], "link"), os.Symlink(targets[4], "link2"), os.Mkdir("dir", 0o777), unix.Mkfifo("fifo", 0o666), write(map[string][]byte{

@@ -21,6 +21,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/shiplog-dev/shiplog/backend"
 	"github.com/shiplog-dev/shiplog/internal/contract"
 	"github.com/shiplog-dev/shiplog/internal/layout"
@@ -122,12 +124,21 @@ func New(t testing.TB, o Options) *Pod {
 	}
 	p.writeRecords()
 
-	// The shipper's root folder, as in its image.
-	for _, dir := range []string{contract.VolumeMount, contract.TokenMount} {
+	// The shipper's root folder, as in its image, and with the /proc that each container has.
+	for _, dir := range []string{contract.VolumeMount, contract.TokenMount, "proc"} {
 		if err := os.MkdirAll(filepath.Join(p.root, dir), 0o755); err != nil {
 			t.Fatal(err)
 		}
 	}
+	proc := filepath.Join(p.root, "proc")
+	if err := unix.Mount("/proc", proc, "", unix.MS_BIND, ""); err != nil {
+		t.Fatalf("mount /proc for the shipper: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(proc, unix.MNT_DETACH); err != nil {
+			t.Errorf("unmount the shipper's /proc: %v", err)
+		}
+	})
 	if err := os.Chmod(p.root, 0o755); err != nil {
 		t.Fatal(err)
 	}
@@ -150,6 +161,12 @@ func New(t testing.TB, o Options) *Pod {
 		t.Fatalf("shipper install: %v\n%s", err, out)
 	}
 	return p
+}
+
+// AwaitShipper waits until a shipper that was started looks at the spool, which takes it less time than the kubelet takes from the postStart hook to the first container.
+func (p *Pod) AwaitShipper() {
+	p.t.Helper()
+	Until(p.t, "a shipper that looks at the spool", time.Minute, p.shipper.running)
 }
 
 func (p *Pod) open(c objectstore.Config) *objectstore.Store {
