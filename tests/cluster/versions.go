@@ -57,8 +57,8 @@ var components = []component{
 	{name: "minio", packages: []string{"github.com/minio/minio"}}, // for the store's conformance tests only
 }
 
-// debianPackages are what the node needs beside Go binaries, and zstd, with which a test reads the archive as docs/format.md says.
+// debianPackages are what the node needs beside Go binaries, and what tests need: strace, to kill processes at one system call, and zstd, to read the archive as docs/format.md says.
 var debianPackages = []string{
 	"busybox-static", "ca-certificates", "conntrack", "containernetworking-plugins", "etcd-server", "gcc", "iproute2", "iptables", "libc6-dev",
-	"libseccomp-dev", "pkg-config", "tini", "zstd",
+	"libseccomp-dev", "pkg-config", "strace", "tini", "zstd",
 }

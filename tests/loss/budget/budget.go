@@ -71,6 +71,9 @@ func Begin(t testing.TB, row string) *Measurement {
 	m := &Measurement{t: t, result: Result{Row: row, Full: All()}}
 	begin := time.Now()
 	t.Cleanup(func() {
+		if t.Skipped() {
+			return // nothing was measured
+		}
 		m.result.Failed = t.Failed()
 		m.result.Took = time.Since(begin).Round(100 * time.Millisecond).Seconds()
 		for _, l := range m.result.Logs {

@@ -3,19 +3,16 @@
 package local
 
 import (
-	"errors"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/shiplog-dev/shiplog/backend"
+	"github.com/shiplog-dev/shiplog/internal/spool"
 	"github.com/shiplog-dev/shiplog/tests/loss/budget"
 	"github.com/shiplog-dev/shiplog/tests/loss/rig"
 	"github.com/shiplog-dev/shiplog/tests/loss/sequence"
@@ -43,139 +40,119 @@ func TestLossShipperKilled(t *testing.T) {
 	}
 }
 
-// watch kills the shipper when a file whose name has the suffix is made or deleted in a folder, until stop is called or it has done it as often as is enough. It returns how often.
-func watch(t *testing.T, p *rig.Pod, folder string, mask uint32, suffix string, enough int) (stop func() (kills int)) {
-	t.Helper()
-	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC)
-	if err != nil {
-		t.Fatal(err)
-	}
-	watched, err := unix.InotifyAddWatch(fd, folder, mask)
-	if err != nil {
-		t.Fatal(err)
-	}
-	kills := 0
-	var group sync.WaitGroup
-	group.Go(func() { // ends with the watch, which the caller stops
-		buf := make([]byte, 64<<10)
-		for {
-			n, err := unix.Read(fd, buf)
-			if errors.Is(err, unix.EINTR) {
-				continue
-			}
-			if err != nil || n == 0 || strings.Contains(string(buf[:n]), stopName) {
-				return
-			}
-			// The names are padded with NULs. Several events at once are one moment.
-			if kills < enough && strings.Contains(string(buf[:n]), suffix+"\x00") {
-				p.KillShipper()
-				kills++
-				<-p.ShipperStarts()
-			}
-		}
-	})
-	return func() int {
-		t.Helper()
-		// An event of our own ends the read.
-		name := filepath.Join(folder, stopName)
-		if err := errors.Join(os.WriteFile(name, nil, 0o644), os.Remove(name)); err != nil {
-			t.Fatal(err)
-		}
-		group.Wait()
-		_, _ = unix.InotifyRmWatch(fd, uint32(watched))
-		if err := unix.Close(fd); err != nil {
-			t.Error(err)
-		}
-		return kills
-	}
-}
-
-// stopName is the file whose making or deletion ends a watch.
-const stopName = ".stop-watching"
-
-// rounds are the containers of a test that goes on until it has hit the moment that it is about, which takes one or two rounds.
-var rounds = []string{"step-0", "step-1", "step-2", "step-3", "step-4", "step-5", "step-6", "step-7", "step-8", "step-9"}
-
-// TestLossShipperKilledInRecording kills the shipper when it has begun to write its position, or a segment.
+// TestLossShipperKilledInRecording kills the shipper when it has begun to record a segment or its position: when the file is made and empty, and when it is written and not in its place yet.
 func TestLossShipperKilledInRecording(t *testing.T) {
 	t.Parallel()
 	m := budget.Begin(t, "shipper-kill-record")
-	p := rig.New(t, rig.Options{Containers: rounds})
-	var halves atomic.Int64
-	p.OnDeath = func() {
-		// What is there under its temporary name was never finished.
-		left, err := filepath.Glob(filepath.Join(p.StateFolder(), "*.new"))
-		if err != nil {
-			t.Error(err)
+	p := rig.New(t, rig.Options{Containers: steps[1:2]})
+	state := filepath.Join(p.StateFolder(), steps[1]+".json")
+	segment := filepath.Join(p.StateFolder(), steps[1]+".segment")
+	kills := 0
+	// in are the moments in recording a file.
+	in := func(file string) (moments []rig.Moment) {
+		for call, written := range map[string]bool{"write": false, "/^rename": true} {
+			moments = append(moments, rig.Moment{Call: call, File: file + ".new", Then: func() {
+				kills++
+				// What is there under its temporary name was never finished.
+				if info, err := os.Stat(file + ".new"); err != nil || info.Size() > 0 != written {
+					t.Errorf("the shipper was killed at %s, and left %v, %v", call, info, err)
+				}
+			}})
 		}
-		halves.Add(int64(len(left)))
+		return moments
+	}
+	// With the store away, what is recorded is a segment that was cut, and the position behind it.
+	p.S3.BlackHole()
+	const rounds = 3
+	for range rounds {
+		p.KillAt(append(in(segment), in(state)...)...)
 	}
 	p.StartShipper()
-	kills := 0
-	var all []*rig.Step
-	for i, name := range rounds {
-		if i >= 2 && halves.Load() > 0 {
-			break
-		}
-		s := p.Start(name, rig.StepOptions{Options: sequence.Options{Rate: sequence.Rate{Bytes: 5e6}, Duration: 5 * time.Second}})
-		stop := watch(t, p, p.StateFolder(), unix.IN_CREATE|unix.IN_DELETE, []string{".segment.new", ".json.new"}[i%2], 20)
-		s.Unharmed(0)
-		kills += stop()
-		all = append(all, s)
+	s := p.Start(steps[1], rig.StepOptions{Options: sequence.Options{Rate: sequence.Rate{Bytes: 5e6}, Duration: 3 * time.Second}})
+	allHit(t, p)
+	rig.Until(t, "a segment that waits for the store", time.Minute, func() bool {
+		b, err := os.ReadFile(state)
+		return err == nil && strings.Contains(string(b), `"pending":"`)
+	})
+	// What the next shipper records first is that this segment is in the store.
+	for range rounds {
+		p.KillAt(in(state)...)
 	}
+	p.KillShipper()
+	p.S3.Heal(true)
+	allHit(t, p)
+	s.Unharmed(0)
 	drain(t, p)
-	if halves.Load() == 0 {
-		t.Errorf("the shipper was killed %d times, and never in the middle of recording", kills)
+	if kills != 6*rounds {
+		t.Errorf("the shipper was killed %d times", kills)
 	}
-	m.Note("killed %d times when a record's file was made; %d times one was left that was begun and not finished", kills, halves.Load())
+	m.Note("killed %d times with a record's file begun and not finished", kills)
+	nothingLost(t, m, p, s)
+}
+
+// allHit waits until a shipper was killed at each of the moments.
+func allHit(t *testing.T, p *rig.Pod) {
+	t.Helper()
+	rig.Until(t, "the death of a shipper at each moment", enough, func() bool { return p.MomentsLeft() == 0 })
+}
+
+// TestLossShipperKilledInDeletion kills the shipper when it has deleted some of several shipped files: one, the next shipper when it has deleted one more, and so on.
+func TestLossShipperKilledInDeletion(t *testing.T) {
+	t.Parallel()
+	m := budget.Begin(t, "shipper-kill-delete")
+	p := rig.New(t, rig.Options{Containers: steps[:2]})
+	p.Limit = 24 << 20 // files of 3 MiB
+	p.Config.SegmentBytes = 20 << 20
+	// What heaps up before there is a shipper is shipped as one segment, of several files. Another container's log goes on meanwhile.
+	all := []*rig.Step{p.Start(steps[1], rig.StepOptions{Options: sequence.Options{Rate: fast, Bytes: 14e6}})}
+	all[0].Unharmed(0)
+	all = append(all, p.Start(steps[0], rig.StepOptions{Options: sequence.Options{Rate: slow, Duration: 3 * time.Second}}))
+	files := complete(t, p.Folder(steps[1]))
+	if len(files) < 4 {
+		t.Fatalf("the spool has only the complete files %v", files)
+	}
+	kills := 0
+	for i, name := range files[1:] {
+		p.KillAt(rig.Moment{Call: "unlinkat", File: name, Then: func() {
+			kills++
+			if left := p.ShippedFiles(steps[1]); left != len(files)-1-i {
+				t.Errorf("the shipper was killed when it was to delete file %d of %d, and left %d that it has recorded as shipped", i+2, len(files), left)
+			}
+		}})
+	}
+	p.StartShipper()
+	allHit(t, p)
+	all[1].Unharmed(0)
+	drain(t, p)
+	if kills != len(files)-1 {
+		t.Errorf("the shipper was killed %d times", kills)
+	}
+	m.Note("killed %d times with some files deleted and others left that were recorded as shipped", kills)
 	for _, s := range all {
 		nothingLost(t, m, p, s)
 	}
 }
 
-// TestLossShipperKilledInDeletion kills the shipper when it has deleted the first of several shipped files.
-func TestLossShipperKilledInDeletion(t *testing.T) {
-	t.Parallel()
-	m := budget.Begin(t, "shipper-kill-delete")
-	p := rig.New(t, rig.Options{Containers: rounds})
-	p.Limit = 24 << 20 // files of 3 MiB
-	p.Config.SegmentBytes = 20 << 20
-	var halves atomic.Int64
-	p.OnDeath = func() {
-		for _, name := range rounds {
-			if p.ShippedFiles(name) > 0 {
-				halves.Add(1)
-			}
+// complete are the names of the log files in a folder but the last that was begun, in the folder's own order, in which the shipper deletes them.
+func complete(t *testing.T, folder string) (names []string) {
+	t.Helper()
+	f, err := os.Open(folder)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close() // opened for reading: there is nothing to lose
+	all, err := f.Readdirnames(-1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	last := int64(-1)
+	for _, name := range all {
+		if base, ok := spool.ParseLogName(name); ok {
+			names = append(names, name)
+			last = max(last, base)
 		}
 	}
-	p.StartShipper()
-	kills := 0
-	var all []*rig.Step
-	for i, name := range rounds {
-		if i >= 2 && halves.Load() > 0 {
-			break
-		}
-		// What heaps up is shipped as one segment, of several files.
-		p.S3.BlackHole()
-		s := p.Start(name, rig.StepOptions{Options: sequence.Options{Rate: sequence.Rate{Bytes: 5e6}, Bytes: 11e6}})
-		s.Unharmed(0)
-		stop := watch(t, p, p.Folder(name), unix.IN_DELETE, ".log", 20)
-		p.S3.Heal(true)
-		rig.Until(t, "the deletion of what is shipped", time.Minute, func() bool {
-			left, err := filepath.Glob(filepath.Join(p.Folder(name), "*.log"))
-			return err == nil && len(left) <= 1
-		})
-		kills += stop()
-		all = append(all, s)
-	}
-	drain(t, p)
-	if halves.Load() == 0 {
-		t.Errorf("the shipper was killed %d times, and never in the middle of deleting", kills)
-	}
-	m.Note("killed %d times when it deleted a file; %d times files were left that were recorded as shipped", kills, halves.Load())
-	for _, s := range all {
-		nothingLost(t, m, p, s)
-	}
+	return slices.DeleteFunc(names, func(name string) bool { return name == spool.LogName(last) })
 }
 
 // TestLossProcessKilled kills what tee runs. All that it has written to its pipe is in the archive.

@@ -40,6 +40,66 @@ func (p *Pod) shipperCommand(args ...string) *exec.Cmd {
 	}
 }
 
+// Moment is one at which a shipper is killed: it has begun a system call on a file, and the kernel has not done it yet.
+type Moment struct {
+	Call string // the system call, or a regular expression between slashes for several
+	// File is the file's path here. A name without a folder is what the shipper gives beside an open folder.
+	File string
+	Then func() // is called when the shipper is dead, before the next begins
+}
+
+// KillAt kills the shippers that start from now on, one at each of the moments, in this order. Those behind the last are left alone.
+func (p *Pod) KillAt(moments ...Moment) {
+	p.t.Helper()
+	needStrace(p.t)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.moments = append(p.moments, moments...)
+}
+
+// MomentsLeft is at how many moments of KillAt's no shipper was killed yet.
+func (p *Pod) MomentsLeft() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.moments)
+}
+
+// moment is the one at which the next shipper is to be killed, or nil.
+func (p *Pod) moment() *Moment {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.moments) == 0 {
+		return nil
+	}
+	return &p.moments[0]
+}
+
+// hit says that the moment has come.
+func (p *Pod) hit(m *Moment) {
+	if m.Then != nil {
+		m.Then()
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.moments = p.moments[1:]
+}
+
+// killedAt is the shipper under strace, which kills it at the moment. The process is the shipper's own: its tracer is a grandchild (-D), which ends with it.
+func (p *Pod) killedAt(m Moment) *exec.Cmd {
+	p.t.Helper()
+	cmd := p.shipperCommand()
+	// Without --seccomp-bpf, with which strace 6.1 injects no signal.
+	args := []string{"strace", "-D", "-f", "-qq", "-o", "/dev/null", "-e", "trace=" + m.Call, "-e", "inject=" + m.Call + ":signal=SIGKILL", "-P", m.File}
+	if inside, ok := strings.CutPrefix(m.File, p.root); ok {
+		args = append(args, "-P", inside) // as the shipper names it, where it does
+	}
+	// strace has no place in the shipper's root folder, so that the folder is changed behind it. chroot itself makes none of the calls on the file.
+	user := fmt.Sprintf("--userspec=%d:%d", shipperUser, shipperUser)
+	args = append(args, chroot, user, "--groups=", p.root, cmd.Path)
+	cmd.Path, cmd.Args, cmd.SysProcAttr = strace, append(args, cmd.Args[1:]...), nil
+	return cmd
+}
+
 // shipperProcess is the shipper as the kubelet keeps it: a shipper that ends is started again, until the pod ends.
 type shipperProcess struct {
 	pod      *Pod
@@ -78,8 +138,12 @@ func (p *Pod) StartShipper() {
 func (s *shipperProcess) keep() {
 	defer close(s.done)
 	for !s.stopping.Load() {
-		cmd := s.pod.shipperCommand()
+		cmd, moment := s.pod.shipperCommand(), s.pod.moment()
+		if moment != nil {
+			cmd = s.pod.killedAt(*moment)
+		}
 		cmd.Stderr = lockedWriter{s.pod}
+		kills := s.kills.Load()
 		s.mu.Lock()
 		err := cmd.Start()
 		s.cmd, s.err = cmd, err
@@ -95,6 +159,10 @@ func (s *shipperProcess) keep() {
 		var sampling sync.WaitGroup
 		sampling.Go(func() { s.sample(cmd.Process.Pid, ended) })
 		_ = cmd.Wait() // how it ended does not matter: it is started again, or was to end
+		// Nobody else has killed it.
+		if status, ok := cmd.ProcessState.Sys().(syscall.WaitStatus); moment != nil && ok && status.Signal() == unix.SIGKILL && s.kills.Load() == kills && !s.stopping.Load() {
+			s.pod.hit(moment)
+		}
 		if s.pod.OnDeath != nil {
 			s.pod.OnDeath()
 		}
@@ -152,7 +220,11 @@ func (p *Pod) KillShipper() {
 
 // ShippedFiles is how many files of a container's spool are shipped, by what the shipper has recorded, and not deleted.
 func (p *Pod) ShippedFiles(container string) int {
-	var recorded struct{ Position spool.Position }
+	type state struct{ Position spool.Position }
+	var recorded struct {
+		state
+		Before *state // the pending segment, which may not be in the store yet
+	}
 	b, err := os.ReadFile(filepath.Join(p.StateFolder(), container+".json"))
 	if err == nil {
 		err = json.Unmarshal(b, &recorded)
@@ -160,13 +232,17 @@ func (p *Pod) ShippedFiles(container string) int {
 	if err != nil {
 		return 0 // nothing is recorded yet
 	}
+	shipped := recorded.Position
+	if recorded.Before != nil {
+		shipped = recorded.Before.Position
+	}
 	names, err := os.ReadDir(p.Folder(container))
 	if err != nil {
 		p.t.Error(err)
 	}
 	n := 0
 	for _, e := range names {
-		if base, ok := spool.ParseLogName(e.Name()); ok && base < recorded.Position.Base {
+		if base, ok := spool.ParseLogName(e.Name()); ok && base < shipped.Base {
 			n++
 		}
 	}

@@ -71,6 +71,25 @@ func NeedRoot(t testing.TB) {
 	t.Skip("left out: it needs root, for a root folder of the shipper's own")
 }
 
+// strace and chroot are the programs' paths, where they are.
+var (
+	strace, straceErr = exec.LookPath("strace")
+	chroot, chrootErr = exec.LookPath("chroot")
+)
+
+// needStrace leaves a test out where strace is missing. It must be there in CI.
+func needStrace(t testing.TB) {
+	t.Helper()
+	err := errors.Join(straceErr, chrootErr)
+	if err == nil {
+		return
+	}
+	if os.Getenv("CI") != "" {
+		t.Fatalf("this test needs strace, and CI must run it: %v", err)
+	}
+	t.Skipf("left out: it kills processes at one system call: %v", err)
+}
+
 const (
 	namespace = "builds"
 	token     = "a-pod's-token"
@@ -96,6 +115,7 @@ type Pod struct {
 	mu      sync.Mutex
 	shipper *shipperProcess
 	log     bytes.Buffer // the shippers'
+	moments []Moment     // at which no shipper was killed yet
 }
 
 // Options say what a pod is like. The zero value is like an installation without settings.
