@@ -166,13 +166,18 @@ func (h *holder) close() error {
 	close(h.stop)
 	err := h.listener.Close()
 	h.group.Wait()
-	h.mu.Lock()
-	defer h.mu.Unlock()
-	h.drop()
+	h.release()
 	return err
 }
 
-// last is what is held when the container has ended, nil if nothing is. It is good until close.
+// release lets go of what is held, as where a container has ended and said so.
+func (h *holder) release() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.drop()
+}
+
+// last is what is held when the container has ended, nil if nothing is. It is good until close or release.
 func (h *holder) last() *spool.Held {
 	h.mu.Lock()
 	defer h.mu.Unlock()

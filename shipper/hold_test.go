@@ -332,6 +332,30 @@ func TestRestOfKilled(t *testing.T) {
 	}
 }
 
+// What a container left that has said how it ended is let go of.
+func TestReleaseOfEnded(t *testing.T) {
+	f := newFakeServer(t)
+	p := newPod(t, f, "step-a")
+	s := p.shipper()
+	defer s.close()
+	l := s.logs[0]
+	var err error
+	if l.holder, err = startHolder(l.folder); err != nil { // closed with the shipper
+		t.Fatal(err)
+	}
+	e := newTeeEnd(t)
+	defer e.dies()
+	e.offers(l.folder)
+	await(t, "an offer", func() bool { return l.holder.last() != nil })
+	if err := l.look(); err != nil || l.holder.last() == nil {
+		t.Errorf("a container that runs is let go of: %v", err)
+	}
+	p.write("step-a", spool.EndFile, []byte("{}"))
+	if err := l.look(); err != nil || l.holder.last() != nil {
+		t.Errorf("a container that has ended is still held: %v", err)
+	}
+}
+
 // Where nothing is held the seal says nothing of the rest, and a gap that tee had counted is marked where it is.
 func TestKilledSeal(t *testing.T) {
 	for name, offered := range map[string]bool{"nothing is held": false, "a gap that tee had not marked": true} {

@@ -112,6 +112,9 @@ func (l *containerLog) look() error {
 	}
 	l.status, l.end = status, nil
 	if status.Ended {
+		if l.holder != nil {
+			l.holder.release()
+		}
 		if end, ok := l.reader.End(); ok {
 			l.end = &end
 		}
