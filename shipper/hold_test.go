@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -239,6 +240,18 @@ func makeOfferFolderChangesNothing(t *testing.T, folder, elsewhere string) {
 	}
 }
 
+// hold starts a container's holder, as run does. It is closed with the shipper.
+func (s *shipper) hold(t testing.TB, container string) *holder {
+	t.Helper()
+	i := slices.IndexFunc(s.logs, func(l *containerLog) bool { return l.name == container })
+	h, err := startHolder(s.logs[i].folder)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.logs[i].holder = h
+	return h
+}
+
 // TestRestOfKilled: what a killed container had printed, and tee had not written, is behind what is in the spool, also if the store refuses objects meanwhile.
 func TestRestOfKilled(t *testing.T) {
 	for name, tc := range map[string]struct {
@@ -268,9 +281,8 @@ func TestRestOfKilled(t *testing.T) {
 				p.write("step-a", spool.LogName(0), criline.Append(nil, at, criline.Stdout, full, []byte(text)))
 			}
 			s := p.shipper()
-			ctx, stop := context.WithCancel(t.Context())
-			ended := make(chan error, 1)
-			go func() { ended <- s.run(ctx) }() // ends with the context; the test waits for it
+			defer s.close()
+			h := s.hold(t, "step-a")
 			e := newTeeEnd(t)
 			if tc.chunk != "" {
 				e.prints(0, tc.chunk)
@@ -287,13 +299,8 @@ func TestRestOfKilled(t *testing.T) {
 			if tc.stderr != "" {
 				e.prints(1, tc.stderr)
 			}
-			folder := p.folder("step-a")
-			await(t, "somebody who listens", func() bool {
-				conn, err := dial(folder)
-				return err == nil && conn.Close() == nil
-			})
-			e.offers(folder)
-			await(t, "an offer that is held", func() bool { return s.logs[0].holder.last() != nil })
+			e.offers(p.folder("step-a"))
+			await(t, "an offer", func() bool { return h.last() != nil })
 			e.dies()
 			if tc.refuse {
 				refused := 0
@@ -307,8 +314,7 @@ func TestRestOfKilled(t *testing.T) {
 					}
 				})
 			}
-			stop()
-			if err := <-ended; err != nil {
+			if err := s.drain(t.Context()); err != nil {
 				t.Fatal(err)
 			}
 			var got strings.Builder
@@ -338,11 +344,8 @@ func TestReleaseOfEnded(t *testing.T) {
 	p := newPod(t, f, "step-a")
 	s := p.shipper()
 	defer s.close()
+	s.hold(t, "step-a")
 	l := s.logs[0]
-	var err error
-	if l.holder, err = startHolder(l.folder); err != nil { // closed with the shipper
-		t.Fatal(err)
-	}
 	e := newTeeEnd(t)
 	defer e.dies()
 	e.offers(l.folder)
@@ -366,11 +369,7 @@ func TestKilledSeal(t *testing.T) {
 			s := p.shipper()
 			defer s.close()
 			if offered {
-				h, err := startHolder(p.folder("step-a"))
-				if err != nil {
-					t.Fatal(err)
-				}
-				s.logs[0].holder = h // closed with the shipper
+				h := s.hold(t, "step-a")
 				e := newTeeEnd(t)
 				e.prints(0, strings.Repeat("x", 5000))
 				e.take(criline.Stdout, 0)
