@@ -297,7 +297,7 @@ func (r *Reader) Next(at Position, limit int, final bool, now time.Time) (lines 
 			if n > 0 {
 				at.Offset += int64(n)
 				line, err := criline.Parse(chunk)
-				if r.next < 0 && (n < criline.PrefixLen || err == nil && line.Stream == criline.Markers) {
+				if r.next < 0 && lost.bytes == 0 && (n < criline.PrefixLen || err == nil && line.Stream == criline.Markers) {
 					continue // tee was killed before it had written any printed byte of the line
 				}
 				if err == nil && line.Stream != criline.Markers {
