@@ -256,8 +256,23 @@ func TestStatus(t *testing.T) {
 			m.put(t, step.SealKey(), old, s)
 		}, Damaged, fmt.Sprintf("the last %d archive bytes are missing", len(whole)-third)},
 		{"empty: killed", func(t *testing.T, m memory) {
-			m.put(t, step.SealKey(), old, record.Seal{End: record.EndKilled})
+			m.put(t, step.SealKey(), old, record.Seal{End: record.EndKilled, Drained: true})
 		}, Verified, "killed before its first byte"},
+		{"empty: killed, and what it left is unknown", func(t *testing.T, m memory) {
+			m.put(t, step.SealKey(), old, record.Seal{End: record.EndKilled})
+		}, Verified, "killed: whether it had printed anything is unknown"},
+		{"killed", func(t *testing.T, m memory) {
+			m.putLog(t, step, old, whole, len(whole))
+			s := sealOf(whole)
+			s.End, s.Exit, s.Drained = record.EndKilled, nil, true
+			m.put(t, step.SealKey(), old, s)
+		}, Verified, ""},
+		{"killed, and what it left is unknown", func(t *testing.T, m memory) {
+			m.putLog(t, step, old, whole, len(whole))
+			s := sealOf(whole)
+			s.End, s.Exit = record.EndKilled, nil
+			m.put(t, step.SealKey(), old, s)
+		}, Verified, "killed: some of its last output may be missing"},
 		{"not captured", func(t *testing.T, m memory) {
 			r := podRecord
 			r.Containers = []record.Container{{Name: "step-a", Kind: record.Step, Skipped: "no-command"}}

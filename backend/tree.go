@@ -329,8 +329,10 @@ func (p *Pod) whyEmpty(c Container) string {
 			}
 		}
 		return "never started: why is unknown"
-	case c.Seal.End == record.EndKilled:
+	case c.Seal.End == record.EndKilled && c.Seal.Drained:
 		return "killed before its first byte"
+	case c.Seal.End == record.EndKilled:
+		return "killed: whether it had printed anything is unknown"
 	case c.Seal.End == record.EndExited && c.Seal.Exit != nil && c.Seal.Exit.Signal != "":
 		return fmt.Sprintf("printed nothing, exit code %d (%s)", c.Seal.Exit.Code, c.Seal.Exit.Signal)
 	case c.Seal.End == record.EndExited && c.Seal.Exit != nil:

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"log/slog"
+	"math"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -384,32 +385,37 @@ func TestHostileStep(t *testing.T) {
 
 // TestGarbage: a step that fills its spool with what is no line neither holds up the other logs nor the end.
 func TestGarbage(t *testing.T) {
-	f := newFakeServer(t)
-	p := newPod(t, f, "evil", "good")
-	garbage := bytes.Repeat([]byte{'x'}, 3*mostPassed/2)
-	p.write("evil", spool.LogName(0), garbage)
-	p.write("good", spool.LogName(0), lines(0, 10))
-	s := p.shipper()
-	defer s.close()
-	if err := s.pass2(t, time.Now()); err != nil {
-		t.Fatal(err)
-	}
-	if !bytes.Equal(f.log("good"), lines(0, 10)) {
-		t.Error("the other log is not shipped in the first pass")
-	}
-	if passed := s.logs[0].state.Position.Offset; passed < mostPassed || passed > mostPassed+10<<20 {
-		t.Errorf("passed over %d bytes", passed)
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	if err := s.drain(ctx); !errors.Is(err, context.Canceled) || s.logs[0].state.Position.Offset >= int64(len(garbage)) {
-		t.Errorf("%v at %+v", err, s.logs[0].state.Position)
-	}
-	if err := s.drain(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	if seal := f.seal("evil"); seal.Lost.Stdout != int64(len(garbage)) {
-		t.Errorf("marked %d bytes of %d", seal.Lost.Stdout, len(garbage))
+	for name, base := range map[string]int64{"in the first file": 0, "in the file with the largest number": math.MaxInt64} {
+		t.Run(name, func(t *testing.T) {
+			f := newFakeServer(t)
+			p := newPod(t, f, "evil", "good")
+			garbage := bytes.Repeat([]byte{'x'}, 3*mostPassed/2)
+			p.write("evil", spool.LogName(0), nil)
+			p.write("evil", spool.LogName(base), garbage)
+			p.write("good", spool.LogName(0), lines(0, 10))
+			s := p.shipper()
+			defer s.close()
+			if err := s.pass2(t, time.Now()); err != nil {
+				t.Fatal(err)
+			}
+			if !bytes.Equal(f.log("good"), lines(0, 10)) {
+				t.Error("the other log is not shipped in the first pass")
+			}
+			if passed := s.logs[0].state.Position.Offset; base == 0 && passed < mostPassed || passed > mostPassed+10<<20 {
+				t.Errorf("passed over %d bytes", passed)
+			}
+			ctx, cancel := context.WithCancel(t.Context())
+			cancel()
+			if err := s.drain(ctx); !errors.Is(err, context.Canceled) || s.logs[0].state.Position.Offset >= int64(len(garbage)) {
+				t.Errorf("%v at %+v", err, s.logs[0].state.Position)
+			}
+			if err := s.drain(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			if seal := f.seal("evil"); seal.Lost.Stdout != int64(len(garbage)) {
+				t.Errorf("marked %d bytes of %d", seal.Lost.Stdout, len(garbage))
+			}
+		})
 	}
 }
 
