@@ -131,7 +131,7 @@ func TestLossDisk(t *testing.T) {
 		{"disk-quota", "btrfs", quota(16 << 20), sequence.Rate{Bytes: 5e6}, fast.Bytes / 3, "disk quota exceeded"},
 	} {
 		t.Run(tc.row+"/"+tc.name, func(t *testing.T) {
-			t.Parallel()
+			parallel(t)
 			m := budget.Begin(t, tc.row)
 			p := rig.New(t, rig.Options{Containers: steps, Mount: tc.mount})
 			p.StartShipper()
@@ -169,7 +169,7 @@ func TestLossInodes(t *testing.T) {
 	t.Parallel()
 	for name, mount := range map[string]func(testing.TB, string){"tmpfs": tmpfs("nr_inodes=100"), "ext4": ext4(128, "-N", "128")} {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
+			parallel(t)
 			m := budget.Begin(t, "disk-inodes")
 			p := rig.New(t, rig.Options{Containers: steps, Mount: mount})
 			p.Limit = 64 << 20
@@ -237,7 +237,7 @@ func TestLossDiskFullToTheEnd(t *testing.T) {
 	t.Parallel()
 	for name, mount := range map[string]func(testing.TB, string){"tmpfs": tmpfs("size=24m"), "ext4": ext4(32)} {
 		t.Run(name, func(t *testing.T) {
-			t.Parallel()
+			parallel(t)
 			m := budget.Begin(t, "disk-full-end")
 			p := rig.New(t, rig.Options{Containers: steps, Mount: mount})
 			p.StartShipper()
@@ -303,7 +303,7 @@ func fill(t *testing.T, p *rig.Pod) (stop func() (written int64)) {
 
 // TestLossSpoolLimit keeps the store away until the spool's limit is reached, and for longer. What is kept is exact, and so is the gap.
 func TestLossSpoolLimit(t *testing.T) {
-	t.Parallel()
+	parallel(t)
 	m := budget.Begin(t, "spool-limit")
 	p := rig.New(t, rig.Options{Containers: steps})
 	p.Limit = 8 << 20

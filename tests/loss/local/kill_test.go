@@ -20,7 +20,7 @@ import (
 
 // TestLossShipperKilled kills the shipper a hundred times, at any moment of its life.
 func TestLossShipperKilled(t *testing.T) {
-	t.Parallel()
+	parallel(t)
 	m := budget.Begin(t, "shipper-kill")
 	const kills = 100
 	p := rig.New(t, rig.Options{Containers: steps})
@@ -42,7 +42,7 @@ func TestLossShipperKilled(t *testing.T) {
 
 // TestLossShipperKilledInRecording kills the shipper when it has begun to record a segment or its position: when the file is made and empty, and when it is written and not in its place yet.
 func TestLossShipperKilledInRecording(t *testing.T) {
-	t.Parallel()
+	parallel(t)
 	m := budget.Begin(t, "shipper-kill-record")
 	p := rig.New(t, rig.Options{Containers: steps[1:2]})
 	state := filepath.Join(p.StateFolder(), steps[1]+".json")
@@ -98,7 +98,7 @@ func allHit(t *testing.T, p *rig.Pod) {
 
 // TestLossShipperKilledInDeletion kills the shipper when it has deleted some of several shipped files: one, the next shipper when it has deleted one more, and so on.
 func TestLossShipperKilledInDeletion(t *testing.T) {
-	t.Parallel()
+	parallel(t)
 	m := budget.Begin(t, "shipper-kill-delete")
 	p := rig.New(t, rig.Options{Containers: steps[:2]})
 	p.Limit = 24 << 20 // files of 3 MiB
@@ -157,7 +157,7 @@ func complete(t *testing.T, folder string) (names []string) {
 
 // TestLossProcessKilled kills what tee runs. All that it has written to its pipe is in the archive.
 func TestLossProcessKilled(t *testing.T) {
-	t.Parallel()
+	parallel(t)
 	m := budget.Begin(t, "step-kill-process")
 	p := rig.New(t, rig.Options{Containers: steps})
 	p.StartShipper()
@@ -182,7 +182,7 @@ func TestLossProcessKilled(t *testing.T) {
 
 // TestLossTeeKilled kills tee, which is process 1 of its container, so that the kernel kills the whole. What is in tee's pipes and hands is shipped, since the shipper holds that.
 func TestLossTeeKilled(t *testing.T) {
-	t.Parallel()
+	parallel(t)
 	m := budget.Begin(t, "step-kill-tee")
 	rates := []sequence.Rate{slow, mid, fast, {}}
 	trials := budget.Scale(3, 20)

@@ -31,6 +31,8 @@ type s3Case struct {
 	quiet bool
 	// steps are all where it is 0, and otherwise the first ones.
 	steps int
+	// waits says that the row takes long, and does little but wait.
+	waits bool
 	// lasts is how long the steps print, where it is not as long as the outage and a little more.
 	lasts time.Duration
 }
@@ -69,7 +71,7 @@ func TestLossS3(t *testing.T) {
 			p.S3.Heal(true)
 		}},
 		// The shipper gives up a connection that says nothing after 30 s and a time that depends on the object's size.
-		{row: "s3-blackhole-cut", steps: 2, broken: func(t *testing.T, p *rig.Pod) {
+		{row: "s3-blackhole-cut", steps: 2, waits: true, broken: func(t *testing.T, p *rig.Pod) {
 			p.S3.BlackHole()
 			rig.Pass(t, outage)
 			p.S3.Heal(false)
@@ -91,7 +93,7 @@ func TestLossS3(t *testing.T) {
 			rig.Pass(t, outage)
 			p.S3.Break(nil)
 		}},
-		{row: "s3-slow", steps: 2, quiet: true, lasts: budget.Scale(5*time.Second, 30*time.Second), begin: func(_ *testing.T, p *rig.Pod) { p.S3.Limit(64 << 10) }},
+		{row: "s3-slow", steps: 2, quiet: true, waits: true, lasts: budget.Scale(5*time.Second, 30*time.Second), begin: func(_ *testing.T, p *rig.Pod) { p.S3.Limit(64 << 10) }},
 		{row: "s3-cut-body", begin: breaks(func(n int64, r *http.Request) rig.Fault {
 			if n%2 == 0 {
 				return rig.Fault{}
@@ -152,7 +154,11 @@ func TestLossS3(t *testing.T) {
 		}},
 	} {
 		t.Run(strings.TrimSuffix(tc.row+"/"+tc.name, "/"), func(t *testing.T) {
-			t.Parallel()
+			if tc.waits {
+				t.Parallel()
+			} else {
+				parallel(t)
+			}
 			m := budget.Begin(t, tc.row)
 			names := steps
 			if tc.steps > 0 {
@@ -184,7 +190,7 @@ func TestLossS3(t *testing.T) {
 
 // TestLossPastGrace keeps the store down until the kubelet's patience ends. What was shipped is good, and the reader is told that it is not all.
 func TestLossPastGrace(t *testing.T) {
-	t.Parallel()
+	parallel(t)
 	m := budget.Begin(t, "s3-down-past-grace")
 	p := rig.New(t, rig.Options{Containers: steps})
 	p.StartShipper()
@@ -210,7 +216,7 @@ func TestLossPastGrace(t *testing.T) {
 
 // TestLossRefused lets the store refuse one container's objects for ever, as too large. The others' logs are not held up by it, nor is the pod's end for longer than its grace.
 func TestLossRefused(t *testing.T) {
-	t.Parallel()
+	parallel(t)
 	m := budget.Begin(t, "s3-400")
 	p := rig.New(t, rig.Options{Containers: steps})
 	p.Config.SegmentBytes = 1 << 20
@@ -250,7 +256,7 @@ func TestLossRefused(t *testing.T) {
 
 // TestLossShipperKilledInUpload kills the shipper while an object is on its way: with half of it sent, and with all of it stored and the answer not arrived.
 func TestLossShipperKilledInUpload(t *testing.T) {
-	t.Parallel()
+	parallel(t)
 	m := budget.Begin(t, "shipper-kill-upload")
 	const most = 40
 	var mu sync.Mutex // guards what follows
