@@ -123,12 +123,13 @@ func TestLossDisk(t *testing.T) {
 		mount     func(t testing.TB, dir string)
 		rate      sequence.Rate // of the fast step, which prints 50 MB
 		away      int64         // S3 is, until this step has printed so much
+		lasts     time.Duration // how long the others print
 		why       string        // the marker's detail
 	}{
-		{"disk-full", "tmpfs", tmpfs("size=24m"), fast, fast.Bytes, "no space left on device"},
-		{"disk-full", "ext4", ext4(32), fast, fast.Bytes, "no space left on device"},
+		{"disk-full", "tmpfs", tmpfs("size=24m"), fast, fast.Bytes, budget.Scale(10*time.Second, 20*time.Second), "no space left on device"},
+		{"disk-full", "ext4", ext4(32), fast, fast.Bytes, budget.Scale(10*time.Second, 20*time.Second), "no space left on device"},
 		// btrfs lets nothing be written where the quota is used up, not even in the place of what is there: the end of a log must come when there is room again.
-		{"disk-quota", "btrfs", quota(16 << 20), sequence.Rate{Bytes: 5e6}, fast.Bytes / 3, "disk quota exceeded"},
+		{"disk-quota", "btrfs", quota(16 << 20), sequence.Rate{Bytes: 5e6}, fast.Bytes / 3, budget.Scale(15*time.Second, 20*time.Second), "disk quota exceeded"},
 	} {
 		t.Run(tc.row+"/"+tc.name, func(t *testing.T) {
 			parallel(t)
@@ -137,8 +138,8 @@ func TestLossDisk(t *testing.T) {
 			p.StartShipper()
 			p.S3.Refuse()
 			all := []*rig.Step{
-				p.Start(steps[0], rig.StepOptions{Options: sequence.Options{Rate: slow, Duration: 20 * time.Second}}),
-				p.Start(steps[1], rig.StepOptions{Options: sequence.Options{Rate: mid, Duration: 20 * time.Second}}),
+				p.Start(steps[0], rig.StepOptions{Options: sequence.Options{Rate: slow, Duration: tc.lasts}}),
+				p.Start(steps[1], rig.StepOptions{Options: sequence.Options{Rate: mid, Duration: tc.lasts}}),
 				p.Start(steps[2], rig.StepOptions{Options: sequence.Options{Rate: tc.rate, Bytes: fast.Bytes}, Exit: 3}),
 			}
 			rig.Until(t, "the fast step's output", enough, func() bool { return all[2].Printed() >= tc.away })
@@ -309,8 +310,8 @@ func TestLossSpoolLimit(t *testing.T) {
 	p.Limit = 8 << 20
 	p.StartShipper()
 	all := []*rig.Step{
-		p.Start(steps[0], rig.StepOptions{Options: sequence.Options{Rate: slow, Duration: 10 * time.Second}}),
-		p.Start(steps[1], rig.StepOptions{Options: sequence.Options{Rate: sequence.Rate{Bytes: 3e6}, Bytes: 30e6}}),
+		p.Start(steps[0], rig.StepOptions{Options: sequence.Options{Rate: slow, Duration: budget.Scale(7*time.Second, 10*time.Second)}}),
+		p.Start(steps[1], rig.StepOptions{Options: sequence.Options{Rate: sequence.Rate{Bytes: budget.Scale[int64](5e6, 3e6)}, Bytes: 30e6}}),
 		p.Start(steps[2], rig.StepOptions{Options: sequence.Options{Rate: fast, Bytes: budget.Scale[int64](2, 20) * fast.Bytes}, Exit: 3}),
 	}
 	shipped(t, p, steps[0])

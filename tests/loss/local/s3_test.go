@@ -33,7 +33,7 @@ type s3Case struct {
 	steps int
 	// waits says that the row takes long, and does little but wait.
 	waits bool
-	// lasts is how long the steps print, where it is not as long as the outage and a little more.
+	// lasts is how long the steps print, where it is not as long as the outage and some seconds.
 	lasts time.Duration
 }
 
@@ -45,7 +45,9 @@ func failures(p *rig.Pod) int {
 // TestLossS3 breaks the store while the steps print, and mends it. Nothing may be lost.
 func TestLossS3(t *testing.T) {
 	t.Parallel()
-	outage := budget.Scale(5*time.Second, 2*time.Minute)
+	outage := budget.Scale(3*time.Second, 2*time.Minute)
+	// Longer by what a busy machine may take until it has shipped something.
+	lasts := budget.Scale(8*time.Second, 2*time.Minute+3*time.Second)
 	breaks := func(choose func(n int64, r *http.Request) rig.Fault) func(*testing.T, *rig.Pod) {
 		return func(_ *testing.T, p *rig.Pod) { p.S3.Break(choose) }
 	}
@@ -93,7 +95,7 @@ func TestLossS3(t *testing.T) {
 			rig.Pass(t, outage)
 			p.S3.Break(nil)
 		}},
-		{row: "s3-slow", steps: 2, quiet: true, waits: true, lasts: budget.Scale(5*time.Second, 30*time.Second), begin: func(_ *testing.T, p *rig.Pod) { p.S3.Limit(64 << 10) }},
+		{row: "s3-slow", steps: 2, quiet: true, waits: true, lasts: budget.Scale(3*time.Second, 30*time.Second), begin: func(_ *testing.T, p *rig.Pod) { p.S3.Limit(64 << 10) }},
 		{row: "s3-cut-body", begin: breaks(func(n int64, r *http.Request) rig.Fault {
 			if n%2 == 0 {
 				return rig.Fault{}
@@ -148,7 +150,7 @@ func TestLossS3(t *testing.T) {
 		{row: "s3-down-at-end", broken: func(t *testing.T, p *rig.Pod) {
 			p.S3.Refuse()
 			// Within the grace, which begins about then.
-			timer := time.AfterFunc(budget.Scale(8*time.Second, 2*time.Minute+45*time.Second), p.S3.Listen)
+			timer := time.AfterFunc(budget.Scale(6*time.Second, 2*time.Minute+45*time.Second), p.S3.Listen)
 			t.Cleanup(func() { timer.Stop() })
 			rig.Pass(t, outage)
 		}},
@@ -169,7 +171,7 @@ func TestLossS3(t *testing.T) {
 				tc.begin(t, p)
 			}
 			p.StartShipper()
-			all := startSteps(p, names, cmp.Or(tc.lasts, outage+3*time.Second))
+			all := startSteps(p, names, cmp.Or(tc.lasts, lasts))
 			if tc.begin == nil {
 				shipped(t, p, steps[0])
 			}

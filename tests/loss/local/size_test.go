@@ -27,7 +27,7 @@ func TestLossBigLog(t *testing.T) {
 	m := budget.Begin(t, "log-5gib")
 	p := rig.New(t, rig.Options{Containers: steps})
 	p.StartShipper()
-	size := budget.Scale[int64](200e6, 5<<30)
+	size := budget.Scale[int64](100e6, 5<<30)
 	s := p.Start(steps[2], rig.StepOptions{Options: sequence.Options{Rate: sequence.Rate{Bytes: 25e6}, Bytes: size}})
 	var disk atomic.Int64
 	stop := every(10*time.Millisecond, func() { disk.Store(max(disk.Load(), spoolSize(p, s.Container))) })
