@@ -355,10 +355,11 @@ func attacks() []attack {
 			_, err = f.WriteAt(append([]byte{'\n'}, lines(10, "at its end")...), size-1000)
 			return errors.Join(err, f.Close(), sparse(spool.LogName(next+size), size), sparse(spool.LogName(next+2*size), size), sparse(spool.EndFile, size), sparse(spool.TermFile, size))
 		}},
-		{name: "256-MiB-of-garbage", mass: true, plant: func() error {
+		// Each kind alone is as much as the shipper's memory limit.
+		{name: "128-MiB-of-garbage", mass: true, plant: func() error {
 			return errors.Join(
-				os.WriteFile(spool.LogName(next), bytes.Repeat([]byte{'x'}, 128<<20), 0o644),
-				os.WriteFile(spool.LogName(next+128<<20), bytes.Repeat([]byte("short\n"), 128<<20/6), 0o644),
+				os.WriteFile(spool.LogName(next), bytes.Repeat([]byte{'x'}, 64<<20), 0o644),
+				os.WriteFile(spool.LogName(next+64<<20), bytes.Repeat([]byte("short\n"), 64<<20/6), 0o644),
 				os.WriteFile(spool.LogName(next+1<<40), lines(10, "behind it"), 0o644))
 		}},
 		{name: "folder-closed-to-the-shipper", root: true, plant: func() error {
