@@ -172,6 +172,10 @@ func lineEnd(whole []byte, n int) int {
 func TestStatus(t *testing.T) {
 	whole := lines(9)
 	third, sixth := lineEnd(whole, 3), lineEnd(whole, 6)
+	gap, err := criline.AppendMarker(nil, now, criline.Marker{Kind: criline.Gap, Reason: criline.ReasonSpoolLimit, Stdout: 5, Stderr: 6})
+	if err != nil {
+		t.Fatal(err)
+	}
 	recent, old := now.Add(-time.Minute), now.Add(-time.Hour)
 	podRecord := record.Pod{PodName: "p", Containers: []record.Container{{Name: "step-a", Kind: record.Step, Captured: true}}}
 	for _, c := range []struct {
@@ -249,6 +253,17 @@ func TestStatus(t *testing.T) {
 			s.GapCount, s.Lost = 2, record.Printed{Stdout: 5, Stderr: 6}
 			m.put(t, step.SealKey(), old, s)
 		}, Gaps, "gaps: 2, bytes lost: 11"},
+		{"empty: all of it in a gap", func(t *testing.T, m memory) {
+			m.putLog(t, step, old, gap, len(gap))
+			s := sealOf(gap)
+			s.GapCount, s.Lost = 1, record.Printed{Stdout: 5, Stderr: 6}
+			m.put(t, step.SealKey(), old, s)
+		}, Gaps, "all that it printed is missing; gaps: 1, bytes lost: 11"},
+		{"empty: all of it in a gap that is not in the log", func(t *testing.T, m memory) {
+			s := sealOf(nil)
+			s.GapCount, s.Lost = 1, record.Printed{Stdout: 5, Stderr: 6}
+			m.put(t, step.SealKey(), old, s)
+		}, Gaps, "all that it printed is missing; gaps: 1, bytes lost: 11"},
 		{"gaps, and a hole", func(t *testing.T, m memory) {
 			m.putLog(t, step, old, whole, third)
 			s := sealOf(whole)

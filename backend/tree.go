@@ -270,6 +270,9 @@ func (c *Container) judge(p *Pod, now time.Time) {
 		c.Status, c.Why = Damaged, fmt.Sprintf("the last %d archive bytes are missing", c.Seal.Bytes-end)
 	case c.Seal != nil && end == c.Seal.Bytes && c.Seal.GapCount > 0:
 		c.Status, c.Why = Gaps, fmt.Sprintf("gaps: %d, bytes lost: %d", c.Seal.GapCount, c.Seal.Lost.Total())
+		if c.Bytes == 0 { // a log that shows nothing must not look like one of a container that printed nothing
+			c.Why = "all that it printed is missing; " + c.Why
+		}
 	case c.Seal != nil && end == c.Seal.Bytes:
 		c.Status = Verified
 		switch {
