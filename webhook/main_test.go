@@ -27,11 +27,14 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"go.uber.org/goleak"
+	"k8s.io/klog/v2"
 	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
 )
 
+// TestMain sets the libraries' loggers, as main does. What they log stands in the midst of whatever test runs, and without a logger controller-runtime prints a stack after half a minute.
 func TestMain(m *testing.M) {
-	ctrllog.SetLogger(logr.Discard()) // controller-runtime would print a stack each time it finds none
+	ctrllog.SetLogger(logr.Discard())
+	klog.SetSlogLogger(slog.New(slog.DiscardHandler))
 	os.Exit(m.Run())
 }
 
