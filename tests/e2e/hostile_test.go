@@ -22,7 +22,6 @@ import (
 
 	"github.com/shiplog-dev/shiplog/internal/contract"
 	"github.com/shiplog-dev/shiplog/internal/layout"
-	"github.com/shiplog-dev/shiplog/internal/objectstore"
 	"github.com/shiplog-dev/shiplog/internal/ticket"
 )
 
@@ -172,15 +171,7 @@ func secretsOf(t *testing.T, pod *corev1.Pod) []string {
 // checkObjects looks at every object of a pod: each is one that shiplog writes, of a container that the pod has, and none holds a secret or the node's files.
 func checkObjects(t *testing.T, pod layout.Pod, secrets []string) {
 	t.Helper()
-	config, err := objectstore.ConfigFromEnv()
-	if err != nil {
-		t.Fatal(err)
-	}
-	store, err := objectstore.New(t.Context(), config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer store.Close()
+	store := openStore(t)
 	decoder, err := zstd.NewReader(nil)
 	if err != nil {
 		t.Fatal(err)

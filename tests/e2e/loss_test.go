@@ -33,7 +33,6 @@ import (
 	"github.com/shiplog-dev/shiplog/backend"
 	"github.com/shiplog-dev/shiplog/internal/contract"
 	"github.com/shiplog-dev/shiplog/internal/criline"
-	"github.com/shiplog-dev/shiplog/internal/objectstore"
 	"github.com/shiplog-dev/shiplog/tests/loss/budget"
 	"github.com/shiplog-dev/shiplog/tests/loss/sequence"
 )
@@ -196,16 +195,7 @@ func (p *printer) printedLines() int64 {
 // archive is an archive reader on the cluster's store.
 func archive(t *testing.T) *backend.Archive {
 	t.Helper()
-	config, err := objectstore.ConfigFromEnv()
-	if err != nil {
-		t.Fatal(err)
-	}
-	store, err := objectstore.New(t.Context(), config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(store.Close)
-	return backend.New(store)
+	return backend.New(openStore(t))
 }
 
 // read reads the step's log from S3 and checks each byte. It returns what the reader says of it, too.

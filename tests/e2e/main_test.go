@@ -31,6 +31,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/shiplog-dev/shiplog/internal/contract"
+	"github.com/shiplog-dev/shiplog/internal/objectstore"
 )
 
 // env is what the tests share: the cluster, and the CLI as a user has it.
@@ -181,6 +182,21 @@ func text(s string) printed {
 		panic(err) // a strings.Reader does not fail
 	}
 	return p
+}
+
+// openStore opens the cluster's store.
+func openStore(t *testing.T) *objectstore.Store {
+	t.Helper()
+	config, err := objectstore.ConfigFromEnv()
+	if err != nil {
+		t.Fatal(err)
+	}
+	store, err := objectstore.New(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(store.Close)
+	return store
 }
 
 // archived reads one container's printed bytes from S3 through the CLI, as a user does. Only a verified log is accepted.
