@@ -41,24 +41,21 @@ var hostilePlaces = map[string]func(f *fakeAPI, name string){
 		f.review.User.Extra[podUIDExtra] = authenticationv1.ExtraValue{uid}
 		f.at(podPath, "metadata")["uid"] = uid
 	},
-	"TaskRun": func(f *fakeAPI, name string) {
-		f.ownerRef(podPath)["name"] = name
-		f.at(taskRunPath, "metadata")["name"] = name
-		f.objects[path.Dir(taskRunPath)+"/"+name] = f.objects[taskRunPath]
-	},
-	"TaskRun UID": func(f *fakeAPI, uid string) {
-		f.ownerRef(podPath)["uid"] = uid
-		f.at(taskRunPath, "metadata")["uid"] = uid
-	},
-	"PipelineRun": func(f *fakeAPI, name string) {
-		f.ownerRef(taskRunPath)["name"] = name
-		f.at(pipelineRunPath, "metadata")["name"] = name
-		f.objects[path.Dir(pipelineRunPath)+"/"+name] = f.objects[pipelineRunPath]
-	},
-	"PipelineRun UID": func(f *fakeAPI, uid string) {
-		f.ownerRef(taskRunPath)["uid"] = uid
-		f.at(pipelineRunPath, "metadata")["uid"] = uid
-	},
+	"TaskRun":         ownerField(podPath, taskRunPath, "name"),
+	"TaskRun UID":     ownerField(podPath, taskRunPath, "uid"),
+	"PipelineRun":     ownerField(taskRunPath, pipelineRunPath, "name"),
+	"PipelineRun UID": ownerField(taskRunPath, pipelineRunPath, "uid"),
+}
+
+// ownerField is the place of an owner's name or UID, which stands in the owner itself and where the object that it owns refers to it.
+func ownerField(ownedPath, ownerPath, field string) func(f *fakeAPI, name string) {
+	return func(f *fakeAPI, name string) {
+		f.ownerRef(ownedPath)[field] = name
+		f.at(ownerPath, "metadata")[field] = name
+		if field == "name" {
+			f.objects[path.Dir(ownerPath)+"/"+name] = f.objects[ownerPath]
+		}
+	}
 }
 
 // No name becomes a part of an object's name that could be a path, wherever it comes from; and it is the asker's fault, not the cluster's.
