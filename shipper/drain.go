@@ -225,7 +225,7 @@ func (l *containerLog) shipTail(ctx context.Context, backlog int64) error {
 		if behind == front.Position {
 			break
 		}
-		left -= behind.Base + behind.Offset - front.Position.Base - front.Position.Offset
+		left -= behind.Since(front.Position)
 		front.Position = behind
 		if len(lines) > 0 {
 			front.count(tally)

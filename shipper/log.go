@@ -330,11 +330,7 @@ func (l *containerLog) cut(ctx context.Context, limit int64, final bool, now tim
 			return l.state, "", nil, err
 		}
 		moved := behind != next.Position
-		// A step can name a file by the largest number there is, so that a sum would wrap round.
-		passed = addUpTo(passed, max(0, behind.Base-next.Position.Base))
-		if behind.Base == next.Position.Base {
-			passed += behind.Offset - next.Position.Offset
-		}
+		passed = addUpTo(passed, behind.Since(next.Position))
 		next.Position = behind
 		if len(lines) > 0 {
 			if err := w.Append(lines, tally); err != nil {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math"
 	"os"
 	"slices"
 	"time"
@@ -19,6 +20,16 @@ import (
 type Position struct {
 	Base   int64 `json:"base"`
 	Offset int64 `json:"offset"` // within the file
+}
+
+// Since is how many bytes the position is behind an earlier one, as far as the bases tell. A step can name a file by the largest number there is: the sum stops at that. It can also shorten a
+// file that was read: then it is 0.
+func (p Position) Since(before Position) int64 {
+	d := p.Base - before.Base
+	if d > math.MaxInt64-p.Offset {
+		return math.MaxInt64
+	}
+	return max(0, d+p.Offset-before.Offset)
 }
 
 // Status is what a look into the folder says.
@@ -204,7 +215,7 @@ func (r *Reader) Backlog(at Position) (int64, error) {
 	} else {
 		f.Close() // opened for reading: there is nothing to lose
 	}
-	return last - at.Base + size - at.Offset, nil
+	return Position{last, size}.Since(at), nil
 }
 
 // Trim deletes the log files before the position's: what is in them is shipped, or the step made them up. One that cannot be deleted only costs space.

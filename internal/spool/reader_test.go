@@ -390,12 +390,34 @@ func TestReaderAllocates(t *testing.T) {
 	}
 }
 
+func TestPositionSince(t *testing.T) {
+	for name, c := range map[string]struct {
+		p, before Position
+		want      int64
+	}{
+		"in one file":            {Position{5, 70}, Position{5, 30}, 40},
+		"in the next":            {Position{105, 7}, Position{5, 30}, 77},
+		"nowhere":                {Position{}, Position{}, 0},
+		"in a shortened file":    {Position{5, 10}, Position{5, 30}, 0},
+		"in the last there is":   {Position{math.MaxInt64, 0}, Position{5, 30}, math.MaxInt64 - 35},
+		"behind all that counts": {Position{math.MaxInt64, 70}, Position{5, 30}, math.MaxInt64},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if got := c.p.Since(c.before); got != c.want {
+				t.Errorf("%d, want %d", got, c.want)
+			}
+		})
+	}
+}
+
 // FuzzReader: any bytes in two files give whole lines and markers, which account for every byte that may have been printed, and the same ones however the reading is cut into calls.
 func FuzzReader(f *testing.F) {
 	f.Add([]byte(spoolLine("a")+"x\n"+spoolLine("b")), []byte(spoolLine("c")), uint16(10), true)
 	f.Add([]byte(spoolLine("torn")[:42]), []byte("\n\n"), uint16(1), false)
 	f.Add([]byte{}, []byte{}, uint16(1000), true)
 	f.Add(bytes.Repeat([]byte{0}, readSize+5), []byte(spoolLine("d")), uint16(1), true)
+	f.Add([]byte("0"), []byte("0000-01-01T00"), uint16(10), true)
+	f.Add(bytes.Repeat([]byte{'\n'}, 300), []byte("\n\xea\x17\xabdF"), uint16(1), true)
 	f.Fuzz(func(t *testing.T, first, second []byte, limit uint16, final bool) {
 		dir := t.TempDir()
 		put(t, dir, LogName(0), string(first))
