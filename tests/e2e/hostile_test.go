@@ -84,6 +84,7 @@ var hostileSteps = []struct{ name, script string }{
 
 // TestHostileSteps has a step do its worst in its own folder of the spool. Nothing but its own log may suffer.
 func TestHostileSteps(t *testing.T) {
+	t.Parallel()
 	for i, c := range hostileSteps {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()

@@ -133,36 +133,6 @@ func outcomes(t *testing.T, pr *tekton.PipelineRun) map[string]result {
 	return all
 }
 
-// TestWebhookReplaced kills both replicas in the middle of a run, and then restarts them one by one. Nothing printed may be lost.
-func TestWebhookReplaced(t *testing.T) {
-	tr := newTaskRun(t, nsOn, "webhook-replaced", taskSpec(t, `
-taskSpec:
-  results: [{name: step-s}]
-  steps:
-    - name: s
-      image: busybox
-      script: |
-        gen() { for i in $(seq 1 400); do echo "line $i of 400"; [ -z "$1" ] || sleep 0.1; done; }
-        echo "$(gen | wc -c) $(gen | sha256sum | cut -c1-64)" | tr -d '\n' > $(results.step-s.path)
-        gen slowly`), nil)
-	waitForStep(t, tr)
-	if _, err := command(t.Context(), "", nil, env.kubectl, "-n", "shiplog-system", "delete", "pods", "--all", "--force", "--grace-period=0"); err != nil {
-		t.Fatal(err)
-	}
-	for _, args := range [][]string{
-		{"-n", "shiplog-system", "rollout", "status", "deployment/shiplog-webhook", "--timeout=120s"},
-		{"-n", "shiplog-system", "rollout", "restart", "deployment/shiplog-webhook"},
-		{"-n", "shiplog-system", "rollout", "status", "deployment/shiplog-webhook", "--timeout=120s"},
-	} {
-		if _, err := command(t.Context(), "", nil, env.kubectl, args...); err != nil {
-			t.Fatal(err)
-		}
-	}
-	done := finish(t, tr, 3*time.Minute)
-	sealed(t, nsOn, tr.Name)
-	checkArchive(t, stepCase{hashed: []string{"step-s"}}, done, nil)
-}
-
 func taskSpec(t *testing.T, text string) tekton.TaskRunSpec {
 	t.Helper()
 	var spec tekton.TaskRunSpec

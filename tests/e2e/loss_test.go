@@ -326,10 +326,12 @@ func clusterPart(t *testing.T, args ...string) {
 	}
 }
 
-// TestLossWebhookRestart restarts the webhook's replicas one by one while steps print.
+// TestLossWebhookRestart kills all of the webhook's replicas at once, and then restarts them one by one, while steps print.
 func TestLossWebhookRestart(t *testing.T) {
 	m := budget.Begin(t, "webhook-restart")
-	printers := startPrinters(t, "webhook-restart", printerOptions{duration: 25 * time.Second})
+	printers := startPrinters(t, "webhook-restart", printerOptions{duration: 35 * time.Second})
+	kubectl(t, "-n", "shiplog-system", "delete", "pods", "--all", "--force", "--grace-period=0")
+	kubectl(t, "-n", "shiplog-system", "rollout", "status", "deployment/shiplog-webhook", "--timeout=120s")
 	kubectl(t, "-n", "shiplog-system", "rollout", "restart", "deployment/shiplog-webhook")
 	kubectl(t, "-n", "shiplog-system", "rollout", "status", "deployment/shiplog-webhook", "--timeout=120s")
 	finishAll(t, printers)
@@ -542,6 +544,7 @@ func eatMemory(t *testing.T, in process) {
 
 // TestLossStepKilled kills processes of a step. What they have written is there.
 func TestLossStepKilled(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		row     string
 		program string
@@ -610,6 +613,7 @@ func gone(t *testing.T, printers []*printer) {
 
 // TestLossPodEnds ends pods in every way in which something other than the step itself ends them.
 func TestLossPodEnds(t *testing.T) {
+	t.Parallel()
 	deletePods := func(t *testing.T, printers []*printer, options ...client.DeleteOption) {
 		for _, p := range printers {
 			if err := env.client.Delete(t.Context(), p.pod, options...); err != nil {

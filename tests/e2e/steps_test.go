@@ -219,6 +219,7 @@ func mustGenerate(script string) printed {
 
 // TestSteps runs each case with and without shiplog. The archive must be what was printed, and Tekton must report the same run.
 func TestSteps(t *testing.T) {
+	t.Parallel()
 	for _, c := range stepCases() {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()

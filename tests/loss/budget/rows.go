@@ -2,7 +2,7 @@ package budget
 
 // Rows are the rows of the table, in its order. What no test has measured is shown as not measured.
 var Rows = []Row{
-	{"webhook-restart", "webhook service: rolling restart in mid-run", "0"},
+	{"webhook-restart", "webhook service: all replicas killed at once, then a rolling restart, in mid-run", "0"},
 	{"webhook-gone", "webhook service: all replicas gone for 2 minutes in mid-run", "0"},
 	{"webhook-gone-long", "webhook service: gone from just after admission until 20 s before the pod's end", "0"},
 
