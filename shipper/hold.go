@@ -52,7 +52,10 @@ func startHolder(folder string) (*holder, error) {
 	return h, nil
 }
 
-// listen makes the socket anew. It follows no link.
+// newSocket is the socket's name until it can be connected to.
+const newSocket = spool.OfferSocket + ".new"
+
+// listen makes the socket anew, in the place of an earlier shipper's. It follows no link.
 func listen(folder string) (*net.UnixListener, error) {
 	const dir = unix.O_RDONLY | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
 	parent, err := unix.Open(folder, dir, 0)
@@ -65,16 +68,21 @@ func listen(folder string) (*net.UnixListener, error) {
 		return nil, err
 	}
 	defer unix.Close(fd)
-	if err := unix.Unlinkat(fd, spool.OfferSocket, 0); err != nil && !errors.Is(err, unix.ENOENT) { // an earlier shipper's
+	if err := unix.Unlinkat(fd, newSocket, 0); err != nil && !errors.Is(err, unix.ENOENT) { // of a shipper that was killed here
 		return nil, err
 	}
-	path := filepath.Join("/proc/self/fd", fmt.Sprint(fd), spool.OfferSocket)
+	path := filepath.Join("/proc/self/fd", fmt.Sprint(fd), newSocket)
 	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
 	if err != nil {
 		return nil, err
 	}
 	listener.SetUnlinkOnClose(false) // by then, the path's number stands for something else
-	if err := openToAll(fd, spool.OfferSocket); err != nil {
+	err = openToAll(fd, newSocket)
+	if err == nil {
+		// At once, so that nobody finds a socket that is closed to them.
+		err = unix.Renameat(fd, newSocket, fd, spool.OfferSocket)
+	}
+	if err != nil {
 		return nil, errors.Join(err, listener.Close())
 	}
 	return listener, nil

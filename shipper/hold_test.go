@@ -186,6 +186,10 @@ func TestHolderAgain(t *testing.T) {
 	if err := h.close(); err != nil {
 		t.Fatal(err)
 	}
+	// One that was killed before its socket was in place.
+	if err := os.WriteFile(filepath.Join(folder, spool.OfferFolder, newSocket), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
 	h, err := startHolder(folder)
 	if err != nil {
 		t.Fatal(err)
