@@ -4,29 +4,34 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 what=${1:-all}
+case $what in
+  unit | e2e | all) ;;
+  *) echo "run: unknown argument $what: unit, e2e or all" >&2; exit 2 ;;
+esac
 logs=$(mktemp -d)
 trap 'rm -rf "$logs"' EXIT
 begin=$SECONDS
-left_out=()
 
 say() { printf '== %4ds  %s\n' "$((SECONDS - begin))" "$*"; }
+leave_out() { printf '%s\n' "$*" >>"$logs/left-out"; }
 
 # Runs go test, shows results and failures, and collects what was skipped.
 go_test() {
   local name=$1
   shift
-  say "$name"
+  say "$name: begins"
   local status=0
   go test -v "$@" >"$logs/$name.log" 2>&1 || status=$?
+  say "$name: ended"
   grep -E '^(ok|FAIL|panic:|---? FAIL|\?.*no test files)' "$logs/$name.log" | grep -v 'no test files' || true
   if [ "$status" -ne 0 ]; then
     printf '\n'
     # The failed tests' own lines, without those of the tests that passed.
     grep -vE '^\s*(=== (RUN|PAUSE|CONT|NAME)|--- PASS)|^(ok|PASS)\b' "$logs/$name.log" | tail -n 150
     echo "run: $name failed" >&2
-    exit 1
+    return 1
   fi
-  while IFS= read -r line; do left_out+=("$line"); done < <(grep -E '^\s*--- SKIP' "$logs/$name.log" || true)
+  grep -E '^\s*--- SKIP' "$logs/$name.log" >>"$logs/left-out" || true
 }
 
 static() {
@@ -37,25 +42,24 @@ static() {
   go mod tidy -diff
   go vet ./...
   go vet -tags e2e ./tests/...
-}
-
-unit() {
-  static
   if [ "$(uname)" = Linux ] && [ "$(id -u)" = 0 ]; then
     say 'binaries for tests'
     go run ./tests/cluster build versitygw minio crane kubernetes
   fi
+}
+
+unit() {
   local race=(-race)
   if ! command -v gcc >/dev/null; then
     race=()
-    left_out+=('the race detector: it needs gcc')
+    leave_out 'the race detector: it needs gcc'
   fi
   go_test unit "${race[@]}" ./...
 }
 
 e2e() {
   if [ "$(uname)" != Linux ] || [ "$(id -u)" != 0 ]; then
-    left_out+=('end-to-end tests: the local cluster needs Linux and root')
+    leave_out 'end-to-end tests: the local cluster needs Linux and root'
     return
   fi
   say 'local cluster'
@@ -63,19 +67,28 @@ e2e() {
   go_test e2e -tags e2e -count=1 -timeout 30m -parallel 6 ./tests/e2e
 }
 
+static
 case $what in
   unit) unit ;;
   e2e) e2e ;;
-  all) unit; e2e ;;
-  *) echo "run: unknown argument $what: unit, e2e or all" >&2; exit 2 ;;
+  all) # Side by side: both wait more than they compute.
+    set -m # in a process group of its own, so that it can be ended as a whole
+    e2e &
+    beside=$!
+    set +m
+    trap 'kill -- "-$beside" 2>/dev/null || true; rm -rf "$logs"' EXIT
+    status=0
+    unit || status=1
+    wait "$beside" || status=1
+    [ "$status" -eq 0 ] || exit 1
+    ;;
 esac
 
-if [ "${#left_out[@]}" -gt 0 ]; then
+if [ -s "$logs/left-out" ]; then
   printf 'run: left out here:\n'
-  printf '  %s\n' "${left_out[@]}"
+  sed 's/^ */  /' "$logs/left-out"
   if [ -n "${CI:-}" ]; then
     echo 'run: in CI nothing may be left out' >&2
     exit 1
   fi
 fi
-say "passed"

@@ -353,7 +353,7 @@ func scaleWebhook(t *testing.T, replicas string) {
 func TestLossWebhookGone(t *testing.T) {
 	m := budget.Begin(t, "webhook-gone")
 	gone := budget.Scale(10*time.Second, 2*time.Minute)
-	printers := startPrinters(t, "webhook-gone", printerOptions{duration: gone + 25*time.Second})
+	printers := startPrinters(t, "webhook-gone", printerOptions{duration: gone + budget.Scale(15*time.Second, 25*time.Second)})
 	printsFor(t, printers, 3*time.Second)
 	defer scaleWebhook(t, "2")
 	scaleWebhook(t, "0")
@@ -369,7 +369,7 @@ func TestLossWebhookGone(t *testing.T) {
 func TestLossWebhookGoneLong(t *testing.T) {
 	m := budget.Begin(t, "webhook-gone-long")
 	gone := budget.Scale(10*time.Second, 2*time.Minute)
-	printers := newPrinters(t, "webhook-gone-long", printerOptions{duration: gone + 20*time.Second})
+	printers := newPrinters(t, "webhook-gone-long", printerOptions{duration: gone + budget.Scale(12*time.Second, 20*time.Second)})
 	// Pods that are admitted and wait for a node: no shipper of theirs has asked for a ticket yet.
 	kubectl(t, "cordon", "node")
 	defer kubectl(t, "uncordon", "node")
@@ -780,7 +780,7 @@ func TestLossEvicted(t *testing.T) {
 // TestLossKubeletRestarted kills the kubelet while steps print and starts it again.
 func TestLossKubeletRestarted(t *testing.T) {
 	m := budget.Begin(t, "node-kubelet")
-	printers := startPrinters(t, "node-kubelet", printerOptions{duration: 25 * time.Second})
+	printers := startPrinters(t, "node-kubelet", printerOptions{duration: budget.Scale(12*time.Second, 25*time.Second)})
 	clusterPart(t, "stop", "kubelet", "9")
 	printsFor(t, printers, 3*time.Second)
 	clusterPart(t, "start", "kubelet")
@@ -791,7 +791,7 @@ func TestLossKubeletRestarted(t *testing.T) {
 // TestLossContainerdRestarted kills containerd while steps print and starts it again.
 func TestLossContainerdRestarted(t *testing.T) {
 	m := budget.Begin(t, "node-containerd")
-	printers := startPrinters(t, "node-containerd", printerOptions{duration: 25 * time.Second})
+	printers := startPrinters(t, "node-containerd", printerOptions{duration: budget.Scale(12*time.Second, 25*time.Second)})
 	clusterPart(t, "stop", "containerd", "9")
 	clusterPart(t, "start", "containerd")
 	finishAll(t, printers)
