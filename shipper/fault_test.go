@@ -135,7 +135,8 @@ func TestRefusedObject(t *testing.T) {
 	s = p.shipper()
 	defer s.close()
 	go func() { drained <- s.drain(t.Context()) }()
-	puts := f.puts
+	var puts int
+	f.set(func() { puts = f.puts })
 	f.until(func() bool { return f.puts > puts+4 })
 	f.set(func() { refuse = false })
 	if err := <-drained; err != nil {

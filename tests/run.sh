@@ -26,8 +26,9 @@ go_test() {
   grep -E '^(ok|FAIL|panic:|---? FAIL|\?.*no test files)' "$logs/$name.log" | grep -v 'no test files' || true
   if [ "$status" -ne 0 ]; then
     printf '\n'
-    # The failed tests' own lines, without those of the tests that passed.
-    grep -vE '^\s*(=== (RUN|PAUSE|CONT|NAME)|--- PASS)|^(ok|PASS)\b' "$logs/$name.log" | tail -n 150
+    # What the failed packages printed, without the lines that say nothing.
+    awk '/^(ok|\?)[ \t]/ {text = ""; next} {text = text $0 "\n"} /^FAIL\t/ {printf "%s", text; text = ""} END {printf "%s", text}' "$logs/$name.log" |
+      grep -vE '^\s*(=== (RUN|PAUSE|CONT|NAME)|--- PASS)|^PASS$' | tail -n 300
     echo "run: $name failed" >&2
     return 1
   fi
