@@ -32,11 +32,11 @@ func changeWebhook(t *testing.T, change func(*corev1.Container)) {
 		if err := env.client.Patch(ctx, &d, client.MergeFrom(before)); err != nil {
 			return err
 		}
-		if _, err := command(ctx, "", nil, env.kubectl, "-n", key.Namespace, "rollout", "status", "deployment/"+key.Name, "--timeout=120s"); err != nil {
+		if _, err := command(ctx, "", nil, env.kubectl, "-n", key.Namespace, "rollout", "status", "deployment/"+key.Name, "--timeout=5m"); err != nil {
 			return err
 		}
 		// The replicas of before serve until they have ended.
-		_, err := command(ctx, "", nil, env.kubectl, "-n", key.Namespace, "wait", "--for=jsonpath={.status.replicas}=2", "deployment/"+key.Name, "--timeout=60s")
+		_, err := command(ctx, "", nil, env.kubectl, "-n", key.Namespace, "wait", "--for=jsonpath={.status.replicas}=2", "deployment/"+key.Name, "--timeout=5m")
 		return err
 	}
 	var d appsv1.Deployment
@@ -67,7 +67,7 @@ func TestShipperImageMissing(t *testing.T) {
 	spec := taskSpec(t, "taskSpec: {steps: [{name: s, image: busybox, script: echo hi}]}")
 	stuck := newTaskRun(t, nsOn, "image-missing", spec, nil)
 	first := &corev1.Pod{}
-	err := poll(t.Context(), time.Minute, "the pod of "+stuck.Name, func(ctx context.Context) (bool, error) {
+	err := poll(t.Context(), "the pod of "+stuck.Name, func(ctx context.Context) (bool, error) {
 		err := env.client.Get(ctx, client.ObjectKey{Namespace: nsOn, Name: stuck.Name + "-pod"}, first)
 		return err == nil, client.IgnoreNotFound(err)
 	})
@@ -77,7 +77,7 @@ func TestShipperImageMissing(t *testing.T) {
 	if shipperOf(first) == nil {
 		t.Fatalf("pod %s is not injected, so nothing holds it back", first.Name)
 	}
-	done := finish(t, stuck, 2*time.Minute)
+	done := finish(t, stuck)
 	if !done.Status.GetCondition("Succeeded").IsTrue() {
 		t.Errorf("the TaskRun that was stuck: %+v", done.Status.Conditions)
 	}
@@ -95,7 +95,7 @@ func TestShipperImageMissing(t *testing.T) {
 	}
 	t.Logf("events:\n%s", events)
 
-	later := finish(t, newTaskRun(t, nsOn, "image-missing-later", spec, nil), time.Minute)
+	later := finish(t, newTaskRun(t, nsOn, "image-missing-later", spec, nil))
 	if pod := podOf(t, later); shipperOf(pod) != nil || !later.Status.GetCondition("Succeeded").IsTrue() {
 		t.Errorf("the next TaskRun, in %s: %+v", took(later), later.Status.Conditions)
 	}
@@ -110,13 +110,13 @@ func TestShipperImageMissing(t *testing.T) {
 	n := 0
 	next := func() *corev1.Pod {
 		n++
-		done := finish(t, newTaskRun(t, nsOn, fmt.Sprintf("image-back-%d", n), spec, nil), 2*time.Minute)
+		done := finish(t, newTaskRun(t, nsOn, fmt.Sprintf("image-back-%d", n), spec, nil))
 		if !done.Status.GetCondition("Succeeded").IsTrue() {
 			t.Errorf("%s: %+v", done.Name, done.Status.Conditions)
 		}
 		return podOf(t, done)
 	}
-	err = poll(t.Context(), 3*time.Minute, "a pod to be injected again", func(context.Context) (bool, error) { return shipperOf(next()) != nil, nil })
+	err = poll(t.Context(), "a pod to be injected again", func(context.Context) (bool, error) { return shipperOf(next()) != nil, nil })
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -15,7 +15,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/klauspost/compress/zstd"
 	corev1 "k8s.io/api/core/v1"
@@ -104,7 +103,7 @@ taskSpec:
 			if _, err := command(t.Context(), "", nil, env.kubectl, "-n", nsOn, "exec", pod.Name, "-c", "step-hostile", "--", "touch", "/tmp/go"); err != nil {
 				t.Fatal(err)
 			}
-			done := finish(t, tr, 4*time.Minute)
+			done := finish(t, tr)
 			if !done.Status.GetCondition("Succeeded").IsTrue() {
 				t.Errorf("%+v", done.Status.Conditions)
 			}
@@ -150,7 +149,7 @@ func secretsOf(t *testing.T, pod *corev1.Pod) []string {
 		t.Fatal(err)
 	}
 	var signed ticket.Ticket
-	err = poll(t.Context(), time.Minute, "the shipper's ticket", func(context.Context) (bool, error) {
+	err = poll(t.Context(), "the shipper's ticket", func(context.Context) (bool, error) {
 		b, err := os.ReadFile(filepath.Join(root, contract.VolumeMount, contract.StateSubPath, "ticket"))
 		return err == nil && json.Unmarshal(b, &signed) == nil && len(signed.Fields) > 0, nil
 	})

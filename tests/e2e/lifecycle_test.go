@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 	tekton "github.com/tektoncd/pipeline/pkg/apis/pipeline/v1"
@@ -38,7 +37,7 @@ func deleteRun(t *testing.T, pr *tekton.PipelineRun) {
 	if err := env.client.Delete(t.Context(), pr, client.PropagationPolicy(metav1.DeletePropagationForeground)); err != nil {
 		t.Fatal(err)
 	}
-	err := poll(t.Context(), 2*time.Minute, "the pods of "+pr.Name+" to be gone", func(ctx context.Context) (bool, error) {
+	err := poll(t.Context(), "the pods of "+pr.Name+" to be gone", func(ctx context.Context) (bool, error) {
 		var pods corev1.PodList
 		err := env.client.List(ctx, &pods, client.InNamespace(pr.Namespace), client.MatchingLabels{"tekton.dev/pipelineRun": pr.Name})
 		return len(pods.Items) == 0, err
@@ -57,7 +56,7 @@ pipelineSpec:
     - {name: first, taskSpec: {steps: [{name: a, image: busybox, script: "echo of the first task"}]}}
     - {name: second, runAfter: [first], taskSpec: {steps: [{name: b, image: busybox, script: "echo of the second task; printf end"}]}}
 `, nil)
-	finishRun(t, pr, 3*time.Minute)
+	finishRun(t, pr)
 	deleteRun(t, pr)
 
 	const want = "[first : a] of the first task\n\n[second : b] of the second task\n[second : b] end\n\n"
@@ -99,8 +98,8 @@ pipelineSpec:
       retries: 1
       taskSpec: {steps: [{name: s, image: busybox, script: "echo try $(context.task.retry-count); [ $(context.task.retry-count) = 1 ]"}]}
 `
-	off := finishRun(t, newPipelineRun(t, nsOff, "retry", spec, nil), 3*time.Minute)
-	on := finishRun(t, newPipelineRun(t, nsOn, "retry", spec, nil), 3*time.Minute)
+	off := finishRun(t, newPipelineRun(t, nsOff, "retry", spec, nil))
+	on := finishRun(t, newPipelineRun(t, nsOn, "retry", spec, nil))
 	without, with := outcomes(t, off), outcomes(t, on)
 	if diff := cmp.Diff(without, with); diff != "" {
 		t.Errorf("Tekton reports another run with shiplog (-without +with):\n%s", diff)
@@ -147,11 +146,11 @@ func TestOptOut(t *testing.T) {
 	t.Parallel()
 	optOut := map[string]string{contract.InjectKey: contract.InjectDisabled}
 	spec := taskSpec(t, "taskSpec: {steps: [{name: s, image: busybox, script: echo hi}]}")
-	tr := finish(t, newTaskRun(t, nsOn, "opt-out", spec, optOut), 2*time.Minute)
+	tr := finish(t, newTaskRun(t, nsOn, "opt-out", spec, optOut))
 	checkUntouched(t, podOf(t, tr))
 
 	pr := newPipelineRun(t, nsOn, "opt-out-run", "pipelineSpec: {tasks: [{name: a, taskSpec: {steps: [{name: s, image: busybox, script: echo hi}]}}]}", optOut)
-	finishRun(t, pr, 2*time.Minute)
+	finishRun(t, pr)
 	var pods corev1.PodList
 	if err := env.client.List(t.Context(), &pods, client.InNamespace(nsOn), client.MatchingLabels{"tekton.dev/pipelineRun": pr.Name}); err != nil {
 		t.Fatal(err)
@@ -181,7 +180,7 @@ func checkUntouched(t *testing.T, pod *corev1.Pod) {
 func TestUntouchedByteForByte(t *testing.T) {
 	t.Parallel()
 	// The pod that Tekton makes of this TaskRun, without what the API server adds.
-	tr := finish(t, newTaskRun(t, nsOff, "template", taskSpec(t, "taskSpec: {steps: [{name: s, image: busybox, script: echo hi}]}"), nil), 2*time.Minute)
+	tr := finish(t, newTaskRun(t, nsOff, "template", taskSpec(t, "taskSpec: {steps: [{name: s, image: busybox, script: echo hi}]}"), nil))
 	made := podOf(t, tr)
 	template := func(change func(*corev1.Pod)) *corev1.Pod {
 		pod := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{Name: "probe", Labels: made.Labels, Annotations: map[string]string{}, OwnerReferences: made.OwnerReferences}, Spec: *made.Spec.DeepCopy()}

@@ -140,7 +140,7 @@ func newPrinters(t *testing.T, row string, o printerOptions) []*printer {
 func awaitPrinting(t *testing.T, printers []*printer) {
 	t.Helper()
 	for _, p := range printers {
-		err := poll(t.Context(), 2*time.Minute, p.tr.Name+" to print", func(ctx context.Context) (bool, error) {
+		err := poll(t.Context(), p.tr.Name+" to print", func(ctx context.Context) (bool, error) {
 			if err := env.client.Get(ctx, client.ObjectKeyFromObject(p.tr), p.tr); err != nil || p.tr.Status.PodName == "" {
 				return false, err
 			}
@@ -174,7 +174,7 @@ func printsFor(t *testing.T, printers []*printer, d time.Duration) {
 	t.Helper()
 	p := printers[0] // at lines per second, whose count tells the time
 	want := p.printedLines() + int64(d.Seconds()*float64(p.rate.Lines))
-	err := poll(t.Context(), d+2*time.Minute, p.tr.Name+" to print on", func(context.Context) (bool, error) { return p.printedLines() >= want, nil })
+	err := poll(t.Context(), p.tr.Name+" to print on", func(context.Context) (bool, error) { return p.printedLines() >= want, nil })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -257,7 +257,7 @@ func (p *printer) told(t *testing.T, c backend.Container) string {
 func (p *printer) settled(t *testing.T, a *backend.Archive) {
 	t.Helper()
 	var last error
-	err := poll(t.Context(), 3*time.Minute, "the archive of "+p.tr.Name+" to be sealed", func(ctx context.Context) (bool, error) {
+	err := poll(t.Context(), "the archive of "+p.tr.Name+" to be sealed", func(ctx context.Context) (bool, error) {
 		target, err := a.Find(ctx, p.tr.Namespace, string(p.tr.UID))
 		if err == nil {
 			var tree *backend.Tree
@@ -303,7 +303,7 @@ func nothingLost(t *testing.T, m *budget.Measurement, printers []*printer) {
 func finishAll(t *testing.T, printers []*printer) {
 	t.Helper()
 	for _, p := range printers {
-		done := finish(t, p.tr, 5*time.Minute)
+		done := finish(t, p.tr)
 		if c := done.Status.GetCondition("Succeeded"); !c.IsTrue() {
 			t.Errorf("%s: %s %s", p.tr.Name, c.Reason, c.Message)
 		}
@@ -331,9 +331,9 @@ func TestLossWebhookRestart(t *testing.T) {
 	m := budget.Begin(t, "webhook-restart")
 	printers := startPrinters(t, "webhook-restart", printerOptions{duration: 35 * time.Second})
 	kubectl(t, "-n", "shiplog-system", "delete", "pods", "--all", "--force", "--grace-period=0")
-	kubectl(t, "-n", "shiplog-system", "rollout", "status", "deployment/shiplog-webhook", "--timeout=120s")
+	kubectl(t, "-n", "shiplog-system", "rollout", "status", "deployment/shiplog-webhook", "--timeout=5m")
 	kubectl(t, "-n", "shiplog-system", "rollout", "restart", "deployment/shiplog-webhook")
-	kubectl(t, "-n", "shiplog-system", "rollout", "status", "deployment/shiplog-webhook", "--timeout=120s")
+	kubectl(t, "-n", "shiplog-system", "rollout", "status", "deployment/shiplog-webhook", "--timeout=5m")
 	finishAll(t, printers)
 	nothingLost(t, m, printers)
 }
@@ -343,10 +343,10 @@ func scaleWebhook(t *testing.T, replicas string) {
 	t.Helper()
 	kubectl(t, "-n", "shiplog-system", "scale", "deployment/shiplog-webhook", "--replicas="+replicas)
 	if replicas == "0" {
-		kubectl(t, "-n", "shiplog-system", "wait", "--for=delete", "pod", "-l", "app.kubernetes.io/component=webhook", "--timeout=120s")
+		kubectl(t, "-n", "shiplog-system", "wait", "--for=delete", "pod", "-l", "app.kubernetes.io/component=webhook", "--timeout=5m")
 		return
 	}
-	kubectl(t, "-n", "shiplog-system", "rollout", "status", "deployment/shiplog-webhook", "--timeout=120s")
+	kubectl(t, "-n", "shiplog-system", "rollout", "status", "deployment/shiplog-webhook", "--timeout=5m")
 }
 
 // TestLossWebhookGone takes all replicas away in the middle of the run.
@@ -377,7 +377,7 @@ func TestLossWebhookGoneLong(t *testing.T) {
 		p.tr = newTaskRun(t, nsOn, p.name, p.spec, nil)
 	}
 	for _, p := range printers {
-		err := poll(t.Context(), time.Minute, "the pod of "+p.name, func(ctx context.Context) (bool, error) {
+		err := poll(t.Context(), "the pod of "+p.name, func(ctx context.Context) (bool, error) {
 			return env.client.Get(ctx, client.ObjectKey{Namespace: nsOn, Name: p.name + "-pod"}, &corev1.Pod{}) == nil, nil
 		})
 		if err != nil {
@@ -475,7 +475,7 @@ func killShippers(t *testing.T, printers []*printer) {
 	for _, p := range printers {
 		before := shipperStatus(t, p.pod).RestartCount
 		kill(t, findProcess(t, p.pod, contract.ShipperBinary, ""))
-		err := poll(t.Context(), time.Minute, "the shipper of "+p.pod.Name+" to be restarted", func(context.Context) (bool, error) {
+		err := poll(t.Context(), "the shipper of "+p.pod.Name+" to be restarted", func(context.Context) (bool, error) {
 			s := shipperStatus(t, p.pod)
 			return s.RestartCount > before && s.State.Running != nil, nil
 		})
@@ -512,7 +512,7 @@ func TestLossShipperOOM(t *testing.T) {
 			t.Fatal(err)
 		}
 		eatMemory(t, victim)
-		err := poll(t.Context(), time.Minute, "the shipper of "+p.pod.Name+" to be OOM-killed and restarted", func(context.Context) (bool, error) {
+		err := poll(t.Context(), "the shipper of "+p.pod.Name+" to be OOM-killed and restarted", func(context.Context) (bool, error) {
 			s := shipperStatus(t, p.pod)
 			return s.State.Running != nil && s.LastTerminationState.Terminated != nil, nil
 		})
@@ -562,7 +562,7 @@ func TestLossStepKilled(t *testing.T) {
 				kill(t, findProcess(t, p.pod, c.program, strconv.FormatUint(p.stream.Seed, 10)))
 			}
 			for _, p := range printers {
-				done := finish(t, p.tr, 2*time.Minute)
+				done := finish(t, p.tr)
 				if s := done.Status.Steps[0].Terminated; s == nil || s.ExitCode == 0 {
 					t.Errorf("%s: the step ended as %+v, want a failure", p.tr.Name, s)
 				}
@@ -588,7 +588,7 @@ func TestLossStepOOM(t *testing.T) {
 		eatMemory(t, victim)
 	}
 	for _, p := range printers {
-		done := finish(t, p.tr, 2*time.Minute)
+		done := finish(t, p.tr)
 		if s := done.Status.Steps[0].Terminated; s == nil || s.ExitCode == 0 {
 			t.Errorf("%s: the step ended as %+v, want a failure", p.tr.Name, s)
 		}
@@ -600,7 +600,7 @@ func TestLossStepOOM(t *testing.T) {
 func gone(t *testing.T, printers []*printer) {
 	t.Helper()
 	for _, p := range printers {
-		err := poll(t.Context(), 3*time.Minute, "pod "+p.pod.Name+" to be gone", func(ctx context.Context) (bool, error) {
+		err := poll(t.Context(), "pod "+p.pod.Name+" to be gone", func(ctx context.Context) (bool, error) {
 			var now corev1.Pod
 			err := env.client.Get(ctx, client.ObjectKeyFromObject(p.pod), &now)
 			return apierrors.IsNotFound(err) || now.UID != p.pod.UID && err == nil, client.IgnoreNotFound(err)
@@ -636,7 +636,7 @@ func TestLossPodEnds(t *testing.T) {
 				}
 			}
 		}},
-		{"taskrun-timeout", printerOptions{spec: func(s *tekton.TaskRunSpec) { s.Timeout = &metav1.Duration{Duration: 25 * time.Second} }}, func(*testing.T, []*printer) {}},
+		{"taskrun-timeout", printerOptions{spec: func(s *tekton.TaskRunSpec) { s.Timeout = &metav1.Duration{Duration: time.Minute} }}, func(*testing.T, []*printer) {}},
 	} {
 		t.Run(c.row, func(t *testing.T) {
 			t.Parallel()
@@ -656,6 +656,9 @@ func TestLossNamespaceDeleted(t *testing.T) {
 	m := budget.Begin(t, "namespace-deleted")
 	ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "e2e-deleted-" + strconv.FormatInt(time.Now().UnixNano(), 36), Labels: map[string]string{contract.InjectKey: contract.InjectEnabled}}}
 	if err := env.client.Create(t.Context(), ns); err != nil {
+		t.Fatal(err)
+	}
+	if err := serviceAccount(t.Context(), ns.Name); err != nil {
 		t.Fatal(err)
 	}
 	printers := startPrinters(t, "namespace-deleted", printerOptions{namespace: ns.Name})
@@ -681,7 +684,7 @@ func TestLossPipelineRunDeleted(t *testing.T) {
 	}
 	for _, p := range printers {
 		p.tr = &tekton.TaskRun{ObjectMeta: metav1.ObjectMeta{Namespace: nsOn, Name: pr.Name + "-" + p.name}}
-		err := poll(t.Context(), time.Minute, "TaskRun "+p.tr.Name, func(ctx context.Context) (bool, error) {
+		err := poll(t.Context(), "TaskRun "+p.tr.Name, func(ctx context.Context) (bool, error) {
 			return env.client.Get(ctx, client.ObjectKeyFromObject(p.tr), p.tr) == nil, nil
 		})
 		if err != nil {
@@ -709,7 +712,7 @@ func TestLossPodForced(t *testing.T) {
 		}
 	}
 	for _, p := range printers {
-		err := poll(t.Context(), time.Minute, "the processes of "+p.pod.Name+" to end", func(context.Context) (bool, error) { return len(processesOf(t, p.pod)) == 0, nil })
+		err := poll(t.Context(), "the processes of "+p.pod.Name+" to end", func(context.Context) (bool, error) { return len(processesOf(t, p.pod)) == 0, nil })
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -760,16 +763,16 @@ func TestLossEvicted(t *testing.T) {
 	off := newPrinters(t, "disk-eviction", printerOptions{spec: greedy})[0]
 	off.tr = newTaskRun(t, nsOff, off.name, off.spec, nil)
 	printers := startPrinters(t, "disk-eviction", printerOptions{spec: greedy})
-	without := outcome(finish(t, off.tr, 3*time.Minute))
+	without := outcome(finish(t, off.tr))
 	for _, p := range printers {
-		if diff := gocmp.Diff(without.Reason, outcome(finish(t, p.tr, 3*time.Minute)).Reason); diff != "" {
+		if diff := gocmp.Diff(without.Reason, outcome(finish(t, p.tr)).Reason); diff != "" {
 			t.Errorf("Tekton reports another run with shiplog (-without +with):\n%s", diff)
 		}
 		var now corev1.Pod
 		if err := env.client.Get(t.Context(), client.ObjectKeyFromObject(p.pod), &now); err != nil || now.Status.Reason != "Evicted" {
 			t.Errorf("pod %s was not evicted: %s %s, %v", now.Name, now.Status.Phase, now.Status.Reason, err)
 		}
-		err := poll(t.Context(), time.Minute, "the processes of "+p.pod.Name+" to end", func(context.Context) (bool, error) { return len(processesOf(t, p.pod)) == 0, nil })
+		err := poll(t.Context(), "the processes of "+p.pod.Name+" to end", func(context.Context) (bool, error) { return len(processesOf(t, p.pod)) == 0, nil })
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -821,7 +824,7 @@ func nodeBack(t *testing.T, before map[string]bool) {
 	t.Helper()
 	clusterPart(t, "start", "containerd")
 	clusterPart(t, "start", "kubelet")
-	err := poll(t.Context(), 3*time.Minute, "other containers in the place of the killed ones", func(ctx context.Context) (bool, error) {
+	err := poll(t.Context(), "other containers in the place of the killed ones", func(ctx context.Context) (bool, error) {
 		now, ready, err := systemContainers(ctx)
 		for id := range before {
 			ready = ready && !now[id]
@@ -832,7 +835,7 @@ func nodeBack(t *testing.T, before map[string]bool) {
 		t.Fatal(err)
 	}
 	// Their pods have other addresses now, which the Services' rules get a little later.
-	err = poll(t.Context(), time.Minute, "Tekton's webhook to answer", func(ctx context.Context) (bool, error) {
+	err = poll(t.Context(), "Tekton's webhook to answer", func(ctx context.Context) (bool, error) {
 		spec := tekton.TaskRunSpec{TaskSpec: &tekton.TaskSpec{Steps: []tekton.Step{{Name: "a", Image: "busybox", Script: "true"}}}}
 		probe := &tekton.TaskRun{ObjectMeta: metav1.ObjectMeta{GenerateName: "probe-", Namespace: nsOff}, Spec: spec}
 		return env.client.Create(ctx, probe, client.DryRunAll) == nil, nil

@@ -117,7 +117,7 @@ func setUp(ctx context.Context) error {
 			return err
 		}
 		waits = append(waits, func() error {
-			return poll(ctx, 2*time.Minute, "namespace "+ns+" to be made anew", func(ctx context.Context) (bool, error) {
+			return poll(ctx, "namespace "+ns+" to be made anew", func(ctx context.Context) (bool, error) {
 				err := env.client.Create(ctx, object.DeepCopy())
 				if apierrors.IsAlreadyExists(err) {
 					return false, nil // the last run's is still being deleted
@@ -131,7 +131,20 @@ func setUp(ctx context.Context) error {
 			return err
 		}
 	}
+	for _, ns := range []string{nsOn, nsOff, nsOnRestricted, nsOffRestricted} {
+		if err := serviceAccount(ctx, ns); err != nil {
+			return err
+		}
+	}
 	return nil
+}
+
+// serviceAccount waits until a new namespace has the service account that TaskRuns need.
+func serviceAccount(ctx context.Context, namespace string) error {
+	return poll(ctx, "the service account of namespace "+namespace, func(ctx context.Context) (bool, error) {
+		err := env.client.Get(ctx, client.ObjectKey{Namespace: namespace, Name: "default"}, &corev1.ServiceAccount{})
+		return err == nil, client.IgnoreNotFound(err)
+	})
 }
 
 // command runs a program with the cluster's variables and returns its standard output.
@@ -152,11 +165,14 @@ func stream(ctx context.Context, dir string, extra []string, stdout, stderr io.W
 	return cmd.Run()
 }
 
+// waitLimit bounds each wait. It is far above what anything takes, since the machine may be busy; that something is fast, no test here says.
+const waitLimit = 5 * time.Minute
+
 // poll asks until a condition holds, and says what it waited for when it does not.
-func poll(ctx context.Context, timeout time.Duration, what string, ask func(context.Context) (bool, error)) error {
-	err := wait.PollUntilContextTimeout(ctx, 100*time.Millisecond, timeout, true, ask)
+func poll(ctx context.Context, what string, ask func(context.Context) (bool, error)) error {
+	err := wait.PollUntilContextTimeout(ctx, 100*time.Millisecond, waitLimit, true, ask)
 	if err != nil {
-		return fmt.Errorf("waited %s for %s: %w", timeout, what, err)
+		return fmt.Errorf("waited %s for %s: %w", waitLimit, what, err)
 	}
 	return nil
 }
@@ -252,10 +268,10 @@ func newTaskRun(t *testing.T, namespace, name string, spec tekton.TaskRunSpec, a
 }
 
 // finish waits until the TaskRun is done.
-func finish(t *testing.T, tr *tekton.TaskRun, timeout time.Duration) *tekton.TaskRun {
+func finish(t *testing.T, tr *tekton.TaskRun) *tekton.TaskRun {
 	t.Helper()
 	done := &tekton.TaskRun{}
-	err := poll(t.Context(), timeout, "TaskRun "+tr.Namespace+"/"+tr.Name+" to end", func(ctx context.Context) (bool, error) {
+	err := poll(t.Context(), "TaskRun "+tr.Namespace+"/"+tr.Name+" to end", func(ctx context.Context) (bool, error) {
 		err := env.client.Get(ctx, client.ObjectKeyFromObject(tr), done)
 		return done.IsDone(), err
 	})
@@ -266,10 +282,10 @@ func finish(t *testing.T, tr *tekton.TaskRun, timeout time.Duration) *tekton.Tas
 }
 
 // finishRun waits until the PipelineRun is done.
-func finishRun(t *testing.T, pr *tekton.PipelineRun, timeout time.Duration) *tekton.PipelineRun {
+func finishRun(t *testing.T, pr *tekton.PipelineRun) *tekton.PipelineRun {
 	t.Helper()
 	done := &tekton.PipelineRun{}
-	err := poll(t.Context(), timeout, "PipelineRun "+pr.Namespace+"/"+pr.Name+" to end", func(ctx context.Context) (bool, error) {
+	err := poll(t.Context(), "PipelineRun "+pr.Namespace+"/"+pr.Name+" to end", func(ctx context.Context) (bool, error) {
 		err := env.client.Get(ctx, client.ObjectKeyFromObject(pr), done)
 		return done.IsDone(), err
 	})
@@ -283,7 +299,7 @@ func finishRun(t *testing.T, pr *tekton.PipelineRun, timeout time.Duration) *tek
 func sealed(t *testing.T, namespace, run string) {
 	t.Helper()
 	var last error
-	err := poll(t.Context(), 2*time.Minute, "the archive of "+run+" to be complete", func(ctx context.Context) (bool, error) {
+	err := poll(t.Context(), "the archive of "+run+" to be complete", func(ctx context.Context) (bool, error) {
 		_, last = command(ctx, "", nil, env.cli, "logs", "-n", namespace, "--all", "--tail", "1", run)
 		return last == nil, nil
 	})

@@ -100,7 +100,7 @@ func runSleeper(t *testing.T, name string) *corev1.Pod {
 	if err := env.client.Create(t.Context(), pod); err != nil {
 		t.Fatal(err)
 	}
-	err := poll(t.Context(), time.Minute, "the pod "+name+" to run", func(ctx context.Context) (bool, error) {
+	err := poll(t.Context(), "the pod "+name+" to run", func(ctx context.Context) (bool, error) {
 		err := env.client.Get(ctx, client.ObjectKeyFromObject(pod), pod)
 		return pod.Status.Phase == corev1.PodRunning, err
 	})
@@ -177,7 +177,7 @@ func TestCertificateRenewed(t *testing.T) {
 	begin := time.Now()
 	for _, pod := range pods {
 		// The kubelet brings a changed Secret to the pod within its sync period of a minute and its cache's life.
-		err := poll(t.Context(), 4*time.Minute, "the renewed certificate to be served by "+pod.Name, func(context.Context) (bool, error) {
+		err := poll(t.Context(), "the renewed certificate to be served by "+pod.Name, func(context.Context) (bool, error) {
 			return serialOf(t, addresses[pod.Name]) != old[pod.Name], nil
 		})
 		if err != nil {
@@ -194,7 +194,7 @@ func TestCertificateRenewed(t *testing.T) {
 			t.Errorf("pod %s was restarted", before.Name)
 		}
 	}
-	tr := finish(t, newTaskRun(t, nsOn, "after-renewal", taskSpec(t, "taskSpec: {steps: [{name: s, image: busybox, script: echo hi}]}"), nil), 2*time.Minute)
+	tr := finish(t, newTaskRun(t, nsOn, "after-renewal", taskSpec(t, "taskSpec: {steps: [{name: s, image: busybox, script: echo hi}]}"), nil))
 	sealed(t, nsOn, tr.Name)
 	checkArchive(t, stepCase{want: map[string]printed{"step-s": text("hi\n")}}, tr, nil)
 }

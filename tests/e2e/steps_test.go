@@ -51,7 +51,6 @@ type stepCase struct {
 	hashed []string
 	// podGone: Tekton deletes the pod (cancel, timeout), so what the kubelet has of its init containers is read while the pod lives.
 	podGone bool
-	timeout time.Duration // 2 minutes if zero
 }
 
 // hashing is a script that prints what gen makes, and says what it prints in a result. gen is run twice and must print the same.
@@ -129,7 +128,7 @@ taskSpec:
 		{
 			name: "timed-out", place: open, podGone: true, want: map[string]printed{"step-s": text("started\nstopping\n")},
 			spec: `
-timeout: 20s
+timeout: 45s
 taskSpec:
   steps: [{name: s, image: busybox, script: "trap 'echo stopping; exit 1' TERM; echo started; sleep 1000 & wait"}]`,
 		},
@@ -181,14 +180,14 @@ taskSpec:
   steps: [{name: s, image: busybox, script: "true"}]`,
 		},
 		{
-			name: "50-mb-line-of-every-byte", place: open, hashed: []string{"step-s"}, timeout: 5 * time.Minute,
+			name: "50-mb-line-of-every-byte", place: open, hashed: []string{"step-s"},
 			spec: `
 taskSpec:
   results: [{name: step-s}]
   steps: [{name: s, image: busybox, script: "` + strings.ReplaceAll(hashing(`cat /tmp/50`, "step-s"), "gen() {", `x() { `+strings.ReplaceAll(everyByte, `"`, `\"`)+`; }; x > /tmp/1; for i in $(seq 8); do cat /tmp/1 /tmp/1 /tmp/1 /tmp/1 /tmp/1 /tmp/1 > /tmp/2; mv /tmp/2 /tmp/1; [ $(wc -c < /tmp/1) -gt 2000000 ] && break; done; while [ $(wc -c < /tmp/1) -lt 50000000 ]; do cat /tmp/1 /tmp/1 > /tmp/2; mv /tmp/2 /tmp/1; done; head -c 50000000 /tmp/1 > /tmp/50; gen() {`) + `"}]`,
 		},
 		{
-			name: "300-mb", place: restricted, timeout: 10 * time.Minute,
+			name: "300-mb", place: restricted,
 			want: map[string]printed{"step-s": mustGenerate("yes 'a line of a build log that is not very long, but there are many of them, as in life 0123456789' | head -c 300000000")},
 			spec: `
 taskSpec:
@@ -226,9 +225,6 @@ func TestSteps(t *testing.T) {
 			var spec tekton.TaskRunSpec
 			if err := yaml.UnmarshalStrict([]byte(c.spec), &spec); err != nil {
 				t.Fatalf("the case's YAML: %v", err)
-			}
-			if c.timeout == 0 {
-				c.timeout = 2 * time.Minute
 			}
 			off, _ := runCase(t, c, c.place.off, spec)
 			on, logs := runCase(t, c, c.place.on, spec)
@@ -273,13 +269,13 @@ func runCase(t *testing.T, c stepCase, namespace string, spec tekton.TaskRunSpec
 			t.Fatal(err)
 		}
 	}
-	return finish(t, tr, c.timeout), logs
+	return finish(t, tr), logs
 }
 
 // podEnded waits until every container of the pod has ended: a TaskRun is done before its sidecars are.
 func podEnded(t *testing.T, tr *tekton.TaskRun) {
 	t.Helper()
-	err := poll(t.Context(), 2*time.Minute, "the pod of "+tr.Name+" to end", func(context.Context) (bool, error) {
+	err := poll(t.Context(), "the pod of "+tr.Name+" to end", func(context.Context) (bool, error) {
 		phase := podOf(t, tr).Status.Phase
 		return phase == corev1.PodSucceeded || phase == corev1.PodFailed, nil
 	})
@@ -423,7 +419,7 @@ func waitForStep(t *testing.T, tr *tekton.TaskRun) *corev1.Pod {
 	t.Helper()
 	pod := &corev1.Pod{}
 	live := &tekton.TaskRun{}
-	err := poll(t.Context(), time.Minute, "a step of "+tr.Name+" to print", func(ctx context.Context) (bool, error) {
+	err := poll(t.Context(), "a step of "+tr.Name+" to print", func(ctx context.Context) (bool, error) {
 		if err := env.client.Get(ctx, client.ObjectKeyFromObject(tr), live); err != nil || live.Status.PodName == "" {
 			return false, err
 		}
