@@ -185,6 +185,16 @@ func (h *holder) release() {
 	h.drop()
 }
 
+// end is the end of the log, where tee could not write it to the spool.
+func (h *holder) end() (end spool.End, ok bool) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.held == nil {
+		return spool.End{}, false
+	}
+	return h.held.End()
+}
+
 // last is what is held when the container has ended, nil if nothing is. It is good until close or release.
 func (h *holder) last() *spool.Held {
 	h.mu.Lock()

@@ -342,6 +342,50 @@ func TestRestOfKilled(t *testing.T) {
 	}
 }
 
+// TestEndInHand: a container that could write nothing to its spool at its end has ended all the same, in the way and with the gap that it says; also for a shipper that was away meanwhile.
+func TestEndInHand(t *testing.T) {
+	for name, early := range map[string]bool{"while the pod runs": true, "at the pod's end": false} {
+		t.Run(name, func(t *testing.T) {
+			f := newFakeServer(t)
+			p := newPod(t, f, "step-a")
+			p.write("step-a", spool.LogName(0), lines(0, 3))
+			s := p.shipper()
+			defer s.close()
+			h := s.hold(t, "step-a")
+			e := newTeeEnd(t)
+			tally := tallyOf(t, lines(0, 3))
+			end, err := spool.EncodeEnd(spool.End{
+				Exit: record.Exit{Code: 7}, Bytes: tally.Bytes, Printed: record.Printed{Stdout: tally.Stdout + 99},
+				Gap: &criline.Marker{Kind: criline.Gap, Reason: criline.ReasonSpoolError, Stdout: 99, Detail: "disk quota exceeded"},
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := e.hand.End(end); err != nil {
+				t.Fatal(err)
+			}
+			e.offers(p.folder("step-a"))
+			await(t, "an offer", func() bool { return h.last() != nil })
+			e.dies()
+			if early {
+				now := time.Now()
+				for range 5 {
+					now = now.Add(time.Minute)
+					if err := s.pass2(t, now); err != nil {
+						t.Fatal(err)
+					}
+				}
+			} else if err := s.drain(t.Context()); err != nil {
+				t.Fatal(err)
+			}
+			got := f.seal("step-a")
+			if got.End != record.EndExited || got.Exit == nil || got.Exit.Code != 7 || got.Printed.Stdout != tally.Stdout || got.GapCount != 1 || got.Lost.Stdout != 99 || got.Gaps[0].Reason != criline.ReasonSpoolError {
+				t.Errorf("the seal is %+v", got)
+			}
+		})
+	}
+}
+
 // What a container left that has said how it ended is let go of.
 func TestReleaseOfEnded(t *testing.T) {
 	f := newFakeServer(t)

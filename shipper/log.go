@@ -118,6 +118,10 @@ func (l *containerLog) look() error {
 		if end, ok := l.reader.End(); ok {
 			l.end = &end
 		}
+	} else if l.holder != nil {
+		if end, ok := l.holder.end(); ok { // the spool cannot be written
+			l.status.Ended, l.end = true, &end
+		}
 	}
 	return nil
 }
@@ -404,10 +408,9 @@ func (l *containerLog) seal(ctx context.Context, now time.Time) error {
 	if !l.state.Resumed {
 		seal.SHA256 = fmt.Sprintf("%x", digest.Sum(nil))
 	}
-	end, ok := l.reader.End()
 	switch {
-	case ok:
-		seal.End, seal.Exit = record.EndExited, &end.Exit
+	case l.end != nil:
+		seal.End, seal.Exit = record.EndExited, &l.end.Exit
 	case l.status.Started || l.state.Segments > 0:
 		seal.End, seal.Drained = record.EndKilled, l.drained
 	default:

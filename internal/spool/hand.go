@@ -36,6 +36,9 @@ const (
 //	1  intended: how many bytes are about to be read into the chunk
 //	2  mark: 16 bytes that are at the end of where these will be
 //	4  1 where the container has run before
+//	5  of stdout's part: how long the end is
+//
+// The end is end.json where nothing could be written in the spool, as under a used-up quota. It is at endOffset in the header of stdout's part.
 //
 // A chunk is handed on when its bytes are in the spool, or counted in a gap. state changes in one store, so that it is right at whatever moment tee is killed. When that is between the kernel's
 // reading and the store behind it, the mark tells: it is gone if the chunk was read.
@@ -44,7 +47,9 @@ const (
 	handPart   = handHeader + ChunkBytes
 	handSize   = int64(len(handStreams) * handPart)
 
-	wordState, wordIntended, wordMark, wordAgain = 0, 8, 16, 32
+	wordState, wordIntended, wordMark, wordAgain, wordEnd = 0, 8, 16, 32, 40
+
+	endOffset = 1 << 10
 
 	markBytes  = 16
 	lengthBits = 20
@@ -112,6 +117,20 @@ func newHandFile() (fd int, mem []byte, err error) {
 		return -1, nil, fmt.Errorf("make a memory file: %w", err)
 	}
 	return fd, mem, nil
+}
+
+// End leaves the end, as EncodeEnd made it, for who holds the hand.
+func (h *Hand) End(end []byte) error {
+	if h.FD < 0 {
+		return errors.New("nobody else has this memory")
+	}
+	part := h.streams[0].part
+	if room := handHeader - endOffset; len(end) > room {
+		return fmt.Errorf("the end has %d bytes, there is room for %d", len(end), room)
+	}
+	copy(part[endOffset:handHeader], end)
+	h.streams[0].word(wordEnd).Store(uint64(len(end)))
+	return nil
 }
 
 // Stream returns the part of stdout or stderr.
@@ -243,6 +262,20 @@ func (h *Held) Begin(keptStdout, keptStderr int64) (lostStdout, lostStderr int64
 		lost[i] = max(0, total-kept[i])
 	}
 	return lost[0], lost[1], true
+}
+
+// End reads the end that tee has left in the hand. ok is false where there is none, or none that can be read.
+func (h *Held) End() (end End, ok bool) {
+	var header [handHeader]byte
+	if got, err := unix.Pread(h.hand, header[:], 0); err != nil || got != len(header) {
+		return End{}, false
+	}
+	n := binary.NativeEndian.Uint64(header[wordEnd:])
+	if n == 0 || n > handHeader-endOffset {
+		return End{}, false
+	}
+	end, err := ParseEnd(header[endOffset:][:n])
+	return end, err == nil
 }
 
 // state reads a part's header.

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/shiplog-dev/shiplog/internal/criline"
+	"github.com/shiplog-dev/shiplog/internal/record"
 )
 
 // handPipe is a pipe as tee makes it.
@@ -316,4 +317,43 @@ func FuzzHand(f *testing.F) {
 			}
 		}
 	})
+}
+
+// TestHandEnd: the end that tee leaves in the hand is what who holds it reads, and nothing else is taken for one.
+func TestHandEnd(t *testing.T) {
+	whole, err := EncodeEnd(End{Exit: record.Exit{Code: 3}, Bytes: 77, Lines: 2})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, tc := range []struct {
+		name        string
+		leave       func(c *container) error
+		fails, want bool
+	}{
+		{"none", func(*container) error { return nil }, false, false},
+		{"an end", func(c *container) error { return c.hand.End(whole) }, false, true},
+		{"a later one", func(c *container) error { return errors.Join(c.hand.End([]byte("{}")), c.hand.End(whole)) }, false, true},
+		{"one that is too long", func(c *container) error { return c.hand.End(make([]byte, handHeader)) }, true, false},
+		{"no JSON", func(c *container) error { return c.hand.End([]byte("garbage")) }, false, false},
+		{"a forged length", func(c *container) error { c.hand.streams[0].word(wordEnd).Store(1 << 40); return nil }, false, false},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			c := newContainer(t, false)
+			if err := tc.leave(c); (err != nil) != tc.fails {
+				t.Errorf("left with %v", err)
+			}
+			got, ok := c.held.End()
+			if ok != tc.want || ok && (got.Exit.Code != 3 || got.Bytes != 77 || got.Lines != 2) {
+				t.Errorf("the end is %+v, %v", got, ok)
+			}
+			// The rest of the hand is as it was.
+			c.die(t)
+			if lost, _, ok := c.held.Begin(0, 0); !ok || lost != 0 {
+				t.Errorf("begins with %d lost, %v", lost, ok)
+			}
+		})
+	}
+	if err := (&Hand{FD: -1}).End(whole); err == nil {
+		t.Error("memory that dies with tee took the end")
+	}
 }

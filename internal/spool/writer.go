@@ -469,8 +469,16 @@ func (w *Writer) Term() error {
 	return f.Close()
 }
 
-// End closes the log: it writes the marker of an open gap, beyond the limit if need be, and EndFile. An error says that EndFile could not be
-// written; the shipper then takes the container for killed.
+// EndError says that EndFile could not be written. Unless the end gets to the shipper in another way, that takes the container for killed.
+type EndError struct {
+	End []byte // what was to be in EndFile
+	Err error
+}
+
+func (e *EndError) Error() string { return fmt.Sprintf("write the end of the log: %v", e.Err) }
+func (e *EndError) Unwrap() error { return e.Err }
+
+// End closes the log: it writes the marker of an open gap, beyond the limit if need be, and EndFile. An error is an *EndError.
 func (w *Writer) End(exit record.Exit) error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -483,8 +491,12 @@ func (w *Writer) End(exit record.Exit) error {
 		_ = w.f.Close()
 	}
 	w.total.Exit, w.total.Bytes = exit, w.end()
-	if err := w.writeEnd(); err != nil {
-		return fmt.Errorf("write the end of the log: %w", err)
+	b, err := EncodeEnd(w.total)
+	if err == nil {
+		err = w.writeEnd(b)
+	}
+	if err != nil {
+		return &EndError{b, err}
 	}
 	return nil
 }
@@ -519,11 +531,7 @@ func (w *Writer) takeReserve() {
 	w.reserve = f
 }
 
-func (w *Writer) writeEnd() error {
-	b, err := EncodeEnd(w.total)
-	if err != nil {
-		return err
-	}
+func (w *Writer) writeEnd(b []byte) error {
 	if w.writeReserve(b) == nil {
 		return nil
 	}

@@ -131,8 +131,8 @@ func (c *copying) drain() {
 	c.wg.Wait()
 }
 
-// end ends the log in the spool, when drain has returned. If that fails, the container's own stderr says so.
-func (c *copying) end(w interface{ End(record.Exit) error }, exit record.Exit) {
+// end ends the log in the spool, when drain has returned, or where nothing can be written there in the hand, if that is held by the shipper. If neither works, the container's own stderr says so.
+func (c *copying) end(w interface{ End(record.Exit) error }, exit record.Exit, held bool) {
 	say := func(why any) {
 		writeAll(c.streams[1].out, fmt.Appendf(nil, "shiplog: this log is not kept to its end: %v\n", why))
 	}
@@ -141,7 +141,12 @@ func (c *copying) end(w interface{ End(record.Exit) error }, exit record.Exit) {
 			say(r)
 		}
 	}()
-	if err := w.End(exit); err != nil {
+	err := w.End(exit)
+	var unwritten *spool.EndError
+	if errors.As(err, &unwritten) && held && c.hand.End(unwritten.End) == nil {
+		return
+	}
+	if err != nil {
 		say(err)
 	}
 }

@@ -213,10 +213,16 @@ func TestEndFails(t *testing.T) {
 		{"it works", func(record.Exit) error { return nil }, ""},
 		{"an error", func(record.Exit) error { return errors.New("disk full") }, "shiplog: this log is not kept to its end: disk full\n"},
 		{"a panic", func(record.Exit) error { panic("a bug") }, "shiplog: this log is not kept to its end: a bug\n"},
+		{"the spool cannot be written, and the shipper has the hand", func(record.Exit) error { return &spool.EndError{End: []byte("{}"), Err: errors.New("quota")} }, ""},
+		{"the spool cannot be written, and what is to be said is too long", func(record.Exit) error {
+			return &spool.EndError{End: make([]byte, 1<<20), Err: errors.New("quota")}
+		}, "shiplog: this log is not kept to its end: write the end of the log: quota\n"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			s, _, stderr := pipes(t, nil)
-			(&copying{streams: [2]*stream{s, s}}).end(tc.end, record.Exit{})
+			hand := spool.NewHand(false)
+			defer unix.Close(hand.FD)
+			(&copying{streams: [2]*stream{s, s}, hand: hand}).end(tc.end, record.Exit{}, true)
 			writeAll(s.out, []byte("."))
 			got := make([]byte, len(tc.want)+1)
 			if _, err := io.ReadFull(stderr, got); err != nil || string(got) != tc.want+"." {

@@ -78,13 +78,16 @@ func capture(opts contract.Tee) (record.Exit, error) {
 	if err != nil {
 		return record.Exit{}, err
 	}
+	held := func() bool { return false }
 	if files := c.outlives(); files != nil {
-		defer startOffer(opts.Spool, files).end()
+		o := startOffer(opts.Spool, files)
+		defer o.end()
+		held = o.taken
 	}
 	exit := run(opts, w.Term, again)
 	endOthers()
 	c.drain()
-	c.end(w, exit)
+	c.end(w, exit, held())
 	return exit, nil
 }
 

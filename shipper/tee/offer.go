@@ -51,6 +51,13 @@ func (o *offer) end() {
 	o.wg.Wait()
 }
 
+// taken says whether a shipper has what was handed over, as far as is known.
+func (o *offer) taken() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.conn != nil
+}
+
 func (o *offer) run() {
 	for tries := 0; ; tries++ {
 		o.mu.Lock()

@@ -128,7 +128,7 @@ func TestLossDisk(t *testing.T) {
 	}{
 		{"disk-full", "tmpfs", tmpfs("size=24m"), fast, fast.Bytes, budget.Scale(10*time.Second, 20*time.Second), "no space left on device"},
 		{"disk-full", "ext4", ext4(32), fast, fast.Bytes, budget.Scale(10*time.Second, 20*time.Second), "no space left on device"},
-		// btrfs lets nothing be written where the quota is used up, not even in the place of what is there: the end of a log must come when there is room again.
+		// btrfs lets nothing be written where the quota is used up, not even in the place of what is there. What a log says at its end gets to the shipper all the same.
 		{"disk-quota", "btrfs", quota(16 << 20), sequence.Rate{Bytes: 5e6}, fast.Bytes / 3, budget.Scale(15*time.Second, 20*time.Second), "disk quota exceeded"},
 	} {
 		t.Run(tc.row+"/"+tc.name, func(t *testing.T) {
