@@ -52,6 +52,7 @@ type printer struct {
 	rate   sequence.Rate
 	stream sequence.Stream
 	count  string // the file that says how many bytes were written
+	until  string // the file whose being there ends it
 	tr     *tekton.TaskRun
 	pod    *corev1.Pod
 }
@@ -59,8 +60,7 @@ type printer struct {
 // printerOptions are what a row's printers do.
 type printerOptions struct {
 	namespace string        // nsOn if empty
-	duration  time.Duration // how long they print; for ever if zero
-	stubborn  bool          // they ignore SIGTERM
+	stubborn  bool // they ignore SIGTERM
 	spec      func(*tekton.TaskRunSpec)
 }
 
@@ -108,15 +108,12 @@ func newPrinters(t *testing.T, row string, o printerOptions) []*printer {
 	})
 	var printers []*printer
 	for i, rate := range rates() {
-		p := &printer{name: fmt.Sprintf("loss-%s-%d", row, i), rate: rate, stream: sequence.Stream{Seed: rand.Uint64()}, count: filepath.Join(dir, strconv.Itoa(i))}
-		args := []string{"print", "-seed", strconv.FormatUint(p.stream.Seed, 10), "-count", "/count/" + strconv.Itoa(i)}
+		p := &printer{name: fmt.Sprintf("loss-%s-%d", row, i), rate: rate, stream: sequence.Stream{Seed: rand.Uint64()}, count: filepath.Join(dir, strconv.Itoa(i)), until: filepath.Join(dir, strconv.Itoa(i)+".end")}
+		args := []string{"print", "-seed", strconv.FormatUint(p.stream.Seed, 10), "-count", "/count/" + strconv.Itoa(i), "-until", fmt.Sprintf("/count/%d.end", i)}
 		if rate.Lines > 0 {
 			args = append(args, "-lines", strconv.FormatInt(rate.Lines, 10))
 		} else {
 			args = append(args, "-rate", strconv.FormatInt(rate.Bytes, 10))
-		}
-		if o.duration > 0 {
-			args = append(args, "-for", o.duration.String())
 		}
 		if o.stubborn {
 			args = append(args, "-stubborn")
@@ -299,9 +296,14 @@ func nothingLost(t *testing.T, m *budget.Measurement, printers []*printer) {
 	}
 }
 
-// finishAll waits until the TaskRuns are done.
+// finishAll lets the steps end, and waits until the TaskRuns are done.
 func finishAll(t *testing.T, printers []*printer) {
 	t.Helper()
+	for _, p := range printers {
+		if err := os.WriteFile(p.until, nil, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
 	for _, p := range printers {
 		done := finish(t, p.tr)
 		if c := done.Status.GetCondition("Succeeded"); !c.IsTrue() {
@@ -329,7 +331,7 @@ func clusterPart(t *testing.T, args ...string) {
 // TestLossWebhookRestart kills all of the webhook's replicas at once, and then restarts them one by one, while steps print.
 func TestLossWebhookRestart(t *testing.T) {
 	m := budget.Begin(t, "webhook-restart")
-	printers := startPrinters(t, "webhook-restart", printerOptions{duration: 35 * time.Second})
+	printers := startPrinters(t, "webhook-restart", printerOptions{})
 	kubectl(t, "-n", "shiplog-system", "delete", "pods", "--all", "--force", "--grace-period=0")
 	kubectl(t, "-n", "shiplog-system", "rollout", "status", "deployment/shiplog-webhook", "--timeout=5m")
 	kubectl(t, "-n", "shiplog-system", "rollout", "restart", "deployment/shiplog-webhook")
@@ -353,7 +355,7 @@ func scaleWebhook(t *testing.T, replicas string) {
 func TestLossWebhookGone(t *testing.T) {
 	m := budget.Begin(t, "webhook-gone")
 	gone := budget.Scale(10*time.Second, 2*time.Minute)
-	printers := startPrinters(t, "webhook-gone", printerOptions{duration: gone + budget.Scale(15*time.Second, 25*time.Second)})
+	printers := startPrinters(t, "webhook-gone", printerOptions{})
 	printsFor(t, printers, 3*time.Second)
 	defer scaleWebhook(t, "2")
 	scaleWebhook(t, "0")
@@ -369,7 +371,7 @@ func TestLossWebhookGone(t *testing.T) {
 func TestLossWebhookGoneLong(t *testing.T) {
 	m := budget.Begin(t, "webhook-gone-long")
 	gone := budget.Scale(10*time.Second, 2*time.Minute)
-	printers := newPrinters(t, "webhook-gone-long", printerOptions{duration: gone + budget.Scale(12*time.Second, 20*time.Second)})
+	printers := newPrinters(t, "webhook-gone-long", printerOptions{})
 	// Pods that are admitted and wait for a node: no shipper of theirs has asked for a ticket yet.
 	kubectl(t, "cordon", "node")
 	defer kubectl(t, "uncordon", "node")
@@ -396,6 +398,7 @@ func TestLossWebhookGoneLong(t *testing.T) {
 		}
 	}
 	scaleWebhook(t, "2")
+	printsFor(t, printers, budget.Scale(5*time.Second, 20*time.Second))
 	finishAll(t, printers)
 	nothingLost(t, m, printers)
 }
@@ -504,7 +507,7 @@ func shipperStatus(t *testing.T, pod *corev1.Pod) corev1.ContainerStatus {
 func TestLossShipperOOM(t *testing.T) {
 	t.Parallel()
 	m := budget.Begin(t, "shipper-oom")
-	printers := startPrinters(t, "shipper-oom", printerOptions{duration: 40 * time.Second})
+	printers := startPrinters(t, "shipper-oom", printerOptions{})
 	for _, p := range printers {
 		victim := findProcess(t, p.pod, contract.ShipperBinary, "")
 		// The kernel's first choice. Beside it comes a process that takes all the memory that the container may have.
@@ -783,10 +786,11 @@ func TestLossEvicted(t *testing.T) {
 // TestLossKubeletRestarted kills the kubelet while steps print and starts it again.
 func TestLossKubeletRestarted(t *testing.T) {
 	m := budget.Begin(t, "node-kubelet")
-	printers := startPrinters(t, "node-kubelet", printerOptions{duration: budget.Scale(12*time.Second, 25*time.Second)})
+	printers := startPrinters(t, "node-kubelet", printerOptions{})
 	clusterPart(t, "stop", "kubelet", "9")
 	printsFor(t, printers, 3*time.Second)
 	clusterPart(t, "start", "kubelet")
+	printsFor(t, printers, budget.Scale(3*time.Second, 20*time.Second))
 	finishAll(t, printers)
 	nothingLost(t, m, printers)
 }
@@ -794,9 +798,10 @@ func TestLossKubeletRestarted(t *testing.T) {
 // TestLossContainerdRestarted kills containerd while steps print and starts it again.
 func TestLossContainerdRestarted(t *testing.T) {
 	m := budget.Begin(t, "node-containerd")
-	printers := startPrinters(t, "node-containerd", printerOptions{duration: budget.Scale(12*time.Second, 25*time.Second)})
+	printers := startPrinters(t, "node-containerd", printerOptions{})
 	clusterPart(t, "stop", "containerd", "9")
 	clusterPart(t, "start", "containerd")
+	printsFor(t, printers, budget.Scale(3*time.Second, 20*time.Second))
 	finishAll(t, printers)
 	nothingLost(t, m, printers)
 }

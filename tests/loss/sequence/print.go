@@ -33,6 +33,8 @@ type Options struct {
 	Records  int64
 	Bytes    int64 // ends with the record that reaches it
 	Duration time.Duration
+	// Over, if set, is asked before each write, and ends it.
+	Over func() bool
 	// Count, if set, is called with all bytes that writes have taken so far, after each write.
 	Count func(total int64) error
 }
@@ -54,7 +56,7 @@ func (s Stream) Print(ctx context.Context, w io.Writer, o Options) (Printed, err
 	var buf []byte
 	over := func() bool {
 		return ctx.Err() != nil || o.Records > 0 && done.Records >= o.Records || o.Bytes > 0 && done.Bytes >= o.Bytes ||
-			o.Duration > 0 && time.Since(begin) >= o.Duration
+			o.Duration > 0 && time.Since(begin) >= o.Duration || o.Over != nil && o.Over()
 	}
 	for !over() {
 		if wait := o.Rate.due(done) - time.Since(begin); wait > 0 {

@@ -1,9 +1,9 @@
 // Command cmd prints a sequence, and checks one. It is a step's program in tests of what shiplog loses.
 //
-//	cmd print [-seed N] [-lines N | -rate BYTES] [-records N] [-bytes N] [-for DURATION] [-stderr] [-count FILE] [-exit CODE] [-stubborn]
+//	cmd print [-seed N] [-lines N | -rate BYTES] [-records N] [-bytes N] [-for DURATION] [-until FILE] [-stderr] [-count FILE] [-exit CODE] [-stubborn]
 //	cmd check [-seed N] [-printed BYTES] [-cri] < LOG
 //
-// print ends with the given code, ignores SIGTERM if it is stubborn, and writes the number of bytes that it has printed to a file after each write, if it is told to. check reads what was printed on one stream, or with -cri the
+// print ends when the file of -until is there, with the given code, ignores SIGTERM if it is stubborn, and writes the number of bytes that it has printed to a file after each write, if it is told to. check reads what was printed on one stream, or with -cri the
 // archive's lines with their markers (as zstdcat prints the segments), whose stdout it checks. It prints a report as JSON, and ends with 1 if the log is not whole.
 package main
 
@@ -60,6 +60,7 @@ func print(args []string, stdout, stderr io.Writer) (int, error) {
 	f.Int64Var(&o.Records, "records", 0, "how many records")
 	f.Int64Var(&o.Bytes, "bytes", 0, "how many bytes, up to the end of a record")
 	f.DurationVar(&o.Duration, "for", 0, "how long")
+	until := f.String("until", "", "file whose being there ends it")
 	toStderr := f.Bool("stderr", false, "print to stderr")
 	count := f.String("count", "", "file for the number of bytes")
 	exit := f.Int("exit", 0, "exit code")
@@ -82,6 +83,9 @@ func print(args []string, stdout, stderr io.Writer) (int, error) {
 		defer c.Close()
 		// Always as many digits, so that a reader finds a whole number at any moment.
 		o.Count = func(total int64) error { _, err := c.WriteAt(fmt.Appendf(nil, "%20d", total), 0); return err }
+	}
+	if *until != "" {
+		o.Over = func() bool { _, err := os.Lstat(*until); return err == nil }
 	}
 	_, err := sequence.Stream{Seed: *seed}.Print(context.Background(), to, o)
 	return *exit, err
