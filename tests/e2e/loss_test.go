@@ -59,8 +59,8 @@ type printer struct {
 
 // printerOptions are what a row's printers do.
 type printerOptions struct {
-	namespace string        // nsOn if empty
-	stubborn  bool // they ignore SIGTERM
+	namespace string // nsOn if empty
+	stubborn  bool   // they ignore SIGTERM
 	spec      func(*tekton.TaskRunSpec)
 }
 
