@@ -147,13 +147,18 @@ func TestLimit(t *testing.T) {
 	if got.bytes > r.limit+marker || got.bytes < r.limit/2 {
 		t.Errorf("the folder holds %d bytes, the limit is %d", got.bytes, r.limit)
 	}
-	if len(got.gaps) != 1 || got.gaps[0].Reason != criline.ReasonSpoolLimit {
-		t.Fatalf("gaps are %+v", got.gaps)
+	// More than one where a read was so short that it still had room behind the first.
+	var lost int64
+	for _, gap := range got.gaps {
+		lost += gap.Stdout
+		if gap.Reason != criline.ReasonSpoolLimit {
+			t.Errorf("a gap is %+v", gap)
+		}
 	}
-	if int64(len(got.stdout))+got.gaps[0].Stdout != printed || got.end.Printed.Stdout != printed || got.end.Lines != int64(bytes.Count(r.stdout.Bytes(), []byte("\n"))) {
-		t.Errorf("kept %d, gap %+v, end %+v", len(got.stdout), got.gaps[0], got.end)
+	if lost == 0 || int64(len(got.stdout))+lost != printed || got.end.Printed.Stdout != printed || got.end.Lines != int64(bytes.Count(r.stdout.Bytes(), []byte("\n"))) {
+		t.Errorf("kept %d, gaps %+v, end %+v", len(got.stdout), got.gaps, got.end)
 	}
-	if !bytes.HasPrefix(r.stdout.Bytes(), got.stdout) {
+	if len(got.gaps) == 1 && !bytes.HasPrefix(r.stdout.Bytes(), got.stdout) {
 		t.Error("what was kept is not the beginning of the log")
 	}
 }
