@@ -59,8 +59,9 @@ type printer struct {
 
 // printerOptions are what a row's printers do.
 type printerOptions struct {
-	namespace string // nsOn if empty
-	stubborn  bool   // they ignore SIGTERM
+	namespace string          // nsOn if empty
+	stubborn  bool            // they ignore SIGTERM
+	rates     []sequence.Rate // those of rates if nil
 	spec      func(*tekton.TaskRunSpec)
 }
 
@@ -107,7 +108,11 @@ func newPrinters(t *testing.T, row string, o printerOptions) []*printer {
 		}
 	})
 	var printers []*printer
-	for i, rate := range rates() {
+	all := o.rates
+	if all == nil {
+		all = rates()
+	}
+	for i, rate := range all {
 		p := &printer{name: fmt.Sprintf("loss-%s-%d", row, i), rate: rate, stream: sequence.Stream{Seed: rand.Uint64()}, count: filepath.Join(dir, strconv.Itoa(i)), until: filepath.Join(dir, strconv.Itoa(i)+".end")}
 		args := []string{"print", "-seed", strconv.FormatUint(p.stream.Seed, 10), "-count", "/count/" + strconv.Itoa(i), "-until", fmt.Sprintf("/count/%d.end", i)}
 		if rate.Lines > 0 {
@@ -371,7 +376,9 @@ func TestLossWebhookGone(t *testing.T) {
 func TestLossWebhookGoneLong(t *testing.T) {
 	m := budget.Begin(t, "webhook-gone-long")
 	gone := budget.Scale(10*time.Second, 2*time.Minute)
-	printers := newPrinters(t, "webhook-gone-long", printerOptions{})
+	// Without a ticket, all that is printed stays in the spool, up to its limit of 1 GiB: what comes behind that is another row's.
+	slow := budget.Scale(rates(), []sequence.Rate{{Lines: 10}, {Bytes: 1e6}, {Bytes: 3e6}})
+	printers := newPrinters(t, "webhook-gone-long", printerOptions{rates: slow})
 	// Pods that are admitted and wait for a node: no shipper of theirs has asked for a ticket yet.
 	kubectl(t, "cordon", "node")
 	defer kubectl(t, "uncordon", "node")

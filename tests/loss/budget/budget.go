@@ -49,6 +49,7 @@ type Log struct {
 // Result is what one test measured of a row.
 type Result struct {
 	Row    string   `json:"row"`
+	Day    string   `json:"day"`    // on which it was measured
 	Failed bool     `json:"failed"` // the row's test did not pass
 	Full   bool     `json:"full"`   // measured at full length
 	Took   float64  `json:"took"`   // seconds
@@ -75,6 +76,7 @@ func Begin(t testing.TB, row string) *Measurement {
 			return // nothing was measured
 		}
 		m.result.Failed = t.Failed()
+		m.result.Day = time.Now().UTC().Format(time.DateOnly)
 		m.result.Took = time.Since(begin).Round(100 * time.Millisecond).Seconds()
 		for _, l := range m.result.Logs {
 			t.Logf("%s: printed %d bytes, lost %d, declared %d; the reader: %s", l.Rate, l.Printed, l.Lost, l.Declared, l.Told)
@@ -113,6 +115,42 @@ func (r Result) write(dir string) error {
 		err = closeErr
 	}
 	return err
+}
+
+// Merge puts what was measured now in the place of what an earlier run has measured of the same rows. The order is that of the rows.
+func Merge(earlier, now []Result) []Result {
+	merged := slices.Clone(now)
+	for _, r := range earlier {
+		if !slices.ContainsFunc(now, func(n Result) bool { return n.Row == r.Row }) {
+			merged = append(merged, r)
+		}
+	}
+	at := func(r Result) int { return slices.IndexFunc(Rows, func(row Row) bool { return row.ID == r.Row }) }
+	merged = slices.DeleteFunc(merged, func(r Result) bool { return at(r) < 0 }) // a row that there is no more
+	slices.SortStableFunc(merged, func(a, b Result) int { return at(a) - at(b) })
+	return merged
+}
+
+// Save writes results to a file, and Load reads them.
+func Save(name string, results []Result) error {
+	b, err := json.MarshalIndent(results, "", " ")
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(name, append(b, '\n'), 0o644)
+}
+
+// Load reads what Save has written.
+func Load(name string) ([]Result, error) {
+	b, err := os.ReadFile(name)
+	if err != nil {
+		return nil, err
+	}
+	var results []Result
+	if err := json.Unmarshal(b, &results); err != nil {
+		return nil, fmt.Errorf("%s: %w", name, err)
+	}
+	return results, nil
 }
 
 // ReadResults reads what tests have handed in.

@@ -1,8 +1,10 @@
 package budget
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 )
@@ -81,5 +83,27 @@ func TestReadResultsRefuses(t *testing.T) {
 	}
 	if r, err := ReadResults(dir); err == nil {
 		t.Errorf("%v", r)
+	}
+}
+
+// What is measured anew takes the place of all that was measured of the row before, and of nothing else.
+func TestMerge(t *testing.T) {
+	earlier := []Result{{Row: "s3-refused", Took: 1}, {Row: "s3-refused", Took: 2}, {Row: "s3-slow", Took: 3}, {Row: "no row any more"}}
+	merged := Merge(earlier, []Result{{Row: "s3-refused", Took: 4}})
+	name := filepath.Join(t.TempDir(), "results.json")
+	if err := Save(name, merged); err != nil {
+		t.Fatal(err)
+	}
+	got, err := Load(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var rows []string
+	for _, r := range got {
+		rows = append(rows, fmt.Sprint(r.Row, " ", r.Took))
+	}
+	slices.Sort(rows)
+	if want := []string{"s3-refused 4", "s3-slow 3"}; !slices.Equal(rows, want) {
+		t.Errorf("%v, want %v", rows, want)
 	}
 }
