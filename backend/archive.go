@@ -33,6 +33,8 @@ type Store interface {
 type Archive struct {
 	store Store
 	now   func() time.Time
+	base  string // see URL
+	close func() // nil where the store is the caller's
 }
 
 // New makes an Archive.

@@ -6,6 +6,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"hash"
 	"io"
 	"iter"
 	"slices"
@@ -29,10 +30,26 @@ func (e *DigestError) Error() string {
 	return fmt.Sprintf("the log under %s is not what was sealed: its SHA-256 is %s, not %s", e.Container.Prefix(), e.Have, e.Want)
 }
 
-// LogOptions choose what of a log is read.
+// Line is a line of a log, or a piece of one, and where it is.
+type Line struct {
+	criline.Line
+	// Number is that of the line it belongs to, from 1: one more than the newlines that are archived before it, both streams together. Of two streams whose lines are mixed piece by piece, both pieces of
+	// a line have the number that it had when they were printed.
+	Number int64
+	// Offset is how many printed bytes are archived before it, both streams together.
+	Offset int64
+}
+
+// LogOptions choose what of a log is read. What is not zero holds together. Reading begins at the first segment that can hold something of it.
 type LogOptions struct {
 	// Tail, if positive, leaves only so many of the last ended lines, and what is behind them.
 	Tail int64
+	// FromLine and ToLine, if positive, are the numbers of the first and the last line.
+	FromLine, ToLine int64
+	// FromByte and ToByte, if positive, leave the lines that have at least a byte among the printed bytes from FromByte to before ToByte. Their text is whole.
+	FromByte, ToByte int64
+	// Since, if set, is the least time of the first line. Those behind it are read whatever their time is.
+	Since time.Time
 }
 
 // Lines yields a container's lines in the order of the archive, and gaps as lines of the stream "marker" where they are. It reads one segment at a time: memory does not depend on the
@@ -40,133 +57,188 @@ type LogOptions struct {
 //
 // Missing or corrupt segments become gaps with ReasonMissing where no other segment holds their bytes, and reading goes on behind them. A whole log whose digest is not the seal's ends with a *DigestError. Any other
 // error is the store's, and ends the log.
-func (a *Archive) Lines(ctx context.Context, c Container, o LogOptions) iter.Seq2[criline.Line, error] {
-	return func(yield func(criline.Line, error) bool) {
-		first, skip := 0, int64(0)
-		if o.Tail > 0 {
-			first, skip = tail(c.Segments, o.Tail)
-		}
-		whole := first == 0
-		digest := sha256.New()
-		var end, printed int64 // how far the log is read, in archive and in printed bytes
-		if first > 0 {
-			s := c.Segments[first-1]
-			end, printed = s.End(), s.PrintedOffset+s.Printed
-		}
-		var dropped layout.Segment // corrupt, and the one of these that goes furthest
-		var why error
-		for _, p := range c.readingOrder() {
-			s := p.Segment
-			if s.End() <= end {
-				continue // others held it
-			}
-			if p.overlaps {
-				// Another segment holds at least a part of it. Lines of a corrupt frame can be decompressed before its checksum is seen, so it is looked at first.
-				err := a.checkSegment(ctx, c.Key, s)
-				var corrupt *segment.CorruptError
-				if errors.As(err, &corrupt) {
-					if s.End() > dropped.End() {
-						dropped, why = s, err
-					}
-					continue
-				}
-				if err != nil {
-					yield(criline.Line{}, err)
-					return
-				}
-			}
-			if s.Offset > end {
-				whole = false
-				cause := errors.New("no object")
-				if dropped.End() > end {
-					cause = why
-				}
-				if !yield(missing(s.First, s.PrintedOffset-printed, cause)) {
-					return
-				}
-			}
-			at, shown := s.Offset, int64(0)
-			for raw, err := range a.segmentLines(ctx, c.Key, s) {
-				var corrupt *segment.CorruptError
-				if errors.As(err, &corrupt) {
-					whole = false
-					if !yield(missing(s.First, s.Printed-shown, err)) {
-						return
-					}
-					break
-				}
-				if err != nil {
-					yield(criline.Line{}, err)
-					return
-				}
-				at += int64(len(raw))
-				l, err := criline.Parse(raw[:len(raw)-1])
-				shown += l.Printed()
-				if at <= end {
-					continue // an earlier segment held it
-				}
-				digest.Write(raw)
-				if err != nil {
-					whole = false
-					if !yield(missing(s.First, int64(len(raw)), err)) {
-						return
-					}
-					continue
-				}
-				wanted := skip <= 0
-				if l.Full && l.Stream != criline.Markers {
-					skip--
-				}
-				if wanted && !yield(l, nil) {
-					return
-				}
-			}
-			end, printed = s.End(), s.PrintedOffset+s.Printed
-		}
-		if dropped.End() > end {
-			whole = false
-			if !yield(missing(dropped.First, dropped.PrintedOffset+dropped.Printed-printed, why)) {
-				return
-			}
-		}
-		// A shipper that had lost its state, and went on, has no digest of the whole.
-		if c.Seal != nil && c.Seal.SHA256 != "" && whole && end == c.Seal.Bytes {
-			if have := fmt.Sprintf("%x", digest.Sum(nil)); have != c.Seal.SHA256 {
-				yield(criline.Line{}, &DigestError{c.Key, c.Seal.SHA256, have})
-			}
+func (a *Archive) Lines(ctx context.Context, c Container, o LogOptions) iter.Seq2[Line, error] {
+	return func(yield func(Line, error) bool) {
+		r := a.begin(c, o)
+		if r.read(ctx, c, yield) {
+			r.check(c, yield)
 		}
 	}
 }
 
-// tail returns the index of the segment to begin with for the last n lines, and how many newlines to skip from there on. It begins one line early, which may have begun in the segment
-// before.
-func tail(segments []layout.Segment, n int64) (first int, skip int64) {
-	lines := int64(0)
-	for first = len(segments); first > 0 && lines <= n; {
-		first--
-		s := segments[first]
-		lines += s.Lines
-		if first > 0 {
-			// Lines that the segment before holds too count once. Line numbers begin anew only where a shipper had lost its state.
-			if before := segments[first-1]; s.Line >= before.Line {
-				lines -= max(0, before.Line+before.Lines-s.Line)
-			}
-		}
-	}
-	return first, lines - n
+// reading is how far a container's log is read.
+type reading struct {
+	archive *Archive
+	options LogOptions
+	end     int64    // archive bytes
+	at      position // of end
+	named   int64    // printed bytes before end, as the names of segments count them
+	digest  hash.Hash
+	whole   bool // nothing is missing up to end
+	since   bool // a line at or behind options.Since was there
+
+	dropped layout.Segment // corrupt, and the one of these that goes furthest
+	why     error
 }
 
-// placed is a segment, and whether another holds some of its bytes too.
+// begin chooses where to begin.
+func (a *Archive) begin(c Container, o LogOptions) *reading {
+	if o.Tail > 0 {
+		o.FromLine = max(o.FromLine, c.Lines-o.Tail+1)
+	}
+	r := &reading{archive: a, options: o, digest: sha256.New(), since: o.Since.IsZero()}
+	if first := c.first(o); first > 0 {
+		before := c.Segments[first-1]
+		r.end, r.named = before.End(), before.PrintedOffset+before.Printed
+	} else {
+		r.whole = true
+	}
+	return r
+}
+
+// first is the index of the segment to begin with.
+func (c Container) first(o LogOptions) int {
+	for i, s := range c.Segments {
+		behind := position{c.starts[i].lines + s.Lines, c.starts[i].printed + s.Printed}
+		// A line begins behind the newline of the one before it, in the same segment or a later one.
+		if behind.lines >= o.FromLine-1 && (o.FromByte <= 0 || behind.printed > o.FromByte) && !s.Last.Before(o.Since) {
+			return i
+		}
+	}
+	return max(0, len(c.Segments)-1)
+}
+
+// wants says whether a line is among what the options choose, and whether any behind it can be.
+func (r *reading) wants(l Line) (wanted, more bool) {
+	o := r.options
+	if o.ToLine > 0 && l.Number > o.ToLine || o.ToByte > 0 && l.Offset >= o.ToByte {
+		return false, false
+	}
+	r.since = r.since || !l.Time.Before(o.Since)
+	begun := l.Offset+max(1, l.Printed()) > o.FromByte
+	return r.since && begun && l.Number >= o.FromLine, true
+}
+
+// read yields the container's lines behind what is read. It returns false where nothing more is wanted, or an error was yielded.
+func (r *reading) read(ctx context.Context, c Container, yield func(Line, error) bool) bool {
+	missing := func(at time.Time, n int64, why error) bool {
+		r.whole = false
+		l, err := missingLine(at, n, why)
+		if err != nil {
+			yield(Line{}, err)
+			return false
+		}
+		placed := Line{Line: l, Number: r.at.lines + 1, Offset: r.at.printed}
+		wanted, more := r.wants(placed)
+		return more && (!wanted || yield(placed, nil))
+	}
+	for _, p := range c.readingOrder() {
+		s := p.Segment
+		if s.End() <= r.end {
+			continue // others held it
+		}
+		if p.overlaps {
+			// Another segment holds at least a part of it. Lines of a corrupt frame can be decompressed before its checksum is seen, so it is looked at first.
+			err := r.archive.checkSegment(ctx, c.Key, s)
+			var corrupt *segment.CorruptError
+			if errors.As(err, &corrupt) {
+				if s.End() > r.dropped.End() {
+					r.dropped, r.why = s, err
+				}
+				continue
+			}
+			if err != nil {
+				yield(Line{}, err)
+				return false
+			}
+		}
+		if s.Offset > r.end {
+			cause := errors.New("no object")
+			if r.dropped.End() > r.end {
+				cause = r.why
+			}
+			if !missing(s.First, s.PrintedOffset-r.named, cause) {
+				return false
+			}
+		}
+		r.at = p.start
+		offset, shown := s.Offset, int64(0)
+		for raw, err := range r.archive.segmentLines(ctx, c.Key, s) {
+			var corrupt *segment.CorruptError
+			if errors.As(err, &corrupt) {
+				if !missing(s.First, s.Printed-shown, err) {
+					return false
+				}
+				break
+			}
+			if err != nil {
+				yield(Line{}, err)
+				return false
+			}
+			offset += int64(len(raw))
+			parsed, err := criline.Parse(raw[:len(raw)-1])
+			l := Line{Line: parsed, Number: r.at.lines + 1, Offset: r.at.printed}
+			shown += l.Printed()
+			r.at.printed += l.Printed()
+			if l.Full && l.Stream != criline.Markers {
+				r.at.lines++
+			}
+			if offset <= r.end {
+				continue // an earlier segment held it
+			}
+			r.digest.Write(raw)
+			if err != nil {
+				if !missing(s.First, int64(len(raw)), err) {
+					return false
+				}
+				continue
+			}
+			wanted, more := r.wants(l)
+			if !more || wanted && !yield(l, nil) {
+				return false
+			}
+		}
+		r.end, r.named = s.End(), s.PrintedOffset+s.Printed
+	}
+	if r.dropped.End() > r.end {
+		lost := r.dropped.PrintedOffset + r.dropped.Printed - r.named
+		r.end, r.named = r.dropped.End(), r.dropped.PrintedOffset+r.dropped.Printed
+		return missing(r.dropped.First, lost, r.why)
+	}
+	return true
+}
+
+// check compares the digest of what was read with the seal's. A shipper that had lost its state, and went on, has no digest of the whole.
+func (r *reading) check(c Container, yield func(Line, error) bool) {
+	if c.Seal == nil || c.Seal.SHA256 == "" || !r.whole || r.end != c.Seal.Bytes {
+		return
+	}
+	if have := fmt.Sprintf("%x", r.digest.Sum(nil)); have != c.Seal.SHA256 {
+		yield(Line{}, &DigestError{c.Key, c.Seal.SHA256, have})
+	}
+}
+
+// placed is a segment, where it begins, and whether another holds some of its bytes too.
 type placed struct {
 	layout.Segment
+	start    position
 	overlaps bool
 }
 
 // readingOrder are all of the container's segments by offset, and of two with the same offset the longer first. Those that others cover are among them: one of the others may be corrupt.
 func (c Container) readingOrder() []placed {
 	order := make([]placed, 0, len(c.Segments)+len(c.covered))
-	for _, s := range slices.Concat(c.Segments, c.covered) {
-		order = append(order, placed{Segment: s})
+	for i, s := range c.Segments {
+		order = append(order, placed{Segment: s, start: c.starts[i]})
+	}
+	for _, s := range c.covered {
+		p := placed{Segment: s}
+		// It has the numbering of the one that covers it, or of one right before that.
+		if i, _ := slices.BinarySearchFunc(c.Segments, s, compareSegments); i > 0 {
+			by := c.Segments[i-1]
+			p.start = position{c.starts[i-1].lines + max(0, s.Line-by.Line), c.starts[i-1].printed + max(0, s.PrintedOffset-by.PrintedOffset)}
+		}
+		order = append(order, p)
 	}
 	slices.SortFunc(order, func(a, b placed) int { return compareSegments(a.Segment, b.Segment) })
 	end, last := int64(0), 0 // of what is before, and where it is
@@ -191,13 +263,13 @@ func (a *Archive) checkSegment(ctx context.Context, c layout.Container, s layout
 	return nil
 }
 
-// missing makes the marker of a gap in the archive itself.
-func missing(at time.Time, n int64, err error) (criline.Line, error) {
-	marked, encodeErr := criline.AppendMarker(nil, at, criline.Marker{
-		Kind: criline.Gap, Reason: ReasonMissing, Stdout: max(0, n), Unknown: true, Detail: err.Error(),
+// missingLine makes the marker of a gap in the archive itself.
+func missingLine(at time.Time, n int64, why error) (criline.Line, error) {
+	marked, err := criline.AppendMarker(nil, at, criline.Marker{
+		Kind: criline.Gap, Reason: ReasonMissing, Stdout: max(0, n), Unknown: true, Detail: why.Error(),
 	})
-	if encodeErr != nil {
-		return criline.Line{}, encodeErr
+	if err != nil {
+		return criline.Line{}, err
 	}
 	return criline.Parse(marked[:len(marked)-1])
 }

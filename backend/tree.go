@@ -83,7 +83,9 @@ type Container struct {
 	Segments  []layout.Segment `json:"-"` // without those that others cover, in order
 
 	covered []layout.Segment // by Segments: read where one of these is corrupt
+	starts  []position       // where each of Segments begins
 	badSeal string           // why there is a seal and it is not in Seal
+	heard   time.Time        // when the store last got something of the pod, as far as was looked at
 }
 
 // Label is what a person calls the container: a step without its prefix.
@@ -119,7 +121,7 @@ func (a *Archive) Tree(ctx context.Context, target Target) (*Tree, error) {
 	sealed, waiting := map[layout.Container]bool{}, map[layout.Container]bool{}
 	records := map[layout.Pod]bool{}
 	found := false
-	for e, err := range a.store.List(ctx, target.Run.Prefix(), "", "", 0) {
+	for e, err := range a.store.List(ctx, target.Prefix(), "", "", 0) {
 		if err != nil {
 			return nil, fmt.Errorf("list run: %w", err)
 		}
@@ -132,9 +134,7 @@ func (a *Archive) Tree(ctx context.Context, target Target) (*Tree, error) {
 			continue
 		}
 		p := podOf(key.Container.Pod)
-		if e.LastModified.After(p.LastSeen) {
-			p.LastSeen = e.LastModified
-		}
+		p.heard(e.LastModified)
 		switch key.Kind {
 		case layout.KindPod:
 			records[p.Key] = true
@@ -151,7 +151,7 @@ func (a *Archive) Tree(ctx context.Context, target Target) (*Tree, error) {
 		}
 	}
 	if !found {
-		return nil, fmt.Errorf("the archive holds nothing under %s: %w", target.Run.Prefix(), fs.ErrNotExist)
+		return nil, nothingUnder(target.Prefix())
 	}
 
 	group, ctx := errgroup.WithContext(ctx)
@@ -178,16 +178,8 @@ func (a *Archive) Tree(ctx context.Context, target Target) (*Tree, error) {
 			for i := range p.Containers {
 				c := &p.Containers[i]
 				if sealed[c.Key] {
-					s, err := readRecord[record.Seal](ctx, a.store, c.Key.SealKey())
-					if ignoreAbsent(err) != nil {
+					if err := a.readSeal(ctx, c); err != nil {
 						return err
-					}
-					if err == nil {
-						c.Seal = &s
-					}
-					var bad *recordError
-					if errors.As(err, &bad) {
-						c.badSeal = bad.Error()
 					}
 				}
 				if waiting[c.Key] && len(c.Segments) == 0 {
@@ -213,6 +205,19 @@ func (a *Archive) Tree(ctx context.Context, target Target) (*Tree, error) {
 	return tree, nil
 }
 
+// readSeal reads a container's seal, if it is one.
+func (a *Archive) readSeal(ctx context.Context, c *Container) error {
+	s, err := readRecord[record.Seal](ctx, a.store, c.Key.SealKey())
+	var bad *recordError
+	switch {
+	case err == nil:
+		c.Seal = &s
+	case errors.As(err, &bad):
+		c.badSeal = bad.Error()
+	}
+	return ignoreAbsent(err)
+}
+
 // ignoreAbsent leaves errors of the store: a record that is not there, or that is not one, leaves out what it would have said.
 func ignoreAbsent(err error) error {
 	var bad *recordError
@@ -220,6 +225,18 @@ func ignoreAbsent(err error) error {
 		return nil
 	}
 	return err
+}
+
+// Prefix is what the keys of all of the target's objects begin with, and no others. Of a part of a run, run.json is not among them.
+func (t Target) Prefix() string {
+	switch {
+	case t.TaskRun == "":
+		return t.Run.Prefix()
+	case t.PodUID == "":
+		return t.Run.Prefix() + t.TaskRun + "/"
+	default:
+		return layout.Pod{Run: t.Run, TaskRun: t.TaskRun, PodUID: t.PodUID}.Prefix()
+	}
 }
 
 // holds says whether a pod belongs to the target.
@@ -250,6 +267,7 @@ func (p *Pod) order() {
 
 // judge finds the container's status from its segments and its seal.
 func (c *Container) judge(p *Pod, now time.Time) {
+	c.heard = p.LastSeen
 	if c.Status == NotCaptured && len(c.Segments) == 0 && c.Seal == nil && c.badSeal == "" {
 		return
 	}
@@ -297,8 +315,15 @@ func (c *Container) judge(p *Pod, now time.Time) {
 	}
 }
 
-// count sums up what was printed. Within one numbering what overlaps counts once; see Container.Estimated for the rest.
+// position is a place in a log, by what is archived before it.
+type position struct {
+	lines   int64 // newlines
+	printed int64 // bytes
+}
+
+// count sums up what was printed, and finds where each segment begins. Within one numbering what overlaps counts once; see Container.Estimated for the rest.
 func (c *Container) count() {
+	c.Bytes, c.Lines, c.Archive, c.Estimated, c.starts = 0, 0, 0, false, nil
 	var end, printed, line int64 // behind the last segment, as its name numbers it
 	for _, s := range c.Segments {
 		// Only a shipper that had lost its state numbers from 0 behind the beginning of a log.
@@ -306,8 +331,10 @@ func (c *Container) count() {
 			c.Estimated = c.Estimated || s.Offset < end
 			printed, line = 0, 0
 		}
-		c.Bytes += s.Printed - min(s.Printed, max(0, printed-s.PrintedOffset))
-		c.Lines += s.Lines - min(s.Lines, max(0, line-s.Line))
+		again := position{min(s.Lines, max(0, line-s.Line)), min(s.Printed, max(0, printed-s.PrintedOffset))}
+		c.starts = append(c.starts, position{c.Lines - again.lines, c.Bytes - again.printed})
+		c.Bytes += s.Printed - again.printed
+		c.Lines += s.Lines - again.lines
 		c.Archive += s.End() - max(end, s.Offset)
 		c.LastSeen = s.Last
 		end, printed, line = s.End(), s.PrintedOffset+s.Printed, s.Line+s.Lines

@@ -22,7 +22,22 @@ type Run struct {
 	Pipeline  string            `json:"pipeline,omitempty"` // the Pipeline or Task it refers to by name
 	Tasks     []string          `json:"tasks,omitempty"`    // names of the pipeline's tasks in spec order, as far as known, with finally tasks last
 	Labels    map[string]string `json:"labels,omitempty"`
+	// What follows is there once the run has ended.
+	State     RunState  `json:"state,omitempty"`
+	Reason    string    `json:"reason,omitempty"` // Tekton's, of the condition Succeeded, such as "Completed" or "PipelineRunTimeout"
+	Started   time.Time `json:"started,omitzero"`
+	Completed time.Time `json:"completed,omitzero"`
 }
+
+// RunState is how a run stands, by its condition Succeeded.
+type RunState string
+
+// The states of a run. A run whose record has none has not ended yet, as far as is known.
+const (
+	Succeeded RunState = "succeeded"
+	Failed    RunState = "failed"
+	Cancelled RunState = "cancelled"
+)
 
 // ContainerKind is a container's part in the pod.
 type ContainerKind string

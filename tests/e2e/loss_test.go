@@ -222,7 +222,7 @@ func (p *printer) read(t *testing.T, a *backend.Archive, printed int64) (sequenc
 					if err != nil {
 						t.Fatalf("%s: %v", p.tr.Name, err)
 					}
-					if err := checker.Line(line, criline.Stdout); err != nil {
+					if err := checker.Line(line.Line, criline.Stdout); err != nil {
 						t.Fatalf("%s: %v", p.tr.Name, err)
 					}
 				}

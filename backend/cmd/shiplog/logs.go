@@ -159,13 +159,13 @@ func (p *printer) container(ctx context.Context, archive *backend.Archive, label
 		if l.Stream == criline.Markers {
 			p.see(exitLost)
 			marked++
-			if err := errors.Join(endLine(), p.gap(label, l)); err != nil {
+			if err := errors.Join(endLine(), p.gap(label, l.Line)); err != nil {
 				return err
 			}
 			continue
 		}
 		if !p.raw && open != l.Stream {
-			if err := errors.Join(endLine(), p.begin(label, l)); err != nil {
+			if err := errors.Join(endLine(), p.begin(label, l.Line)); err != nil {
 				return err
 			}
 		}

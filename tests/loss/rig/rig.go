@@ -435,7 +435,7 @@ func (p *Pod) readLines(container string, seed uint64, printed int64) sequence.R
 		}
 		for l, err := range archive.Lines(p.t.Context(), c, backend.LogOptions{}) {
 			if err == nil {
-				err = check.Line(l, "stdout")
+				err = check.Line(l.Line, "stdout")
 			}
 			if err != nil {
 				p.t.Fatal(err)

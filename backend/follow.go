@@ -1,0 +1,268 @@
+package backend
+
+import (
+	"context"
+	"fmt"
+	"io/fs"
+	"iter"
+	"time"
+
+	"github.com/shiplog-dev/shiplog/internal/layout"
+)
+
+// FollowInterval is how often Follow and FollowRun look for more. A line is in the store about a second after it was printed.
+const FollowInterval = 500 * time.Millisecond
+
+// Container reads the state of one container's log, without the rest of its run: one LIST for each 1000 segments, and a GET of its seal. Where it has none, another LIST asks when its pod was last heard of;
+// where it has no segment either, it costs what Tree costs for its pod. A container of which nothing is known is an error that wraps fs.ErrNotExist.
+func (a *Archive) Container(ctx context.Context, key layout.Container) (Container, error) {
+	if err := key.Validate(); err != nil {
+		return Container{}, err
+	}
+	p := Pod{Key: key.Pod}
+	c := Container{Key: key, Name: key.Container}
+	sealed, err := a.listContainer(ctx, &c, &p)
+	if err != nil {
+		return Container{}, err
+	}
+	if len(c.Segments) == 0 { // why that is, the rest of the pod says
+		return a.containerInTree(ctx, key)
+	}
+	if err := a.judgeOne(ctx, &c, &p, sealed); err != nil {
+		return Container{}, err
+	}
+	return c, nil
+}
+
+// containerInTree reads a container by way of its pod.
+func (a *Archive) containerInTree(ctx context.Context, key layout.Container) (Container, error) {
+	tree, err := a.Tree(ctx, Target{Run: key.Run, TaskRun: key.TaskRun, PodUID: key.PodUID})
+	if err != nil {
+		return Container{}, err
+	}
+	for _, tr := range tree.TaskRuns {
+		for _, p := range tr.Pods {
+			for _, c := range p.Containers {
+				if c.Name == key.Container {
+					return c, nil
+				}
+			}
+		}
+	}
+	return Container{}, nothingUnder(key.Prefix())
+}
+
+// listContainer adds the objects of a container behind its last segment, and says whether there is a seal.
+func (a *Archive) listContainer(ctx context.Context, c *Container, p *Pod) (sealed bool, err error) {
+	after := ""
+	if n := len(c.Segments); n > 0 {
+		after = c.Key.SegmentKey(c.Segments[n-1])
+	}
+	for e, err := range a.store.List(ctx, c.Key.Prefix(), "", after, 0) {
+		if err != nil {
+			return false, fmt.Errorf("list the container: %w", err)
+		}
+		key, err := layout.ParseKey(e.Key)
+		if err != nil || key.Container != c.Key {
+			continue // not ours; a later version may put other objects there
+		}
+		p.heard(e.LastModified)
+		switch key.Kind {
+		case layout.KindSegment:
+			c.Segments = append(c.Segments, key.Segment)
+			c.Stored += e.Size
+		case layout.KindSeal:
+			sealed = true
+		}
+	}
+	return sealed, nil
+}
+
+func (p *Pod) heard(t time.Time) {
+	if t.After(p.LastSeen) {
+		p.LastSeen = t
+	}
+}
+
+// judgeOne reads what a container's status depends on beside its segments.
+func (a *Archive) judgeOne(ctx context.Context, c *Container, p *Pod, sealed bool) error {
+	if sealed {
+		if err := a.readSeal(ctx, c); err != nil {
+			return err
+		}
+	} else if a.now().Sub(p.LastSeen) > AliveWithin/2 { // silent, or gone: its sign of life says which
+		for e, err := range a.store.List(ctx, p.Key.AliveKey(), "", "", 1) {
+			if err != nil {
+				return fmt.Errorf("list the pod: %w", err)
+			}
+			p.heard(e.LastModified)
+		}
+	}
+	c.judge(p, a.now())
+	return nil
+}
+
+// Follow yields a container's lines as they are archived, and then says nothing more: when it is sealed, or its pod is not heard of any more, or o wants no more. c is kept up to date, and has the final state then.
+// Each FollowInterval costs a LIST. The end of ctx ends it with ctx's error.
+func (a *Archive) Follow(ctx context.Context, c *Container, o LogOptions) iter.Seq2[Line, error] {
+	return func(yield func(Line, error) bool) {
+		p := Pod{Key: c.Key.Pod, LastSeen: c.heard}
+		r := a.begin(*c, o)
+		for {
+			if !r.read(ctx, *c, yield) {
+				return
+			}
+			if c.Status != Running {
+				r.check(*c, yield)
+				return
+			}
+			if err := pause(ctx, FollowInterval); err != nil {
+				yield(Line{}, err)
+				return
+			}
+			if err := a.refresh(ctx, c, &p); err != nil {
+				yield(Line{}, err)
+				return
+			}
+		}
+	}
+}
+
+// refresh looks for what has come to a container.
+func (a *Archive) refresh(ctx context.Context, c *Container, p *Pod) error {
+	before := len(c.Segments)
+	sealed, err := a.listContainer(ctx, c, p)
+	if err != nil {
+		return err
+	}
+	if sealed || len(c.Segments) == 0 {
+		// All of it: of a shipper that had lost its state, segments are before those that were there.
+		whole, err := a.Container(ctx, c.Key)
+		if err != nil {
+			return err
+		}
+		*c = whole
+		return nil
+	}
+	c.Segments = append(c.Segments, c.covered...)
+	if len(c.Segments) > before || a.now().Sub(p.LastSeen) > AliveWithin/2 {
+		return a.judgeOne(ctx, c, p, false)
+	}
+	c.judge(p, a.now())
+	return nil
+}
+
+// pause waits, or returns ctx's error.
+func pause(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	case <-timer.C:
+		return nil
+	}
+}
+
+// Place says which container of a run a line is of.
+type Place struct {
+	TaskRun   TaskRun
+	Retry     int // which of the TaskRun's pods, from 0
+	Pod       Pod
+	Container Container
+}
+
+// FollowRun yields the lines of a target's containers for which choose is true, as they are archived. It ends when the run has ended, and all of them are sealed or not heard of any more; of a run whose end nobody has recorded, when that is so of
+// all its pods for AliveWithin. A state is yielded for each container when it has its final one, with a line of no stream. tree is kept up to date.
+// Each FollowInterval costs a LIST for each 1000 objects of the run, and a GET for each record that is new.
+func (a *Archive) FollowRun(ctx context.Context, target Target, choose func(TaskRun, Container) bool, o LogOptions) iter.Seq2[PlacedLine, error] {
+	return func(yield func(PlacedLine, error) bool) {
+		readings := map[layout.Container]*reading{}
+		ended := map[layout.Container]bool{}
+		for {
+			tree, err := a.Tree(ctx, target)
+			if err != nil {
+				yield(PlacedLine{}, err)
+				return
+			}
+			running := !tree.Over(a.now())
+			for place := range tree.Containers() {
+				c := place.Container
+				if ended[c.Key] || !choose(place.TaskRun, c) {
+					continue
+				}
+				if readings[c.Key] == nil {
+					readings[c.Key] = a.begin(c, o)
+				}
+				show := func(l Line, err error) bool { return yield(PlacedLine{place, l}, err) }
+				stopped := false
+				more := readings[c.Key].read(ctx, c, func(l Line, err error) bool {
+					stopped = !show(l, err) || err != nil
+					return !stopped
+				})
+				if stopped {
+					return
+				}
+				if more && c.Status == Running {
+					running = true
+					continue
+				}
+				ended[c.Key] = true
+				if more {
+					readings[c.Key].check(c, show)
+				}
+				if !yield(PlacedLine{Place: place}, nil) {
+					return
+				}
+			}
+			if !running {
+				return
+			}
+			if err := pause(ctx, FollowInterval); err != nil {
+				yield(PlacedLine{}, err)
+				return
+			}
+		}
+	}
+}
+
+// PlacedLine is a line of one of several containers. Without a stream, it says that its container's log has ended.
+type PlacedLine struct {
+	Place
+	Line Line
+}
+
+// Containers yields the tree's containers in its order.
+func (t *Tree) Containers() iter.Seq[Place] {
+	return func(yield func(Place) bool) {
+		for _, tr := range t.TaskRuns {
+			for i, p := range tr.Pods {
+				for _, c := range p.Containers {
+					if !yield(Place{tr, i, p, c}) {
+						return
+					}
+				}
+			}
+		}
+	}
+}
+
+// Over says whether no more pods are to be expected: the run's record says that it has ended, or nothing was heard of any of its pods for AliveWithin.
+func (t *Tree) Over(now time.Time) bool {
+	if t.Record != nil && !t.Record.Completed.IsZero() {
+		return true
+	}
+	for _, tr := range t.TaskRuns {
+		for _, p := range tr.Pods {
+			if now.Sub(p.LastSeen) < AliveWithin {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// nothingUnder says that there is no object.
+func nothingUnder(prefix string) error {
+	return fmt.Errorf("the archive holds nothing under %s: %w", prefix, fs.ErrNotExist)
+}
