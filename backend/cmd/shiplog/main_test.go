@@ -13,7 +13,6 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/shiplog-dev/shiplog/backend"
 	"github.com/shiplog-dev/shiplog/internal/criline"
 	"github.com/shiplog-dev/shiplog/internal/layout"
 	"github.com/shiplog-dev/shiplog/internal/objectstore"
@@ -251,38 +250,6 @@ func TestWhereIsTheArchive(t *testing.T) {
 	var exit *exitError
 	if !errors.As(err, &exit) || exit.code != exitUsage {
 		t.Errorf("error %v, want wrong usage that says what to set", err)
-	}
-}
-
-// TestStates expects what a log's state says at its end, and the exit code that it makes.
-func TestStates(t *testing.T) {
-	for _, c := range []struct {
-		name      string
-		container backend.Container
-		marked    int
-		code      int
-		want      string
-	}{
-		{"verified", backend.Container{Status: backend.Verified}, 0, 0, ""},
-		{"empty", backend.Container{Status: backend.Verified, Why: "never started: why is unknown"}, 0, 0, "x -- shiplog: this log is empty: never started: why is unknown\n"},
-		{"running", backend.Container{Status: backend.Running}, 0, exitRunning, "x -- shiplog: still running: more will follow\n"},
-		{"killed", backend.Container{Status: backend.Verified, Why: "killed: some may be missing", Segments: make([]layout.Segment, 1)}, 0, 0, "x -- shiplog: killed: some may be missing\n"},
-		{"partial", backend.Container{Status: backend.Partial, Why: "the pod was last heard of at T"}, 0, exitPartial, "x -- shiplog: this log is partial: the pod was last heard of at T\n"},
-		{"gaps, all of them shown", backend.Container{Status: backend.Gaps, Why: "gaps: 1, bytes lost: 2"}, 1, exitLost, ""},
-		{"gaps, none of them shown", backend.Container{Status: backend.Gaps, Why: "gaps: 1, bytes lost: 2"}, 0, exitLost, "x -- shiplog: bytes are missing before this (gaps: 1, bytes lost: 2)\n"},
-		{"damaged", backend.Container{Status: backend.Damaged, Why: "a hole"}, 1, exitLost, "x -- shiplog: this log is damaged: a hole\n"},
-		{"not captured", backend.Container{Status: backend.NotCaptured, Why: "tty"}, 0, 0, "x -- shiplog: not captured: tty\n"},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			var out bytes.Buffer
-			p := &printer{notices: &out}
-			if err := p.state("x ", c.container, c.marked); err != nil {
-				t.Fatal(err)
-			}
-			if out.String() != c.want || p.worst != c.code {
-				t.Errorf("%q and exit code %d, want %q and %d", out.String(), p.worst, c.want, c.code)
-			}
-		})
 	}
 }
 

@@ -1,0 +1,166 @@
+package backend
+
+import (
+	"bufio"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/shiplog-dev/shiplog/internal/criline"
+	"github.com/shiplog-dev/shiplog/internal/layout"
+)
+
+// Printer writes logs as people read them: "[task : step] line", and notices where something is to be said. One log comes after the other: Line for each line, and End. A Printer is for one goroutine.
+type Printer struct {
+	Out *bufio.Writer
+	// Notices is where notices go; nil leaves them out.
+	Notices io.Writer
+	// Raw writes exactly what was printed: no label, no time, and no line is ended that was not.
+	Raw bool
+	// Timestamps begins each line with its time in nine digits.
+	Timestamps bool
+	// Seen is told the state of each log, and of what was found while it was read: Damaged for a gap that is not in the archive.
+	Seen func(Status)
+
+	open   criline.Stream // the stream whose line is not ended yet
+	marked int            // gaps that were shown of this log
+}
+
+// Label is what stands before each line, as tkn has it: the task and the step in a PipelineRun, the step alone in a TaskRun.
+func (p Place) Label(run layout.Run) string {
+	if run.Name == layout.NoPipelineRun {
+		if p.Retry > 0 {
+			return fmt.Sprintf("[%s, retry %d] ", p.Container.Label(), p.Retry)
+		}
+		return "[" + p.Container.Label() + "] "
+	}
+	task := p.TaskRun.Label()
+	if p.Retry > 0 {
+		task += fmt.Sprintf(" retry %d", p.Retry)
+	}
+	return "[" + task + " : " + p.Container.Label() + "] "
+}
+
+func (p *Printer) see(s Status) {
+	if p.Seen != nil {
+		p.Seen(s)
+	}
+}
+
+func (p *Printer) notice(label, format string, args ...any) error {
+	if p.Notices == nil {
+		return nil
+	}
+	_, err := fmt.Fprintf(p.Notices, "%s-- shiplog: %s\n", label, fmt.Sprintf(format, args...))
+	return err
+}
+
+// endLine ends a line that another interrupts.
+func (p *Printer) endLine() error {
+	if p.open == "" || p.Raw {
+		return nil
+	}
+	p.open = ""
+	return p.Out.WriteByte('\n')
+}
+
+// Line writes a line, or what err says of the log. It returns err if it is not of the log but of the store, and any of Out.
+func (p *Printer) Line(label string, l Line, err error) error {
+	var digest *DigestError
+	if errors.As(err, &digest) {
+		p.see(Damaged)
+		return errors.Join(p.endLine(), p.notice(label, "%v", digest))
+	}
+	if err != nil {
+		return err
+	}
+	if l.Stream == criline.Markers {
+		return errors.Join(p.endLine(), p.gap(label, l))
+	}
+	if !p.Raw && p.open != l.Stream {
+		if err := p.endLine(); err != nil {
+			return err
+		}
+		if _, err := p.Out.WriteString(label); err != nil {
+			return err
+		}
+		if p.Timestamps {
+			if _, err := p.Out.WriteString(l.Time.Format(criline.TimeLayout) + " "); err != nil {
+				return err
+			}
+		}
+	}
+	if _, err := p.Out.Write(l.Text); err != nil {
+		return err
+	}
+	p.open = l.Stream
+	if l.Full {
+		p.open = ""
+		return p.Out.WriteByte('\n')
+	}
+	return nil
+}
+
+func (p *Printer) gap(label string, l Line) error {
+	p.marked++
+	p.see(Gaps)
+	m, err := criline.ParseMarker(l.Text)
+	if err != nil {
+		return p.notice(label, "a notice that cannot be read: %v", err)
+	}
+	if m.Reason == ReasonMissing {
+		p.see(Damaged)
+	}
+	return p.notice(label, "%s", DescribeGap(m))
+}
+
+// DescribeGap puts a marker into words.
+func DescribeGap(m criline.Marker) string {
+	atLeast, detail := "", ""
+	if m.Unknown {
+		atLeast = "at least "
+	}
+	if m.Detail != "" {
+		detail = ": " + m.Detail
+	}
+	return fmt.Sprintf("%s%d bytes are missing here (%s%s)", atLeast, m.Stdout+m.Stderr, m.Reason, detail)
+}
+
+// End ends a log, and says what its end means, unless all is well and there is something to see.
+func (p *Printer) End(label string, c Container) error {
+	if err := p.endLine(); err != nil {
+		return err
+	}
+	p.see(c.Status)
+	marked := p.marked
+	p.open, p.marked = "", 0
+	said := c.Describe()
+	if said == "" || c.Status == Gaps && marked > 0 || c.Status == Verified && p.Raw { // the log itself has shown its gaps
+		return nil
+	}
+	return p.notice(label, "%s", said)
+}
+
+// Describe says what a log's state means to who reads it, or "" where all is well and there is something to see.
+func (c Container) Describe() string {
+	switch c.Status {
+	case Verified:
+		if c.Why == "" || len(c.Segments) > 0 {
+			return c.Why
+		}
+		return "this log is empty: " + c.Why
+	case Gaps:
+		return fmt.Sprintf("bytes are missing before this (%s)", c.Why)
+	case Running:
+		if c.Why != "" {
+			return c.Why
+		}
+		return "still running: more will follow"
+	case Partial:
+		return "this log is partial: " + c.Why
+	case NotCaptured:
+		return "not captured: " + c.Why
+	default:
+		return fmt.Sprintf("this log is %s: %s", c.Status, c.Why)
+	}
+}
