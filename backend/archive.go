@@ -111,29 +111,94 @@ func (e *NotFoundError) Error() string {
 	return fmt.Sprintf("nothing in namespace %q is named %q: there is no PipelineRun, TaskRun or pod of that name or UID in the archive", e.Namespace, e.Ref)
 }
 
+// find looks for what has a name. Where there is nothing, its error wraps fs.ErrNotExist.
+type find func(ctx context.Context, namespace, name string) (Target, error)
+
 // Find resolves what a person types. It tries, in this order, and ends with the first that is there: a UID of a PipelineRun or TaskRun (one GET); a PipelineRun's name (one
 // LIST, and a GET for each run where several have had the name: the newest is taken); a pod's name (one LIST and one GET); a TaskRun's name (by its pods'
 // names, which Tekton derives from it: one LIST and a GET for each pod); and last the name of a TaskRun without PipelineRun whose pod is named otherwise, since the name was long (all
 // LISTs of the namespace's runs). Nothing found is a *NotFoundError.
 func (a *Archive) Find(ctx context.Context, namespace, ref string) (Target, error) {
+	return firstOf(ctx, namespace, ref, a.findUID, a.findRun, a.findPod, a.findTaskRun, a.findInIndex)
+}
+
+// FindPipelineRun is Find for the UID or name of a PipelineRun alone.
+func (a *Archive) FindPipelineRun(ctx context.Context, namespace, ref string) (Target, error) {
+	byUID := func(ctx context.Context, namespace, uid string) (Target, error) {
+		t, err := a.findUID(ctx, namespace, uid)
+		if err == nil && t.TaskRun != "" {
+			return Target{}, fs.ErrNotExist
+		}
+		return t, err
+	}
+	return firstOf(ctx, namespace, ref, byUID, a.findRun)
+}
+
+// FindTaskRun is Find for the UID or name of a TaskRun alone.
+func (a *Archive) FindTaskRun(ctx context.Context, namespace, ref string) (Target, error) {
+	byUID := func(ctx context.Context, namespace, uid string) (Target, error) {
+		t, err := a.findUID(ctx, namespace, uid)
+		if err == nil && t.TaskRun == "" && t.Run.Name != layout.NoPipelineRun {
+			return Target{}, fs.ErrNotExist
+		}
+		return t, err
+	}
+	return firstOf(ctx, namespace, ref, byUID, a.findTaskRun, a.findInIndex)
+}
+
+// FindPod is Find for the name of a pod alone.
+func (a *Archive) FindPod(ctx context.Context, namespace, name string) (Target, error) {
+	return firstOf(ctx, namespace, name, a.findPod)
+}
+
+// firstOf returns what the first of them finds.
+func firstOf(ctx context.Context, namespace, ref string, finds ...find) (Target, error) {
 	notFound := &NotFoundError{namespace, ref}
 	if ref == "" || strings.ContainsAny(ref, "/") {
 		return Target{}, notFound
 	}
-	pointer, err := readRecord[record.Pointer](ctx, a.store, layout.UIDIndexKey(namespace, ref))
-	if err == nil {
-		return targetOf(pointer), nil
-	}
-	if !errors.Is(err, fs.ErrNotExist) {
-		return Target{}, err
-	}
-	for _, find := range []func(context.Context, string, string) (Target, error){a.findRun, a.findPod, a.findTaskRun, a.findInIndex} {
-		t, err := find(ctx, namespace, ref)
+	for _, f := range finds {
+		t, err := f(ctx, namespace, ref)
 		if err == nil || !errors.Is(err, fs.ErrNotExist) {
 			return t, err
 		}
 	}
 	return Target{}, notFound
+}
+
+func (a *Archive) findUID(ctx context.Context, namespace, uid string) (Target, error) {
+	p, err := readRecord[record.Pointer](ctx, a.store, layout.UIDIndexKey(namespace, uid))
+	return targetOf(p), err
+}
+
+// Namespaces yields the namespaces that the archive has runs of, in the order of their names. It costs one LIST for each 1000.
+func (a *Archive) Namespaces(ctx context.Context) iter.Seq2[string, error] {
+	return func(yield func(string, error) bool) {
+		const root = layout.IndexVersion + "/"
+		for e, err := range a.store.List(ctx, root, "/", "", 0) {
+			if err != nil {
+				yield("", fmt.Errorf("list namespaces: %w", err))
+				return
+			}
+			name := strings.TrimSuffix(strings.TrimPrefix(e.Key, root), "/")
+			if !e.IsPrefix || layout.CheckName("namespace", name) != nil {
+				continue // not ours; a later version may put other objects there
+			}
+			if !yield(name, nil) {
+				return
+			}
+		}
+	}
+}
+
+// Run reads a run's record. Where there is none, the error wraps fs.ErrNotExist.
+func (a *Archive) Run(ctx context.Context, run layout.Run) (record.Run, error) {
+	r, err := readRecord[record.Run](ctx, a.store, run.RunKey())
+	var bad *recordError
+	if errors.As(err, &bad) {
+		return r, fmt.Errorf("%w: %w", fs.ErrNotExist, err)
+	}
+	return r, err
 }
 
 func targetOf(p record.Pointer) Target {

@@ -116,7 +116,7 @@ func (a *Archive) Follow(ctx context.Context, c *Container, o LogOptions) iter.S
 				r.check(*c, yield)
 				return
 			}
-			if err := pause(ctx, FollowInterval); err != nil {
+			if err := o.pause(ctx); err != nil {
 				yield(Line{}, err)
 				return
 			}
@@ -152,9 +152,14 @@ func (a *Archive) refresh(ctx context.Context, c *Container, p *Pod) error {
 	return nil
 }
 
-// pause waits, or returns ctx's error.
-func pause(ctx context.Context, d time.Duration) error {
-	timer := time.NewTimer(d)
+// pause waits until it is time to look again, or returns ctx's error.
+func (o LogOptions) pause(ctx context.Context) error {
+	if o.Idle != nil {
+		if err := o.Idle(); err != nil {
+			return err
+		}
+	}
+	timer := time.NewTimer(FollowInterval)
 	defer timer.Stop()
 	select {
 	case <-ctx.Done():
@@ -218,7 +223,7 @@ func (a *Archive) FollowRun(ctx context.Context, target Target, choose func(Task
 			if !running {
 				return
 			}
-			if err := pause(ctx, FollowInterval); err != nil {
+			if err := o.pause(ctx); err != nil {
 				yield(PlacedLine{}, err)
 				return
 			}

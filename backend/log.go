@@ -50,6 +50,8 @@ type LogOptions struct {
 	FromByte, ToByte int64
 	// Since, if set, is the least time of the first line. Those behind it are read whatever their time is.
 	Since time.Time
+	// Idle, if set, is called by Follow and FollowRun each time when all that is there was yielded. Its error ends them.
+	Idle func() error
 }
 
 // Lines yields a container's lines in the order of the archive, and gaps as lines of the stream "marker" where they are. It reads one segment at a time: memory does not depend on the

@@ -164,3 +164,13 @@ func (c Container) Describe() string {
 		return fmt.Sprintf("this log is %s: %s", c.Status, c.Why)
 	}
 }
+
+// Worse returns the one of two states that a reader has to know of: bytes are missing, perhaps, not yet, or not.
+func Worse(a, b Status) Status {
+	for _, s := range []Status{Damaged, Gaps, Partial, Running, NotCaptured, Verified} {
+		if a == s || b == s {
+			return s
+		}
+	}
+	return a
+}

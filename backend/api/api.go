@@ -1,0 +1,196 @@
+// Package api owns the HTTP API: it finds out what is asked for and who asks, and writes what package backend reads. It keeps nothing between two requests.
+//
+// A request's way through it: api.go routes it and makes errors of what goes wrong, params.go reads what it asks for, and then it ends in runs.go (lists and trees), logs.go (the log of one container), several.go (the logs of
+// several) or search.go. What clients can rely on is openapi.yaml, which is served, and which a test compares with what the handlers do.
+package api
+
+import (
+	"context"
+	_ "embed"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net/http"
+
+	"github.com/shiplog-dev/shiplog/backend"
+	"github.com/shiplog-dev/shiplog/internal/layout"
+)
+
+// Base begins the path of every request.
+const Base = "/api/v1"
+
+// Gate says who may read. An error with a method HTTPStatus() int says what its sender is told; of any other it is told nothing.
+type Gate interface {
+	// Allow returns nil if who sent the request may read the logs of a namespace.
+	Allow(r *http.Request, namespace string) error
+	// Allowed returns those of the namespaces that who sent the request may read.
+	Allowed(r *http.Request, namespaces []string) ([]string, error)
+}
+
+// Options make an API.
+type Options struct {
+	Archive *backend.Archive
+	Gate    Gate
+	Log     *slog.Logger
+}
+
+type api struct{ Options }
+
+//go:embed openapi.yaml
+var openAPI []byte
+
+// New makes the handler of every path under Base.
+func New(o Options) http.Handler {
+	a := &api{o}
+	mux := http.NewServeMux()
+	get := func(path string, h func(w http.ResponseWriter, r *http.Request) error) {
+		mux.HandleFunc("GET "+Base+path, func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("X-Content-Type-Options", "nosniff")
+			w.Header().Set("Cache-Control", "private, no-cache")
+			out := &answer{ResponseWriter: w}
+			err := h(out, r)
+			switch {
+			case err == nil:
+			case out.begun: // a body that ends here must not look whole
+				if r.Context().Err() == nil {
+					a.Log.Error("broke an answer off", "path", r.URL.Path, "error", err)
+				}
+				_ = http.NewResponseController(w).Flush() // what there is, is right
+				panic(http.ErrAbortHandler)
+			default:
+				WriteError(w, r, err, a.Log)
+			}
+		})
+	}
+	// in asks the gate before anything of the namespace is looked at.
+	in := func(path string, h func(w http.ResponseWriter, r *http.Request) error) {
+		get(path, func(w http.ResponseWriter, r *http.Request) error {
+			namespace := r.PathValue("namespace")
+			if err := layout.CheckName("namespace", namespace); err != nil {
+				return badRequest(err)
+			}
+			if err := a.Gate.Allow(r, namespace); err != nil {
+				return err
+			}
+			return h(w, r)
+		})
+	}
+	get("/openapi.yaml", func(w http.ResponseWriter, _ *http.Request) error {
+		w.Header().Set("Content-Type", "application/yaml")
+		_, err := w.Write(openAPI)
+		return err
+	})
+	get("/namespaces", a.namespaces)
+	for _, kind := range []string{"runs", "pipelineruns", "taskruns"} {
+		in("/namespaces/{namespace}/"+kind, a.runs(kind))
+	}
+	for _, kind := range []string{"pipelineruns", "taskruns"} {
+		of := "/namespaces/{namespace}/" + kind + "/{run}"
+		in(of, a.tree(kind))
+		in(of+"/objects", a.objects(kind))
+		in(of+"/logs", a.severalLogs(kind))
+		in(of+"/logs.zip", a.zip(kind))
+		in(of+"/search", a.searchSeveral(kind))
+	}
+	in("/namespaces/{namespace}/taskruns/{run}/steps/{step}/logs", a.stepLog)
+	in("/namespaces/{namespace}/pods/{pod}/containers/{container}/logs", a.podLog)
+	in("/containers/{namespace}/{run}/{uid}/{taskRun}/{pod}/{container}/logs", a.containerLog)
+	in("/containers/{namespace}/{run}/{uid}/{taskRun}/{pod}/{container}/search", a.searchOne)
+	in("/containers/{namespace}/{run}/{uid}/{taskRun}/{pod}/{container}", a.container)
+	mux.HandleFunc(Base+"/", func(w http.ResponseWriter, r *http.Request) {
+		if r.Method != http.MethodGet && r.Method != http.MethodHead {
+			w.Header().Set("Allow", "GET, HEAD")
+			WriteError(w, r, &Error{http.StatusMethodNotAllowed, "only GET and HEAD are there"}, a.Log)
+			return
+		}
+		WriteError(w, r, &Error{http.StatusNotFound, "no such path: see " + Base + "/openapi.yaml"}, a.Log)
+	})
+	return mux
+}
+
+// Error is an error that its sender is told.
+type Error struct {
+	Status  int // HTTP
+	Message string
+}
+
+func (e *Error) Error() string { return e.Message }
+
+// HTTPStatus is what the sender is answered.
+func (e *Error) HTTPStatus() int { return e.Status }
+
+func badRequest(err error) error { return &Error{http.StatusBadRequest, err.Error()} }
+
+func badParameter(name, value, want string) error {
+	return &Error{http.StatusBadRequest, fmt.Sprintf("%s=%q: %s", name, value, want)}
+}
+
+// answer knows whether something of it is sent.
+type answer struct {
+	http.ResponseWriter
+	begun bool
+}
+
+func (a *answer) WriteHeader(status int) {
+	a.begun = true
+	a.ResponseWriter.WriteHeader(status)
+}
+
+func (a *answer) Write(b []byte) (int, error) {
+	a.begun = true
+	return a.ResponseWriter.Write(b)
+}
+
+// Unwrap is for http.ResponseController.
+func (a *answer) Unwrap() http.ResponseWriter { return a.ResponseWriter }
+
+// WriteError answers with an error as JSON. What is not the sender's fault is logged, and the sender is not told of it more than that.
+func WriteError(w http.ResponseWriter, r *http.Request, err error, log *slog.Logger) {
+	status, message := http.StatusServiceUnavailable, "the archive cannot be read now: try again later"
+	var told interface {
+		error
+		HTTPStatus() int
+	}
+	var notFound *backend.NotFoundError
+	var pattern *backend.PatternError
+	switch {
+	case errors.Is(err, context.Canceled) && r.Context().Err() != nil:
+		return // nobody listens any more
+	case errors.As(err, &told):
+		status, message = told.HTTPStatus(), told.Error()
+	case errors.As(err, &pattern):
+		status, message = http.StatusBadRequest, err.Error()
+	case errors.As(err, &notFound):
+		status, message = http.StatusNotFound, err.Error()
+	case errors.Is(err, fs.ErrNotExist):
+		status, message = http.StatusNotFound, "the archive holds nothing of this name"
+	case errors.Is(err, layout.ErrName):
+		status, message = http.StatusBadRequest, err.Error()
+	default:
+		w.Header().Set("Retry-After", "5")
+		log.Error("request failed", "path", r.URL.Path, "error", err)
+	}
+	h := w.Header()
+	for _, name := range []string{"Content-Disposition", "Content-Length", "ETag", "Trailer"} {
+		h.Del(name)
+	}
+	if auth, ok := err.(interface{ Challenge() string }); ok {
+		h.Set("WWW-Authenticate", auth.Challenge())
+	}
+	h.Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	_ = json.NewEncoder(w).Encode(map[string]string{"error": message}) // the sender may be gone
+}
+
+// writeJSON answers with a value.
+func writeJSON(w http.ResponseWriter, v any) error {
+	w.Header().Set("Content-Type", "application/json")
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	_, err = w.Write(append(b, '\n'))
+	return err
+}

@@ -1,0 +1,493 @@
+package api
+
+import (
+	"bufio"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"strconv"
+	"time"
+	"unicode/utf8"
+
+	"github.com/shiplog-dev/shiplog/backend"
+	"github.com/shiplog-dev/shiplog/internal/criline"
+	"github.com/shiplog-dev/shiplog/internal/layout"
+	"github.com/shiplog-dev/shiplog/internal/record"
+)
+
+const (
+	// The state of the log, or the worst of several, and what it means in words: as a header how it was when the answer began, and as a trailer how it was found to be.
+	headerStatus = "Shiplog-Status"
+	headerWhy    = "Shiplog-Why"
+	// headerBytes and headerLines are how much is archived of a container's log.
+	headerBytes = "Shiplog-Bytes"
+	headerLines = "Shiplog-Lines"
+
+	// keepAlive is how often a stream of events says that it is still there, so that nobody on the way closes it.
+	keepAlive = 15 * time.Second
+)
+
+// containerLog answers with the log of the container that the path names as the bucket does: one LIST, and a GET for the seal and for each segment that is read.
+func (a *api) containerLog(w http.ResponseWriter, r *http.Request) error {
+	key, err := containerKey(r)
+	if err != nil {
+		return err
+	}
+	c, err := a.Archive.Container(r.Context(), key)
+	if err != nil {
+		return err
+	}
+	return a.serveLog(w, r, c)
+}
+
+// containerKey reads the path of a container.
+func containerKey(r *http.Request) (layout.Container, error) {
+	run := layout.Run{Namespace: r.PathValue("namespace"), Name: r.PathValue("run"), UID: r.PathValue("uid")}
+	key := layout.Container{Pod: layout.Pod{Run: run, TaskRun: r.PathValue("taskRun"), PodUID: r.PathValue("pod")}, Container: r.PathValue("container")}
+	if err := key.Validate(); err != nil {
+		return key, badRequest(err)
+	}
+	return key, nil
+}
+
+// stepLog answers with the log of a TaskRun's step.
+func (a *api) stepLog(w http.ResponseWriter, r *http.Request) error {
+	target, err := a.Archive.FindTaskRun(r.Context(), r.PathValue("namespace"), r.PathValue("run"))
+	if err != nil {
+		return err
+	}
+	tree, err := a.Archive.Tree(r.Context(), target)
+	if err != nil {
+		return err
+	}
+	retry := int64(-1) // the last
+	query := r.URL.Query()
+	if query.Has("retry") {
+		p := readParams(r)
+		if retry = p.number("retry", 0, 1000, -1); p.err != nil {
+			return p.err
+		}
+		query.Del("retry")
+		r.URL.RawQuery = query.Encode()
+	}
+	step := r.PathValue("step")
+	var found *backend.Container
+	for place := range tree.Containers() {
+		c := place.Container
+		if c.Kind != record.Sidecar && c.Kind != record.Init && (c.Label() == step || c.Name == "step-"+step) && (retry < 0 || retry == int64(place.Retry)) {
+			found = &c
+		}
+	}
+	if found == nil {
+		return &Error{http.StatusNotFound, fmt.Sprintf("TaskRun %s has no step %q in the archive", r.PathValue("run"), step)}
+	}
+	return a.serveLog(w, r, *found)
+}
+
+// podLog answers with the log of a pod's container, both by name.
+func (a *api) podLog(w http.ResponseWriter, r *http.Request) error {
+	target, err := a.Archive.FindPod(r.Context(), r.PathValue("namespace"), r.PathValue("pod"))
+	if err != nil {
+		return err
+	}
+	key := layout.Container{Pod: layout.Pod{Run: target.Run, TaskRun: target.TaskRun, PodUID: target.PodUID}, Container: r.PathValue("container")}
+	if err := key.Validate(); err != nil {
+		return badRequest(err)
+	}
+	c, err := a.Archive.Container(r.Context(), key)
+	if err != nil {
+		return err
+	}
+	return a.serveLog(w, r, c)
+}
+
+// serveLog answers with a container's log.
+func (a *api) serveLog(w http.ResponseWriter, r *http.Request, c backend.Container) error {
+	p := readParams(r)
+	l := logParamsOf(r, p)
+	if err := p.done(); err != nil {
+		return err
+	}
+	h := w.Header()
+	h.Set("Vary", "Accept")
+	h.Set(headerStatus, string(c.Status))
+	if said := c.Describe(); said != "" {
+		h.Set(headerWhy, said)
+	}
+	h.Set(headerBytes, strconv.FormatInt(c.Bytes, 10))
+	h.Set(headerLines, strconv.FormatInt(c.Lines, 10))
+	if l.download {
+		attach(h, fmt.Sprintf("%s-%s.log", c.Key.TaskRun, c.Name))
+	}
+	l = l.from(c)
+	whole := l.format == formatText && !l.timestamps && !l.notices && !l.follow && l.limit == 0 && l.bare()
+	if whole && (c.Status == backend.Verified || c.Status == backend.Gaps) && !c.Estimated {
+		return a.serveContent(w, r, c)
+	}
+	switch l.format {
+	case formatNDJSON:
+		return a.stream(w, r, c, l, &lineWriter{out: newOut(w)})
+	case formatEvents:
+		if last := r.Header.Get("Last-Event-ID"); last != "" {
+			at, err := strconv.ParseInt(last, 10, 64)
+			if err != nil || at < 0 {
+				return &Error{http.StatusBadRequest, fmt.Sprintf("Last-Event-ID %q is not one of this stream's", last)}
+			}
+			l.options = backend.LogOptions{FromByte: at}
+		}
+		return a.stream(w, r, c, l, &eventWriter{out: newOut(w)})
+	default:
+		return a.stream(w, r, c, l, newTextWriter(w, l))
+	}
+}
+
+// bare says whether all of the log is asked for.
+func (l logParams) bare() bool {
+	o := l.options
+	return o.Tail == 0 && o.FromLine == 0 && o.ToLine == 0 && o.FromByte == 0 && o.Since.IsZero()
+}
+
+// from leaves out what is there already, if that is asked for.
+func (l logParams) from(c backend.Container) logParams {
+	if l.none {
+		l.options.FromByte = max(l.options.FromByte, c.Bytes)
+	}
+	return l
+}
+
+// attach makes the browser save the answer.
+func attach(h http.Header, name string) {
+	h.Set("Content-Disposition", fmt.Sprintf("attachment; filename=%q", name)) // of names that Kubernetes allows, which need no more than quotes
+}
+
+// serveContent answers with exactly what was printed, whole or in ranges.
+func (a *api) serveContent(w http.ResponseWriter, r *http.Request, c backend.Container) error {
+	if c.Seal != nil && c.Seal.SHA256 != "" {
+		w.Header().Set("ETag", `"`+c.Seal.SHA256+`"`)
+	}
+	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	content := a.Archive.Content(r.Context(), c)
+	defer content.Close()
+	kept, out := &keptError{ReadSeeker: content}, &rangeWriter{ResponseWriter: w}
+	http.ServeContent(out, r, "", c.Seal.Sealed, kept)
+	if out.refused {
+		return &Error{http.StatusRequestedRangeNotSatisfiable, fmt.Sprintf("Range %q is not within the log, which has %d bytes", r.Header.Get("Range"), c.Bytes)}
+	}
+	return kept.err
+}
+
+// rangeWriter leaves it to us what is said of a range that cannot be had.
+type rangeWriter struct {
+	http.ResponseWriter
+	refused bool
+}
+
+func (w *rangeWriter) WriteHeader(status int) {
+	if w.refused = status == http.StatusRequestedRangeNotSatisfiable; !w.refused {
+		w.ResponseWriter.WriteHeader(status)
+	}
+}
+
+func (w *rangeWriter) Write(b []byte) (int, error) {
+	if w.refused {
+		return len(b), nil
+	}
+	return w.ResponseWriter.Write(b)
+}
+
+// keptError keeps what http.ServeContent does not say.
+type keptError struct {
+	io.ReadSeeker
+	err error
+}
+
+func (k *keptError) Read(p []byte) (int, error) {
+	n, err := k.ReadSeeker.Read(p)
+	if err != nil && err != io.EOF {
+		k.err = err
+	}
+	return n, err
+}
+
+// writer writes a log in one of the formats.
+type writer interface {
+	contentType() string
+	// line writes a line, or what was found instead. It returns errors of the store and of the connection.
+	line(l backend.Line, err error) error
+	// end writes what the end of the log means.
+	end(c backend.Container) error
+	// flush sends what is written.
+	flush() error
+}
+
+// stream writes a log as it is read.
+func (a *api) stream(w http.ResponseWriter, r *http.Request, c backend.Container, l logParams, out writer) error {
+	w.Header().Set("Content-Type", out.contentType())
+	lines := a.Archive.Lines(r.Context(), c, l.options)
+	if l.follow {
+		if err := longLived(w); err != nil {
+			return err
+		}
+		l.options.Idle = out.flush
+		lines = a.Archive.Follow(r.Context(), &c, l.options)
+	}
+	for line, err := range lines {
+		if err := out.line(line, err); errors.Is(err, errEnough) {
+			return out.flush()
+		} else if err != nil {
+			return err
+		}
+	}
+	if err := out.end(c); err != nil && !errors.Is(err, errEnough) {
+		return err
+	}
+	w.Header().Set(http.TrailerPrefix+headerStatus, string(c.Status))
+	if said := c.Describe(); said != "" {
+		w.Header().Set(http.TrailerPrefix+headerWhy, said)
+	}
+	return out.flush()
+}
+
+// longLived lets an answer take as long as its context lives.
+func longLived(w http.ResponseWriter) error {
+	if err := http.NewResponseController(w).SetWriteDeadline(time.Time{}); err != nil && !errors.Is(err, http.ErrNotSupported) {
+		return err
+	}
+	return nil
+}
+
+// errEnough ends an answer that has as many bytes as were asked for.
+var errEnough = errors.New("limitBytes is reached")
+
+// out is a buffered response.
+type out struct {
+	*bufio.Writer
+	response http.ResponseWriter
+}
+
+func newOut(w http.ResponseWriter) out { return out{bufio.NewWriterSize(w, 64<<10), w} }
+
+func (o out) flush() error {
+	if err := o.Flush(); err != nil {
+		return err
+	}
+	if err := http.NewResponseController(o.response).Flush(); err != nil && !errors.Is(err, http.ErrNotSupported) {
+		return err
+	}
+	return nil
+}
+
+// limited stops behind so many bytes.
+type limited struct {
+	w    io.Writer
+	left int64
+}
+
+func (l *limited) Write(b []byte) (int, error) {
+	if int64(len(b)) <= l.left {
+		l.left -= int64(len(b))
+		return l.w.Write(b)
+	}
+	n, err := l.w.Write(b[:l.left])
+	l.left = 0
+	if err == nil {
+		err = errEnough
+	}
+	return n, err
+}
+
+// textWriter writes plain text: exactly what was printed, or lines with their times, or with notices.
+type textWriter struct {
+	out     out
+	printer *backend.Printer
+	from    int64 // the first printed byte that is wanted
+	raw     bool
+	damaged bool
+}
+
+func newTextWriter(w http.ResponseWriter, l logParams) *textWriter {
+	t := &textWriter{from: l.options.FromByte, raw: !l.timestamps && !l.notices}
+	t.out = newOut(w)
+	if l.limit > 0 {
+		t.out.Writer = bufio.NewWriterSize(&limited{w, l.limit}, 64<<10)
+	}
+	t.printer = &backend.Printer{Out: t.out.Writer, Raw: t.raw, Timestamps: l.timestamps, Seen: func(s backend.Status) { t.damaged = t.damaged || s == backend.Damaged }}
+	if l.notices {
+		t.printer.Notices = t.out
+	}
+	return t
+}
+
+func (t *textWriter) contentType() string { return "text/plain; charset=utf-8" }
+
+func (t *textWriter) flush() error {
+	if err := t.out.flush(); !errors.Is(err, errEnough) {
+		return err
+	}
+	return nil
+}
+
+func (t *textWriter) line(l backend.Line, err error) error {
+	if before := t.from - l.Offset; before > 0 && err == nil && t.raw && l.Stream != criline.Markers {
+		l.Text = l.Text[min(before, int64(len(l.Text))):]
+	}
+	return t.printer.Line("", l, err)
+}
+
+func (t *textWriter) end(c backend.Container) error {
+	found := t.damaged
+	if err := t.printer.End("", c); err != nil {
+		return err
+	}
+	// Text alone cannot say that something is missing of which the header did not speak.
+	if found && c.Status != backend.Damaged && t.printer.Notices == nil {
+		return fmt.Errorf("the log under %s is damaged where it was not known to be", c.Key.Prefix())
+	}
+	return nil
+}
+
+// lineJSON is a line in NDJSON.
+type lineJSON struct {
+	*placeJSON
+	Line    int64           `json:"line"`
+	Offset  int64           `json:"offset"`
+	Time    time.Time       `json:"time"`
+	Stream  criline.Stream  `json:"stream"`
+	Text    *string         `json:"text,omitempty"`
+	Base64  string          `json:"base64,omitempty"`  // in the place of a text that is not UTF-8
+	Partial bool            `json:"partial,omitempty"` // no newline follows
+	Gap     json.RawMessage `json:"gap,omitempty"`     // of the stream "marker": the marker
+}
+
+// endJSON is the last line of a log in NDJSON: without it, an answer is not whole.
+type endJSON struct {
+	*placeJSON
+	End stateJSON `json:"end"`
+}
+
+// stateJSON is how a log stands.
+type stateJSON struct {
+	Status backend.Status `json:"status"`
+	Why    string         `json:"why,omitempty"`
+	Bytes  int64          `json:"bytes"`
+	Lines  int64          `json:"lines"`
+	Exit   *record.Exit   `json:"exit,omitempty"`
+	// Damage says what was found while the log was read.
+	Damage string `json:"damage,omitempty"`
+}
+
+func stateOf(c backend.Container) stateJSON {
+	s := stateJSON{Status: c.Status, Why: c.Describe(), Bytes: c.Bytes, Lines: c.Lines}
+	if c.Seal != nil {
+		s.Exit = c.Seal.Exit
+	}
+	return s
+}
+
+// encodeLine makes a line's JSON.
+func encodeLine(place *placeJSON, l backend.Line) ([]byte, error) {
+	j := lineJSON{placeJSON: place, Line: l.Number, Offset: l.Offset, Time: l.Time, Stream: l.Stream, Partial: !l.Full}
+	switch {
+	case l.Stream == criline.Markers && json.Valid(l.Text):
+		j.Gap = json.RawMessage(l.Text)
+	case utf8.Valid(l.Text):
+		text := string(l.Text)
+		j.Text = &text
+	default:
+		j.Base64 = base64.StdEncoding.EncodeToString(l.Text)
+	}
+	return json.Marshal(j)
+}
+
+// lineWriter writes NDJSON.
+type lineWriter struct {
+	out    out
+	place  *placeJSON
+	damage string
+}
+
+func (n *lineWriter) contentType() string { return "application/x-ndjson" }
+func (n *lineWriter) flush() error        { return n.out.flush() }
+
+func (n *lineWriter) line(l backend.Line, err error) error {
+	var digest *backend.DigestError
+	if errors.As(err, &digest) {
+		n.damage = digest.Error()
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return n.write(encodeLine(n.place, l))
+}
+
+func (n *lineWriter) end(c backend.Container) error {
+	s := stateOf(c)
+	s.Damage, n.damage = n.damage, ""
+	return n.write(json.Marshal(endJSON{n.place, s}))
+}
+
+func (n *lineWriter) write(b []byte, err error) error {
+	if err != nil {
+		return err
+	}
+	_, err = n.out.Write(append(b, '\n'))
+	return err
+}
+
+// eventWriter writes server-sent events: "line" for each line, whose ID is where to go on, and at last "end".
+type eventWriter struct {
+	out    out
+	place  *placeJSON
+	damage string
+	sent   time.Time
+}
+
+func (e *eventWriter) contentType() string { return "text/event-stream" }
+
+// flush also says, once in a while, that there is nothing new.
+func (e *eventWriter) flush() error {
+	if now := time.Now(); now.Sub(e.sent) > keepAlive || e.sent.IsZero() {
+		e.sent = now
+		if _, err := e.out.WriteString(":\n\n"); err != nil {
+			return err
+		}
+	}
+	return e.out.flush()
+}
+
+func (e *eventWriter) line(l backend.Line, err error) error {
+	var digest *backend.DigestError
+	if errors.As(err, &digest) {
+		e.damage = digest.Error()
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	b, err := encodeLine(e.place, l)
+	if err != nil {
+		return err
+	}
+	if e.place == nil { // of several logs, there is no one place to go on
+		if _, err := fmt.Fprintf(e.out, "id: %d\n", l.Offset+l.Printed()); err != nil {
+			return err
+		}
+	}
+	_, err = fmt.Fprintf(e.out, "event: line\ndata: %s\n\n", b)
+	return err
+}
+
+func (e *eventWriter) end(c backend.Container) error {
+	s := stateOf(c)
+	s.Damage, e.damage = e.damage, ""
+	b, err := json.Marshal(endJSON{e.place, s})
+	if err != nil {
+		return err
+	}
+	_, err = fmt.Fprintf(e.out, "event: end\ndata: %s\n\n", b)
+	return err
+}

@@ -1,0 +1,394 @@
+package api
+
+import (
+	"cmp"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/http"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/shiplog-dev/shiplog/backend"
+	"github.com/shiplog-dev/shiplog/internal/layout"
+	"github.com/shiplog-dev/shiplog/internal/record"
+)
+
+const (
+	// defaultRuns and mostRuns are how many runs a page has.
+	defaultRuns, mostRuns = 50, 500
+	// mostLooked is how many runs are looked at for a page: where few of them fit, the page is shorter, and says where to go on.
+	mostLooked = 2000
+	// recordsAtOnce is how many records are read at once.
+	recordsAtOnce = 16
+)
+
+// namespaces answers with those that the archive has runs of, and that who asks may read.
+func (a *api) namespaces(w http.ResponseWriter, r *http.Request) error {
+	if err := readParams(r).done(); err != nil {
+		return err
+	}
+	// Nobody who is nobody makes us list.
+	if _, err := a.Gate.Allowed(r, nil); err != nil {
+		return err
+	}
+	var all []string
+	for name, err := range a.Archive.Namespaces(r.Context()) {
+		if err != nil {
+			return err
+		}
+		all = append(all, name)
+	}
+	allowed, err := a.Gate.Allowed(r, all)
+	if err != nil {
+		return err
+	}
+	return writeJSON(w, map[string][]string{"namespaces": append([]string{}, allowed...)})
+}
+
+// runJSON is a run in a list.
+type runJSON struct {
+	Kind      layout.RunKind    `json:"kind"`
+	Name      string            `json:"name"`
+	UID       string            `json:"uid"`
+	Created   time.Time         `json:"created"`
+	Pipeline  string            `json:"pipeline,omitempty"`
+	State     record.RunState   `json:"state,omitempty"` // absent while it runs, as far as is known
+	Reason    string            `json:"reason,omitempty"`
+	Started   time.Time         `json:"started,omitzero"`
+	Completed time.Time         `json:"completed,omitzero"`
+	Labels    map[string]string `json:"labels,omitempty"`
+	Prefix    string            `json:"prefix"` // of its objects
+}
+
+// runsJSON is a page of runs.
+type runsJSON struct {
+	Runs []runJSON `json:"runs"`
+	// Continue is for the next page. Without it, there are no more.
+	Continue string `json:"continue,omitempty"`
+}
+
+// filter is which runs are asked for.
+type filter struct {
+	kind                  layout.RunKind // "" is both
+	name, pipeline, state string
+	since, until          time.Time
+	labels                map[string]string
+}
+
+// running is the state of a run whose record has none.
+const running = "running"
+
+func filterOf(p *params, kind string) filter {
+	f := filter{name: p.text("name"), pipeline: p.text("pipeline"), state: p.text("state"), since: p.time("since"), until: p.time("until"), labels: map[string]string{}}
+	switch kind {
+	case "pipelineruns":
+		f.kind = layout.PipelineRun
+	case "taskruns":
+		f.kind = layout.TaskRun
+	}
+	if states := []string{"", running, string(record.Succeeded), string(record.Failed), string(record.Cancelled)}; !slices.Contains(states, f.state) {
+		p.fail(badParameter("state", f.state, "want one of "+strings.Join(states[1:], ", ")))
+	}
+	for _, l := range p.several("label") {
+		key, value, ok := strings.Cut(l, "=")
+		if !ok || key == "" {
+			p.fail(badParameter("label", l, "want key=value"))
+		}
+		f.labels[key] = value
+	}
+	return f
+}
+
+// early says whether the run's name in the index fits.
+func (f filter) early(x layout.RunIndex) bool {
+	return (f.kind == "" || f.kind == x.Kind) && strings.Contains(x.Name, f.name) && (f.until.IsZero() || !x.Created.After(f.until))
+}
+
+// late says whether its record fits.
+func (f filter) late(r runJSON) bool {
+	if f.pipeline != "" && f.pipeline != r.Pipeline || f.state != "" && f.state != cmp.Or(string(r.State), running) {
+		return false
+	}
+	for key, value := range f.labels {
+		if have, ok := r.Labels[key]; !ok || have != value {
+			return false
+		}
+	}
+	return true
+}
+
+// runs answers with a page of a namespace's runs, newest first.
+func (a *api) runs(kind string) func(http.ResponseWriter, *http.Request) error {
+	return func(w http.ResponseWriter, r *http.Request) error {
+		p := readParams(r)
+		f := filterOf(p, kind)
+		limit := int(p.number("limit", 1, mostRuns, defaultRuns))
+		namespace := r.PathValue("namespace")
+		after := cursorOf(p, namespace)
+		if err := p.done(); err != nil {
+			return err
+		}
+		// Names begin with the time: what is newer than asked for need not be looked at.
+		if !f.until.IsZero() {
+			bound := layout.RunIndex{Namespace: namespace, Created: f.until.Add(time.Second), Kind: "~"} // behind all of the second after it
+			if after == nil || after.Key() < bound.Key() {
+				after = &bound
+			}
+		}
+		page, err := a.page(r, namespace, f, after, limit)
+		if err != nil {
+			return err
+		}
+		return writeJSON(w, page)
+	}
+}
+
+// cursorOf reads where a page begins.
+func cursorOf(p *params, namespace string) *layout.RunIndex {
+	text := p.text("continue")
+	if text == "" {
+		return nil
+	}
+	name, err := base64.RawURLEncoding.DecodeString(text)
+	if err == nil {
+		var x layout.RunIndex
+		if x, err = layout.ParseRunIndexKey(layout.RunIndexPrefix(namespace) + string(name)); err == nil {
+			return &x
+		}
+	}
+	p.fail(badParameter("continue", text, "is not what an earlier page said"))
+	return nil
+}
+
+func cursor(x layout.RunIndex) string {
+	return base64.RawURLEncoding.EncodeToString([]byte(strings.TrimPrefix(x.Key(), layout.RunIndexPrefix(x.Namespace))))
+}
+
+// page reads runs until there are enough.
+func (a *api) page(r *http.Request, namespace string, f filter, after *layout.RunIndex, limit int) (runsJSON, error) {
+	page := runsJSON{Runs: []runJSON{}}
+	var batch []layout.RunIndex
+	looked := 0
+	// take reads the records of a batch, and returns false when the page is full.
+	take := func() (bool, error) {
+		runs, err := a.records(r, batch)
+		if err != nil {
+			return false, err
+		}
+		for i, run := range runs {
+			if !f.late(run) {
+				continue
+			}
+			if len(page.Runs) == limit {
+				page.Continue = cursor(batch[i-1])
+				return false, nil
+			}
+			page.Runs = append(page.Runs, run)
+		}
+		batch = batch[:0]
+		return true, nil
+	}
+	var last layout.RunIndex
+	for x, err := range a.Archive.Runs(r.Context(), namespace, after, 0) {
+		if err != nil {
+			return page, err
+		}
+		if !f.since.IsZero() && x.Created.Before(f.since) {
+			break
+		}
+		if len(page.Runs)+len(batch) == limit || looked == mostLooked {
+			more, err := take()
+			if err != nil || !more {
+				return page, err
+			}
+			if len(page.Runs) == limit || looked == mostLooked {
+				page.Continue = cursor(last)
+				return page, nil
+			}
+		}
+		looked++
+		last = x
+		if f.early(x) {
+			batch = append(batch, x)
+		}
+	}
+	_, err := take()
+	return page, err
+}
+
+// records reads the records of runs. One without a record has what its name says.
+func (a *api) records(r *http.Request, batch []layout.RunIndex) ([]runJSON, error) {
+	runs := make([]runJSON, len(batch))
+	group, ctx := errgroup.WithContext(r.Context())
+	group.SetLimit(recordsAtOnce)
+	for i, x := range batch {
+		runs[i] = runJSON{Kind: x.Kind, Name: x.Name, UID: x.UID, Created: x.Created, Prefix: x.Run().Prefix()}
+		group.Go(func() error {
+			have, err := a.Archive.Run(ctx, x.Run())
+			if errors.Is(err, fs.ErrNotExist) {
+				return nil
+			}
+			if err != nil {
+				return err
+			}
+			run := &runs[i]
+			run.Pipeline, run.State, run.Reason, run.Labels = have.Pipeline, have.State, have.Reason, have.Labels
+			run.Started, run.Completed = have.Started, have.Completed
+			return nil
+		})
+	}
+	return runs, group.Wait()
+}
+
+// treeJSON is a run as a tree.
+type treeJSON struct {
+	Run      layout.Run    `json:"run"`
+	Record   *record.Run   `json:"record,omitempty"`
+	Prefix   string        `json:"prefix"`
+	TaskRuns []taskRunJSON `json:"taskRuns"` // in the order in which their first pods were made
+	Others   []layout.Run  `json:"others,omitempty"`
+}
+
+type taskRunJSON struct {
+	Name         string    `json:"name"`
+	PipelineTask string    `json:"pipelineTask,omitempty"`
+	Pods         []podJSON `json:"pods"` // each retry is one
+}
+
+type podJSON struct {
+	PodUID     string          `json:"podUID"`
+	PodName    string          `json:"podName,omitempty"`
+	Created    time.Time       `json:"created,omitzero"`
+	LastSeen   time.Time       `json:"lastSeen"`
+	Containers []containerJSON `json:"containers"`
+}
+
+type containerJSON struct {
+	backend.Container
+	Path   string           `json:"path"` // what stands behind /containers/ in this API
+	Prefix string           `json:"prefix"`
+	Exit   *record.Exit     `json:"exit,omitempty"`
+	Says   string           `json:"says,omitempty"` // what the status means to a person
+	First  time.Time        `json:"first,omitzero"` // time of the first line
+	Gaps   []backend.Marker `json:"gaps,omitempty"`
+}
+
+func containerOf(c backend.Container) containerJSON {
+	j := containerJSON{Container: c, Path: strings.TrimSuffix(strings.TrimPrefix(c.Key.Prefix(), layout.Version+"/"), "/"), Prefix: c.Key.Prefix(), Says: c.Describe()}
+	if len(c.Segments) > 0 {
+		j.First = c.Segments[0].First
+	}
+	if c.Seal != nil {
+		j.Exit, j.Gaps = c.Seal.Exit, c.Seal.Gaps
+	}
+	return j
+}
+
+func treeOf(t *backend.Tree) treeJSON {
+	out := treeJSON{Run: t.Run, Record: t.Record, Prefix: t.Run.Prefix(), TaskRuns: []taskRunJSON{}}
+	for _, tr := range t.TaskRuns {
+		j := taskRunJSON{Name: tr.Name, PipelineTask: tr.PipelineTask}
+		for _, p := range tr.Pods {
+			pod := podJSON{PodUID: p.Key.PodUID, LastSeen: p.LastSeen, Containers: []containerJSON{}}
+			if p.Record != nil {
+				pod.PodName, pod.Created = p.Record.PodName, p.Record.Created
+			}
+			for _, c := range p.Containers {
+				pod.Containers = append(pod.Containers, containerOf(c))
+			}
+			j.Pods = append(j.Pods, pod)
+		}
+		out.TaskRuns = append(out.TaskRuns, j)
+	}
+	slices.SortStableFunc(out.TaskRuns, func(a, b taskRunJSON) int { return a.Pods[0].Created.Compare(b.Pods[0].Created) })
+	return out
+}
+
+// tree answers with a run, or a TaskRun, as a tree.
+func (a *api) tree(kind string) func(http.ResponseWriter, *http.Request) error {
+	return func(w http.ResponseWriter, r *http.Request) error {
+		if err := readParams(r).done(); err != nil {
+			return err
+		}
+		target, err := a.find(r, kind)
+		if err != nil {
+			return err
+		}
+		tree, err := a.Archive.Tree(r.Context(), target)
+		if err != nil {
+			return err
+		}
+		out := treeOf(tree)
+		out.Others = target.Others
+		return writeJSON(w, out)
+	}
+}
+
+// container answers with the state of one container's log.
+func (a *api) container(w http.ResponseWriter, r *http.Request) error {
+	if err := readParams(r).done(); err != nil {
+		return err
+	}
+	key, err := containerKey(r)
+	if err != nil {
+		return err
+	}
+	c, err := a.Archive.Container(r.Context(), key)
+	if err != nil {
+		return err
+	}
+	return writeJSON(w, containerOf(c))
+}
+
+// objects answers with where a run is in the bucket: its prefix, and its objects, for who reads S3 itself.
+func (a *api) objects(kind string) func(http.ResponseWriter, *http.Request) error {
+	return func(w http.ResponseWriter, r *http.Request) error {
+		if err := readParams(r).done(); err != nil {
+			return err
+		}
+		target, err := a.find(r, kind)
+		if err != nil {
+			return err
+		}
+		w.Header().Set("Content-Type", "application/json")
+		o := newOut(w)
+		// Written as it is listed: a run may have a hundred thousand.
+		prefix, err := json.Marshal(target.Prefix())
+		if err != nil {
+			return err
+		}
+		at, err := json.Marshal(a.Archive.URL(target.Prefix()))
+		if err != nil {
+			return err
+		}
+		if _, err := fmt.Fprintf(o, `{"prefix":%s,"url":%s,"objects":[`, prefix, at); err != nil {
+			return err
+		}
+		n := 0
+		for object, err := range a.Archive.Objects(r.Context(), target) {
+			if err != nil {
+				return err
+			}
+			b, err := json.Marshal(object)
+			if err != nil {
+				return err
+			}
+			if n++; n > 1 {
+				b = append([]byte(",\n"), b...)
+			}
+			if _, err := o.Write(b); err != nil {
+				return err
+			}
+		}
+		if _, err := o.WriteString("]}\n"); err != nil {
+			return err
+		}
+		return o.flush()
+	}
+}

@@ -1,0 +1,266 @@
+package api
+
+import (
+	"archive/zip"
+	"bufio"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"strings"
+
+	"github.com/shiplog-dev/shiplog/backend"
+	"github.com/shiplog-dev/shiplog/internal/layout"
+	"github.com/shiplog-dev/shiplog/internal/record"
+)
+
+// find resolves the run of a path.
+func (a *api) find(r *http.Request, kind string) (backend.Target, error) {
+	namespace, ref := r.PathValue("namespace"), r.PathValue("run")
+	if kind == "pipelineruns" {
+		return a.Archive.FindPipelineRun(r.Context(), namespace, ref)
+	}
+	return a.Archive.FindTaskRun(r.Context(), namespace, ref)
+}
+
+// placeJSON says which of several logs a line is of.
+type placeJSON struct {
+	TaskRun   string `json:"taskRun"`
+	Task      string `json:"task,omitempty"`
+	Retry     int    `json:"retry"`
+	Container string `json:"container"`
+}
+
+func placeOf(p backend.Place) *placeJSON {
+	return &placeJSON{p.TaskRun.Name, p.TaskRun.PipelineTask, p.Retry, p.Container.Name}
+}
+
+// choice is which containers of a run are asked for. Steps are, unless something else is.
+type choice struct {
+	task, step, container string
+	all                   bool
+}
+
+func choiceOf(p *params) choice {
+	return choice{task: p.text("task"), step: p.text("step"), container: p.text("container"), all: p.flag("all")}
+}
+
+func (c choice) includes(tr backend.TaskRun, k backend.Container) bool {
+	if c.task != "" && c.task != tr.PipelineTask && c.task != tr.Name {
+		return false
+	}
+	step := k.Kind == record.Step || k.Kind == "" && strings.HasPrefix(k.Name, "step-")
+	switch {
+	case c.container != "":
+		return k.Name == c.container
+	case c.step != "":
+		return step && (k.Label() == c.step || k.Name == "step-"+c.step)
+	default:
+		return step || c.all
+	}
+}
+
+// severalLogs answers with the logs of a run, one after the other, or as they come.
+func (a *api) severalLogs(kind string) func(http.ResponseWriter, *http.Request) error {
+	return func(w http.ResponseWriter, r *http.Request) error {
+		p := readParams(r)
+		l, wanted := logParamsOf(r, p), choiceOf(p)
+		if l.options.FromByte > 0 {
+			p.fail(badParameter("fromByte", fmt.Sprint(l.options.FromByte), "is for the log of one container"))
+		}
+		if err := p.done(); err != nil {
+			return err
+		}
+		target, err := a.find(r, kind)
+		if err != nil {
+			return err
+		}
+		tree, err := a.Archive.Tree(r.Context(), target)
+		if err != nil {
+			return err
+		}
+		worst := backend.Status("")
+		for place := range tree.Containers() {
+			if wanted.includes(place.TaskRun, place.Container) {
+				worst = backend.Worse(worst, place.Container.Status)
+			}
+		}
+		if worst == "" && !l.follow {
+			return &Error{http.StatusNotFound, "no container of the run fits"}
+		}
+		h := w.Header()
+		h.Set("Vary", "Accept")
+		h.Set(headerStatus, string(worst))
+		if l.download {
+			attach(h, runName(tree)+".log")
+		}
+		return a.streamSeveral(w, r, tree, target, l, wanted)
+	}
+}
+
+// runName is what a person calls a run.
+func runName(t *backend.Tree) string {
+	switch {
+	case t.Record != nil:
+		return t.Record.Name
+	case t.Run.Name != layout.NoPipelineRun:
+		return t.Run.Name
+	default:
+		return t.Run.UID
+	}
+}
+
+// severalWriter is a writer that is told whose lines come.
+type severalWriter interface {
+	writer
+	at(backend.Place)
+}
+
+func (n *lineWriter) at(p backend.Place)  { n.place = placeOf(p) }
+func (e *eventWriter) at(p backend.Place) { e.place = placeOf(p) }
+
+// labelled writes lines behind the names of their task and step.
+type labelled struct {
+	*textWriter
+	run   layout.Run
+	label string
+}
+
+func (t *labelled) at(p backend.Place)                   { t.label = p.Label(t.run) }
+func (t *labelled) line(l backend.Line, err error) error { return t.printer.Line(t.label, l, err) }
+func (t *labelled) end(c backend.Container) error        { return t.printer.End(t.label, c) }
+
+func (a *api) streamSeveral(w http.ResponseWriter, r *http.Request, tree *backend.Tree, target backend.Target, l logParams, wanted choice) error {
+	l.notices = true // who reads several logs in one text, would take what is missing of one for silence
+	var to severalWriter
+	switch l.format {
+	case formatNDJSON:
+		to = &lineWriter{out: newOut(w)}
+	case formatEvents:
+		to = &eventWriter{out: newOut(w)}
+	default:
+		to = &labelled{textWriter: newTextWriter(w, l), run: tree.Run}
+	}
+	w.Header().Set("Content-Type", to.contentType())
+	lines := a.several(r.Context(), tree, l.options, wanted)
+	if l.follow {
+		if err := longLived(w); err != nil {
+			return err
+		}
+		l.options.Idle = to.flush
+		lines = a.Archive.FollowRun(r.Context(), target, wanted.includes, l.options)
+	}
+	worst := backend.Status("")
+	for line, err := range lines {
+		if line.Container.Key.Container != "" {
+			to.at(line.Place)
+		}
+		if err == nil && line.Line.Stream == "" { // the end of one
+			worst = backend.Worse(worst, line.Container.Status)
+			err = to.end(line.Container)
+		} else {
+			err = to.line(line.Line, err)
+		}
+		if errors.Is(err, errEnough) {
+			break
+		}
+		if err != nil {
+			return err
+		}
+	}
+	w.Header().Set(http.TrailerPrefix+headerStatus, string(worst))
+	return to.flush()
+}
+
+// several yields the lines of a run's containers, one log after the other, in the way of FollowRun.
+func (a *api) several(ctx context.Context, tree *backend.Tree, o backend.LogOptions, wanted choice) func(func(backend.PlacedLine, error) bool) {
+	return func(yield func(backend.PlacedLine, error) bool) {
+		for place := range tree.Containers() {
+			if !wanted.includes(place.TaskRun, place.Container) {
+				continue
+			}
+			for l, err := range a.Archive.Lines(ctx, place.Container, o) {
+				if !yield(backend.PlacedLine{Place: place, Line: l}, err) {
+					return
+				}
+			}
+			if !yield(backend.PlacedLine{Place: place}, nil) {
+				return
+			}
+		}
+	}
+}
+
+// zip answers with a file for each container of a run, all of them, and the tree as tree.json.
+func (a *api) zip(kind string) func(http.ResponseWriter, *http.Request) error {
+	return func(w http.ResponseWriter, r *http.Request) error {
+		p := readParams(r)
+		timestamps, wanted := p.flag("timestamps"), choiceOf(p)
+		if err := p.done(); err != nil {
+			return err
+		}
+		target, err := a.find(r, kind)
+		if err != nil {
+			return err
+		}
+		tree, err := a.Archive.Tree(r.Context(), target)
+		if err != nil {
+			return err
+		}
+		if wanted == (choice{}) {
+			wanted.all = true
+		}
+		w.Header().Set("Content-Type", "application/zip")
+		attach(w.Header(), runName(tree)+".zip")
+		z := zip.NewWriter(w)
+		if err := a.zipTree(r.Context(), z, tree, wanted, timestamps); err != nil {
+			return err
+		}
+		return z.Close()
+	}
+}
+
+func (a *api) zipTree(ctx context.Context, z *zip.Writer, tree *backend.Tree, wanted choice, timestamps bool) error {
+	f, err := z.Create("tree.json")
+	if err != nil {
+		return err
+	}
+	e := json.NewEncoder(f)
+	e.SetIndent("", "  ")
+	if err := e.Encode(treeOf(tree)); err != nil {
+		return err
+	}
+	for place := range tree.Containers() {
+		if !wanted.includes(place.TaskRun, place.Container) {
+			continue
+		}
+		folder := place.TaskRun.Label()
+		if place.Retry > 0 {
+			folder += fmt.Sprintf("-retry%d", place.Retry)
+		}
+		f, err := z.CreateHeader(&zip.FileHeader{Name: folder + "/" + place.Container.Name + ".log", Method: zip.Deflate, Modified: place.Container.LastSeen})
+		if err != nil {
+			return err
+		}
+		if err := a.writeText(ctx, f, place.Container, timestamps); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// writeText writes a log with its notices: a file outlives what else says that something is missing.
+func (a *api) writeText(ctx context.Context, f interface{ Write([]byte) (int, error) }, c backend.Container, timestamps bool) error {
+	b := bufio.NewWriterSize(f, 64<<10)
+	p := &backend.Printer{Out: b, Notices: b, Timestamps: timestamps}
+	for l, err := range a.Archive.Lines(ctx, c, backend.LogOptions{}) {
+		if err := p.Line("", l, err); err != nil {
+			return err
+		}
+	}
+	if err := p.End("", c); err != nil {
+		return err
+	}
+	return b.Flush()
+}
