@@ -465,7 +465,7 @@ func searched(t *testing.T, w *world) {
 		all := strings.Split(strings.TrimSpace(r.body), "\n")
 		for _, l := range all[:len(all)-1] {
 			var m struct {
-				matchLineJSON
+				MatchLine
 				Start, End int
 			}
 			if err := json.Unmarshal([]byte(l), &m); err != nil {
@@ -513,7 +513,7 @@ func listed(t *testing.T, w *world) {
 	}
 	page := func(query string) (names []string, next string) {
 		got := w.get(t, "/namespaces/many/"+query, "Authorization", "Bearer many")
-		var p runsJSON
+		var p Runs
 		if err := json.Unmarshal([]byte(got.body), &p); err != nil {
 			t.Fatalf("%s: %v", got.body, err)
 		}
@@ -569,7 +569,7 @@ func listed(t *testing.T, w *world) {
 	if got.body != `{"namespaces":["other"]}`+"\n" {
 		t.Error(got.body)
 	}
-	var tree treeJSON
+	var tree Tree
 	if err := json.Unmarshal([]byte(w.get(t, "/namespaces/ns/pipelineruns/run").body), &tree); err != nil {
 		t.Fatal(err)
 	}

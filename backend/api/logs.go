@@ -349,38 +349,8 @@ func (t *textWriter) end(c backend.Container) error {
 	return nil
 }
 
-// lineJSON is a line in NDJSON.
-type lineJSON struct {
-	*placeJSON
-	Line    int64           `json:"line"`
-	Offset  int64           `json:"offset"`
-	Time    time.Time       `json:"time"`
-	Stream  criline.Stream  `json:"stream"`
-	Text    *string         `json:"text,omitempty"`
-	Base64  string          `json:"base64,omitempty"`  // in the place of a text that is not UTF-8
-	Partial bool            `json:"partial,omitempty"` // no newline follows
-	Gap     json.RawMessage `json:"gap,omitempty"`     // of the stream "marker": the marker
-}
-
-// endJSON is the last line of a log in NDJSON: without it, an answer is not whole.
-type endJSON struct {
-	*placeJSON
-	End stateJSON `json:"end"`
-}
-
-// stateJSON is how a log stands.
-type stateJSON struct {
-	Status backend.Status `json:"status"`
-	Why    string         `json:"why,omitempty"`
-	Bytes  int64          `json:"bytes"`
-	Lines  int64          `json:"lines"`
-	Exit   *record.Exit   `json:"exit,omitempty"`
-	// Damage says what was found while the log was read.
-	Damage string `json:"damage,omitempty"`
-}
-
-func stateOf(c backend.Container) stateJSON {
-	s := stateJSON{Status: c.Status, Why: c.Describe(), Bytes: c.Bytes, Lines: c.Lines}
+func stateOf(c backend.Container) State {
+	s := State{Status: c.Status, Why: c.Describe(), Bytes: c.Bytes, Lines: c.Lines}
 	if c.Seal != nil {
 		s.Exit = c.Seal.Exit
 	}
@@ -388,8 +358,8 @@ func stateOf(c backend.Container) stateJSON {
 }
 
 // encodeLine makes a line's JSON.
-func encodeLine(place *placeJSON, l backend.Line) ([]byte, error) {
-	j := lineJSON{placeJSON: place, Line: l.Number, Offset: l.Offset, Time: l.Time, Stream: l.Stream, Partial: !l.Full}
+func encodeLine(place *Place, l backend.Line) ([]byte, error) {
+	j := Line{Place: place, Line: l.Number, Offset: l.Offset, Time: l.Time, Stream: l.Stream, Partial: !l.Full}
 	switch {
 	case l.Stream == criline.Markers && json.Valid(l.Text):
 		j.Gap = json.RawMessage(l.Text)
@@ -405,7 +375,7 @@ func encodeLine(place *placeJSON, l backend.Line) ([]byte, error) {
 // lineWriter writes NDJSON.
 type lineWriter struct {
 	out    out
-	place  *placeJSON
+	place  *Place
 	damage string
 }
 
@@ -427,7 +397,7 @@ func (n *lineWriter) line(l backend.Line, err error) error {
 func (n *lineWriter) end(c backend.Container) error {
 	s := stateOf(c)
 	s.Damage, n.damage = n.damage, ""
-	return n.write(json.Marshal(endJSON{n.place, s}))
+	return n.write(json.Marshal(End{n.place, s}))
 }
 
 func (n *lineWriter) write(b []byte, err error) error {
@@ -441,7 +411,7 @@ func (n *lineWriter) write(b []byte, err error) error {
 // eventWriter writes server-sent events: "line" for each line, whose ID is where to go on, and at last "end".
 type eventWriter struct {
 	out    out
-	place  *placeJSON
+	place  *Place
 	damage string
 	sent   time.Time
 }
@@ -484,7 +454,7 @@ func (e *eventWriter) line(l backend.Line, err error) error {
 func (e *eventWriter) end(c backend.Container) error {
 	s := stateOf(c)
 	s.Damage, e.damage = e.damage, ""
-	b, err := json.Marshal(endJSON{e.place, s})
+	b, err := json.Marshal(End{e.place, s})
 	if err != nil {
 		return err
 	}

@@ -51,28 +51,6 @@ func (a *api) namespaces(w http.ResponseWriter, r *http.Request) error {
 	return writeJSON(w, map[string][]string{"namespaces": append([]string{}, allowed...)})
 }
 
-// runJSON is a run in a list.
-type runJSON struct {
-	Kind      layout.RunKind    `json:"kind"`
-	Name      string            `json:"name"`
-	UID       string            `json:"uid"`
-	Created   time.Time         `json:"created"`
-	Pipeline  string            `json:"pipeline,omitempty"`
-	State     record.RunState   `json:"state,omitempty"` // absent while it runs, as far as is known
-	Reason    string            `json:"reason,omitempty"`
-	Started   time.Time         `json:"started,omitzero"`
-	Completed time.Time         `json:"completed,omitzero"`
-	Labels    map[string]string `json:"labels,omitempty"`
-	Prefix    string            `json:"prefix"` // of its objects
-}
-
-// runsJSON is a page of runs.
-type runsJSON struct {
-	Runs []runJSON `json:"runs"`
-	// Continue is for the next page. Without it, there are no more.
-	Continue string `json:"continue,omitempty"`
-}
-
 // filter is which runs are asked for.
 type filter struct {
 	kind                  layout.RunKind // "" is both
@@ -111,7 +89,7 @@ func (f filter) early(x layout.RunIndex) bool {
 }
 
 // late says whether its record fits.
-func (f filter) late(r runJSON) bool {
+func (f filter) late(r Run) bool {
 	if f.pipeline != "" && f.pipeline != r.Pipeline || f.state != "" && f.state != cmp.Or(string(r.State), running) {
 		return false
 	}
@@ -171,8 +149,8 @@ func cursor(x layout.RunIndex) string {
 }
 
 // page reads runs until there are enough.
-func (a *api) page(r *http.Request, namespace string, f filter, after *layout.RunIndex, limit int) (runsJSON, error) {
-	page := runsJSON{Runs: []runJSON{}}
+func (a *api) page(r *http.Request, namespace string, f filter, after *layout.RunIndex, limit int) (Runs, error) {
+	page := Runs{Runs: []Run{}}
 	var batch []layout.RunIndex
 	looked := 0
 	// take reads the records of a batch, and returns false when the page is full.
@@ -223,12 +201,12 @@ func (a *api) page(r *http.Request, namespace string, f filter, after *layout.Ru
 }
 
 // records reads the records of runs. One without a record has what its name says.
-func (a *api) records(r *http.Request, batch []layout.RunIndex) ([]runJSON, error) {
-	runs := make([]runJSON, len(batch))
+func (a *api) records(r *http.Request, batch []layout.RunIndex) ([]Run, error) {
+	runs := make([]Run, len(batch))
 	group, ctx := errgroup.WithContext(r.Context())
 	group.SetLimit(recordsAtOnce)
 	for i, x := range batch {
-		runs[i] = runJSON{Kind: x.Kind, Name: x.Name, UID: x.UID, Created: x.Created, Prefix: x.Run().Prefix()}
+		runs[i] = Run{Kind: x.Kind, Name: x.Name, UID: x.UID, Created: x.Created, Prefix: x.Run().Prefix()}
 		group.Go(func() error {
 			have, err := a.Archive.Run(ctx, x.Run())
 			if errors.Is(err, fs.ErrNotExist) {
@@ -246,41 +224,8 @@ func (a *api) records(r *http.Request, batch []layout.RunIndex) ([]runJSON, erro
 	return runs, group.Wait()
 }
 
-// treeJSON is a run as a tree.
-type treeJSON struct {
-	Run      layout.Run    `json:"run"`
-	Record   *record.Run   `json:"record,omitempty"`
-	Prefix   string        `json:"prefix"`
-	TaskRuns []taskRunJSON `json:"taskRuns"` // in the order in which their first pods were made
-	Others   []layout.Run  `json:"others,omitempty"`
-}
-
-type taskRunJSON struct {
-	Name         string    `json:"name"`
-	PipelineTask string    `json:"pipelineTask,omitempty"`
-	Pods         []podJSON `json:"pods"` // each retry is one
-}
-
-type podJSON struct {
-	PodUID     string          `json:"podUID"`
-	PodName    string          `json:"podName,omitempty"`
-	Created    time.Time       `json:"created,omitzero"`
-	LastSeen   time.Time       `json:"lastSeen"`
-	Containers []containerJSON `json:"containers"`
-}
-
-type containerJSON struct {
-	backend.Container
-	Path   string           `json:"path"` // what stands behind /containers/ in this API
-	Prefix string           `json:"prefix"`
-	Exit   *record.Exit     `json:"exit,omitempty"`
-	Says   string           `json:"says,omitempty"` // what the status means to a person
-	First  time.Time        `json:"first,omitzero"` // time of the first line
-	Gaps   []backend.Marker `json:"gaps,omitempty"`
-}
-
-func containerOf(c backend.Container) containerJSON {
-	j := containerJSON{Container: c, Path: strings.TrimSuffix(strings.TrimPrefix(c.Key.Prefix(), layout.Version+"/"), "/"), Prefix: c.Key.Prefix(), Says: c.Describe()}
+func containerOf(c backend.Container) Container {
+	j := Container{Container: c, Path: strings.TrimSuffix(strings.TrimPrefix(c.Key.Prefix(), layout.Version+"/"), "/"), Prefix: c.Key.Prefix(), Says: c.Describe()}
 	if len(c.Segments) > 0 {
 		j.First = c.Segments[0].First
 	}
@@ -290,12 +235,12 @@ func containerOf(c backend.Container) containerJSON {
 	return j
 }
 
-func treeOf(t *backend.Tree) treeJSON {
-	out := treeJSON{Run: t.Run, Record: t.Record, Prefix: t.Run.Prefix(), TaskRuns: []taskRunJSON{}}
+func treeOf(t *backend.Tree) Tree {
+	out := Tree{Run: t.Run, Record: t.Record, Prefix: t.Run.Prefix(), TaskRuns: []TaskRun{}}
 	for _, tr := range t.TaskRuns {
-		j := taskRunJSON{Name: tr.Name, PipelineTask: tr.PipelineTask}
+		j := TaskRun{Name: tr.Name, PipelineTask: tr.PipelineTask}
 		for _, p := range tr.Pods {
-			pod := podJSON{PodUID: p.Key.PodUID, LastSeen: p.LastSeen, Containers: []containerJSON{}}
+			pod := Pod{PodUID: p.Key.PodUID, LastSeen: p.LastSeen, Containers: []Container{}}
 			if p.Record != nil {
 				pod.PodName, pod.Created = p.Record.PodName, p.Record.Created
 			}
@@ -306,7 +251,7 @@ func treeOf(t *backend.Tree) treeJSON {
 		}
 		out.TaskRuns = append(out.TaskRuns, j)
 	}
-	slices.SortStableFunc(out.TaskRuns, func(a, b taskRunJSON) int { return a.Pods[0].Created.Compare(b.Pods[0].Created) })
+	slices.SortStableFunc(out.TaskRuns, func(a, b TaskRun) int { return a.Pods[0].Created.Compare(b.Pods[0].Created) })
 	return out
 }
 

@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/shiplog-dev/shiplog/backend"
-	"github.com/shiplog-dev/shiplog/internal/criline"
 )
 
 const (
@@ -17,37 +16,6 @@ const (
 	// searchPause is how often what was found so far is sent.
 	searchPause = time.Second
 )
-
-// matchJSON is a match in NDJSON.
-type matchJSON struct {
-	*placeJSON
-	matchLineJSON
-	Start  int             `json:"start"` // of the match within text, in bytes
-	End    int             `json:"end"`
-	Before []matchLineJSON `json:"before,omitempty"`
-	After  []matchLineJSON `json:"after,omitempty"`
-}
-
-// matchLineJSON is a line of a match. Bytes that are not UTF-8 are U+FFFD in it.
-type matchLineJSON struct {
-	Line   int64          `json:"line"`
-	Time   time.Time      `json:"time"`
-	Stream criline.Stream `json:"stream"`
-	Text   string         `json:"text"`
-	Cut    bool           `json:"cut,omitempty"` // the line is longer
-}
-
-// foundJSON is the last line of a search: without it, an answer is not whole.
-type foundJSON struct {
-	Found struct {
-		Matches int   `json:"matches"`
-		More    bool  `json:"more"`  // there are more than limit
-		Logs    int   `json:"logs"`  // that were searched
-		Bytes   int64 `json:"bytes"` // printed, of those
-		// Damage says of which logs something is missing, so that not all was searched.
-		Damage []string `json:"damage,omitempty"`
-	} `json:"found"`
-}
 
 // searchParams reads what is searched for.
 func searchParams(p *params) (search *backend.Search, limit int64, err error) {
@@ -123,7 +91,7 @@ type finding struct {
 	limit  int64
 	out    out
 	sent   time.Time
-	found  foundJSON
+	found  Found
 }
 
 func newFinding(w http.ResponseWriter, search *backend.Search, limit int64) *finding {
@@ -132,7 +100,7 @@ func newFinding(w http.ResponseWriter, search *backend.Search, limit int64) *fin
 }
 
 // in searches one log.
-func (f *finding) in(a *api, r *http.Request, place *placeJSON, c backend.Container) error {
+func (f *finding) in(a *api, r *http.Request, place *Place, c backend.Container) error {
 	all := &f.found.Found
 	all.Logs++
 	all.Bytes += c.Bytes
@@ -160,11 +128,11 @@ func (f *finding) in(a *api, r *http.Request, place *placeJSON, c backend.Contai
 	return nil
 }
 
-func (f *finding) write(place *placeJSON, m backend.Match) error {
+func (f *finding) write(place *Place, m backend.Match) error {
 	line := matchLineOf(m.MatchLine)
 	// Of a text that is not UTF-8, places are other ones.
 	start, end := len(valid(m.Text[:m.Start])), len(valid(m.Text[:m.End]))
-	b, err := json.Marshal(matchJSON{place, line, start, end, matchLinesOf(m.Before), matchLinesOf(m.After)})
+	b, err := json.Marshal(Match{place, line, start, end, matchLinesOf(m.Before), matchLinesOf(m.After)})
 	if err != nil {
 		return err
 	}
@@ -191,11 +159,11 @@ func (f *finding) end() error {
 
 func valid(b []byte) string { return strings.ToValidUTF8(string(b), "\uFFFD") }
 
-func matchLineOf(l backend.MatchLine) matchLineJSON {
-	return matchLineJSON{l.Number, l.Time, l.Stream, valid(l.Text), l.Cut}
+func matchLineOf(l backend.MatchLine) MatchLine {
+	return MatchLine{l.Number, l.Time, l.Stream, valid(l.Text), l.Cut}
 }
 
-func matchLinesOf(lines []backend.MatchLine) (out []matchLineJSON) {
+func matchLinesOf(lines []backend.MatchLine) (out []MatchLine) {
 	for _, l := range lines {
 		out = append(out, matchLineOf(l))
 	}

@@ -24,16 +24,8 @@ func (a *api) find(r *http.Request, kind string) (backend.Target, error) {
 	return a.Archive.FindTaskRun(r.Context(), namespace, ref)
 }
 
-// placeJSON says which of several logs a line is of.
-type placeJSON struct {
-	TaskRun   string `json:"taskRun"`
-	Task      string `json:"task,omitempty"`
-	Retry     int    `json:"retry"`
-	Container string `json:"container"`
-}
-
-func placeOf(p backend.Place) *placeJSON {
-	return &placeJSON{p.TaskRun.Name, p.TaskRun.PipelineTask, p.Retry, p.Container.Name}
+func placeOf(p backend.Place) *Place {
+	return &Place{p.TaskRun.Name, p.TaskRun.PipelineTask, p.Retry, p.Container.Name}
 }
 
 // choice is which containers of a run are asked for. Steps are, unless something else is.
