@@ -405,7 +405,7 @@ func compareSegments(a, b layout.Segment) int {
 	return cmp.Or(cmp.Compare(a.Offset, b.Offset), cmp.Compare(b.Length, a.Length))
 }
 
-// arrange puts pods under their TaskRuns, and these into the pipeline's order: as run.json has it, or else as the first pods were made.
+// arrange puts pods under their TaskRuns.
 func (t *Tree) arrange(pods map[layout.Pod]*Pod) {
 	byName := map[string]*TaskRun{}
 	for _, p := range pods {
@@ -419,6 +419,17 @@ func (t *Tree) arrange(pods map[layout.Pod]*Pod) {
 		}
 		tr.Pods = append(tr.Pods, *p)
 	}
+	for _, tr := range byName {
+		slices.SortFunc(tr.Pods, func(a, b Pod) int {
+			return cmp.Or(a.created().Compare(b.created()), cmp.Compare(a.Key.PodUID, b.Key.PodUID))
+		})
+		t.TaskRuns = append(t.TaskRuns, *tr)
+	}
+	t.Sort()
+}
+
+// Sort puts the TaskRuns into the pipeline's order: as run.json has it, or else as the first pods were made.
+func (t *Tree) Sort() {
 	rank := func(tr TaskRun) int {
 		if t.Record != nil {
 			if i := slices.Index(t.Record.Tasks, tr.PipelineTask); i >= 0 {
@@ -426,12 +437,6 @@ func (t *Tree) arrange(pods map[layout.Pod]*Pod) {
 			}
 		}
 		return math.MaxInt
-	}
-	for _, tr := range byName {
-		slices.SortFunc(tr.Pods, func(a, b Pod) int {
-			return cmp.Or(a.created().Compare(b.created()), cmp.Compare(a.Key.PodUID, b.Key.PodUID))
-		})
-		t.TaskRuns = append(t.TaskRuns, *tr)
 	}
 	slices.SortFunc(t.TaskRuns, func(a, b TaskRun) int {
 		return cmp.Or(cmp.Compare(rank(a), rank(b)), a.Pods[0].created().Compare(b.Pods[0].created()), cmp.Compare(a.Name, b.Name))

@@ -376,7 +376,7 @@ func encodeLine(place *Place, l backend.Line) ([]byte, error) {
 type lineWriter struct {
 	out    out
 	place  *Place
-	damage string
+	damage *Damage
 }
 
 func (n *lineWriter) contentType() string { return "application/x-ndjson" }
@@ -385,7 +385,7 @@ func (n *lineWriter) flush() error        { return n.out.flush() }
 func (n *lineWriter) line(l backend.Line, err error) error {
 	var digest *backend.DigestError
 	if errors.As(err, &digest) {
-		n.damage = digest.Error()
+		n.damage = &Damage{digest.Want, digest.Have}
 		return nil
 	}
 	if err != nil {
@@ -396,7 +396,7 @@ func (n *lineWriter) line(l backend.Line, err error) error {
 
 func (n *lineWriter) end(c backend.Container) error {
 	s := stateOf(c)
-	s.Damage, n.damage = n.damage, ""
+	s.Damage, n.damage = n.damage, nil
 	return n.write(json.Marshal(End{n.place, s}))
 }
 
@@ -412,7 +412,7 @@ func (n *lineWriter) write(b []byte, err error) error {
 type eventWriter struct {
 	out    out
 	place  *Place
-	damage string
+	damage *Damage
 	sent   time.Time
 }
 
@@ -432,7 +432,7 @@ func (e *eventWriter) flush() error {
 func (e *eventWriter) line(l backend.Line, err error) error {
 	var digest *backend.DigestError
 	if errors.As(err, &digest) {
-		e.damage = digest.Error()
+		e.damage = &Damage{digest.Want, digest.Have}
 		return nil
 	}
 	if err != nil {
@@ -453,7 +453,7 @@ func (e *eventWriter) line(l backend.Line, err error) error {
 
 func (e *eventWriter) end(c backend.Container) error {
 	s := stateOf(c)
-	s.Damage, e.damage = e.damage, ""
+	s.Damage, e.damage = e.damage, nil
 	b, err := json.Marshal(End{e.place, s})
 	if err != nil {
 		return err

@@ -96,8 +96,14 @@ type State struct {
 	Bytes  int64          `json:"bytes"`
 	Lines  int64          `json:"lines"`
 	Exit   *record.Exit   `json:"exit,omitempty"`
-	// Damage says what was found while the log was read.
-	Damage string `json:"damage,omitempty"`
+	// Damage is there if the bytes that were read are not those that were sealed.
+	Damage *Damage `json:"damage,omitempty"`
+}
+
+// Damage has the SHA-256 of a log, in hex.
+type Damage struct {
+	Sealed string `json:"sealed"`
+	Read   string `json:"read"`
 }
 
 // Place says which of several logs a line is of.

@@ -1,0 +1,306 @@
+// Package client reads the archive through the HTTP API, for those who have a token of the cluster and no keys of the bucket. What it answers is what package backend answers to those who have.
+package client
+
+import (
+	"bufio"
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"iter"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/shiplog-dev/shiplog/backend"
+	"github.com/shiplog-dev/shiplog/backend/api"
+	"github.com/shiplog-dev/shiplog/internal/criline"
+	"github.com/shiplog-dev/shiplog/internal/layout"
+)
+
+// Client asks one server. Its methods may be called at the same time.
+type Client struct {
+	base string
+	http *http.Client
+}
+
+// New makes a Client of a server's address, as https://shiplog.example.com. h adds the token.
+func New(address string, h *http.Client) (*Client, error) {
+	u, err := url.Parse(address)
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.RawQuery != "" {
+		return nil, fmt.Errorf("the server's address %q is not like https://shiplog.example.com", address)
+	}
+	return &Client{strings.TrimSuffix(address, "/") + api.Base, h}, nil
+}
+
+// Error is what the server answered in the place of what was asked for. Where there is nothing, it wraps fs.ErrNotExist.
+type Error struct {
+	Status  int // HTTP
+	Message string
+}
+
+func (e *Error) Error() string { return e.Message }
+
+// Is tells that something is not there.
+func (e *Error) Is(target error) bool {
+	return target == fs.ErrNotExist && e.Status == http.StatusNotFound
+}
+
+// maxError bounds an error's text in bytes.
+const maxError = 64 << 10
+
+// get asks for a path, whose parts are names, or a container's path.
+func (c *Client) get(ctx context.Context, path []string, query url.Values, header http.Header) (*http.Response, error) {
+	var b strings.Builder
+	b.WriteString(c.base)
+	for _, part := range path {
+		b.WriteByte('/')
+		b.WriteString(url.PathEscape(part))
+	}
+	if len(query) > 0 {
+		b.WriteByte('?')
+		b.WriteString(query.Encode())
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, b.String(), nil)
+	if err != nil {
+		return nil, err
+	}
+	for name, values := range header {
+		req.Header[name] = values
+	}
+	res, err := c.http.Do(req)
+	if err != nil {
+		return nil, fmt.Errorf("ask the shiplog server: %w", err)
+	}
+	if res.StatusCode < 300 {
+		return res, nil
+	}
+	defer res.Body.Close()
+	body, _ := io.ReadAll(io.LimitReader(res.Body, maxError)) // what there is of it, says more than why there is no more
+	var said struct{ Error string }
+	if json.Unmarshal(body, &said) != nil || said.Error == "" {
+		said.Error = fmt.Sprintf("%s answered with %s", req.URL.Redacted(), res.Status)
+	}
+	return nil, &Error{res.StatusCode, said.Error}
+}
+
+// getJSON asks for an object.
+func getJSON[T any](ctx context.Context, c *Client, query url.Values, path ...string) (T, error) {
+	var v T
+	res, err := c.get(ctx, path, query, nil)
+	if err != nil {
+		return v, err
+	}
+	defer res.Body.Close()
+	if err := json.NewDecoder(res.Body).Decode(&v); err != nil {
+		return v, fmt.Errorf("read the shiplog server's answer: %w", err)
+	}
+	return v, nil
+}
+
+// Namespaces returns those that may be read.
+func (c *Client) Namespaces(ctx context.Context) ([]string, error) {
+	v, err := getJSON[struct{ Namespaces []string }](ctx, c, nil, "namespaces")
+	return v.Namespaces, err
+}
+
+// Runs yields a namespace's runs, newest first, at most limit of them (0: all). query has the filters of the API.
+func (c *Client) Runs(ctx context.Context, namespace string, query url.Values, limit int) iter.Seq2[api.Run, error] {
+	return func(yield func(api.Run, error) bool) {
+		q := url.Values{}
+		for k, v := range query {
+			q[k] = v
+		}
+		for n := 0; ; {
+			if limit > 0 {
+				q.Set("limit", strconv.Itoa(min(limit-n, 500)))
+			}
+			page, err := getJSON[api.Runs](ctx, c, q, "namespaces", namespace, "runs")
+			if err != nil {
+				yield(api.Run{}, err)
+				return
+			}
+			for _, r := range page.Runs {
+				if n++; !yield(r, nil) || n == limit {
+					return
+				}
+			}
+			if page.Continue == "" {
+				return
+			}
+			q.Set("continue", page.Continue)
+		}
+	}
+}
+
+// Tree finds a run by the name or UID of a PipelineRun or TaskRun, and reads it as a tree. Nothing of this name is a *backend.NotFoundError.
+func (c *Client) Tree(ctx context.Context, namespace, ref string) (*backend.Tree, backend.Target, error) {
+	if ref == "" || strings.ContainsAny(ref, "/") {
+		return nil, backend.Target{}, &backend.NotFoundError{Namespace: namespace, Ref: ref}
+	}
+	for _, kind := range []string{"pipelineruns", "taskruns"} {
+		t, err := getJSON[api.Tree](ctx, c, nil, "namespaces", namespace, kind, ref)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		if err != nil {
+			return nil, backend.Target{}, err
+		}
+		target := backend.Target{Run: t.Run, Others: t.Others}
+		if kind == "taskruns" && len(t.TaskRuns) > 0 {
+			target.TaskRun = t.TaskRuns[0].Name
+		}
+		return treeOf(t), target, nil
+	}
+	return nil, backend.Target{}, &backend.NotFoundError{Namespace: namespace, Ref: ref}
+}
+
+// treeOf makes the tree again of which the server has told.
+func treeOf(t api.Tree) *backend.Tree {
+	out := &backend.Tree{Run: t.Run, Record: t.Record}
+	for _, tr := range t.TaskRuns {
+		task := backend.TaskRun{Name: tr.Name, PipelineTask: tr.PipelineTask}
+		for _, p := range tr.Pods {
+			pod := backend.Pod{Key: layout.Pod{Run: t.Run, TaskRun: tr.Name, PodUID: p.PodUID}, LastSeen: p.LastSeen}
+			if p.PodName != "" {
+				pod.Record = &backend.PodRecord{Namespace: t.Run.Namespace, PodName: p.PodName, PodUID: p.PodUID, TaskRun: tr.Name, PipelineTask: tr.PipelineTask, Created: p.Created}
+			}
+			for _, k := range p.Containers {
+				container := k.Container
+				container.Key = layout.Container{Pod: pod.Key, Container: k.Name}
+				pod.Containers = append(pod.Containers, container)
+			}
+			task.Pods = append(task.Pods, pod)
+		}
+		out.TaskRuns = append(out.TaskRuns, task)
+	}
+	out.Sort()
+	return out
+}
+
+// containerPath is a container's place in the API.
+func containerPath(k layout.Container, more ...string) []string {
+	return append([]string{"containers", k.Namespace, k.Run.Name, k.UID, k.TaskRun, k.PodUID, k.Container}, more...)
+}
+
+// entry is a line of NDJSON: a line of a log, or its end.
+type entry struct {
+	api.Line
+	End *api.State `json:"end"`
+}
+
+// maxEntry bounds a line of NDJSON in bytes: a line of a log whose every byte is escaped, and room for the rest.
+const maxEntry = 6*criline.MaxText + 64<<10
+
+// entries yields the lines of an answer.
+func entries(body io.Reader) iter.Seq2[entry, error] {
+	return func(yield func(entry, error) bool) {
+		r := bufio.NewReaderSize(body, maxEntry)
+		for {
+			text, err := r.ReadSlice('\n')
+			if errors.Is(err, io.EOF) && len(text) == 0 {
+				return
+			}
+			var e entry
+			if err == nil {
+				err = json.Unmarshal(text, &e)
+			}
+			if err != nil {
+				err = fmt.Errorf("the shiplog server's answer broke off: %w", err)
+			}
+			if !yield(e, err) || err != nil {
+				return
+			}
+		}
+	}
+}
+
+// line makes a line again.
+func (e entry) line() (backend.Line, error) {
+	l := backend.Line{Line: criline.Line{Time: e.Time, Stream: e.Stream, Full: !e.Partial}, Number: e.Line.Line, Offset: e.Offset}
+	switch {
+	case e.Gap != nil:
+		l.Text = e.Gap
+	case e.Text != nil:
+		l.Text = []byte(*e.Text)
+	default:
+		text, err := base64.StdEncoding.DecodeString(e.Base64)
+		if err != nil {
+			return l, fmt.Errorf("read the shiplog server's answer: %w", err)
+		}
+		l.Text = text
+	}
+	return l, nil
+}
+
+// logQuery asks for NDJSON.
+func logQuery(o backend.LogOptions, follow bool) url.Values {
+	q := url.Values{"format": {"ndjson"}}
+	set := func(name string, n int64) {
+		if n > 0 {
+			q.Set(name, strconv.FormatInt(n, 10))
+		}
+	}
+	set("tailLines", o.Tail)
+	set("fromLine", o.FromLine)
+	set("toLine", o.ToLine)
+	set("fromByte", o.FromByte)
+	if !o.Since.IsZero() {
+		q.Set("sinceTime", o.Since.UTC().Format(time.RFC3339Nano))
+	}
+	if follow {
+		q.Set("follow", "true")
+	}
+	return q
+}
+
+// settle takes over how a log stands at the end of an answer.
+func settle(c *backend.Container, s api.State) error {
+	c.Status, c.Bytes, c.Lines = s.Status, s.Bytes, s.Lines
+	if s.Damage != nil {
+		return &backend.DigestError{Container: c.Key, Want: s.Damage.Sealed, Have: s.Damage.Read}
+	}
+	return nil
+}
+
+// Lines yields a container's lines as Archive.Lines does, or with follow as Archive.Follow does: c has its final state then. LogOptions.ToByte is not asked for.
+func (c *Client) Lines(ctx context.Context, k *backend.Container, o backend.LogOptions, follow bool) iter.Seq2[backend.Line, error] {
+	return func(yield func(backend.Line, error) bool) {
+		res, err := c.get(ctx, containerPath(k.Key, "logs"), logQuery(o, follow), nil)
+		if err != nil {
+			yield(backend.Line{}, err)
+			return
+		}
+		defer res.Body.Close()
+		for e, err := range entries(res.Body) {
+			switch {
+			case err != nil:
+				yield(backend.Line{}, err)
+				return
+			case e.End != nil:
+				if err := settle(k, *e.End); err != nil {
+					yield(backend.Line{}, err)
+				}
+				return
+			}
+			if l, err := e.line(); !yield(l, err) || err != nil {
+				return
+			}
+		}
+		yield(backend.Line{}, fmt.Errorf("the shiplog server's answer broke off: %w", io.ErrUnexpectedEOF))
+	}
+}
+
+// Content opens exactly what a container printed, and returns how many bytes that is, or -1 where it is not known yet. A Read fails where it is not all there.
+func (c *Client) Content(ctx context.Context, k layout.Container) (io.ReadCloser, int64, error) {
+	res, err := c.get(ctx, containerPath(k, "logs"), nil, http.Header{"Accept": {"text/plain"}})
+	if err != nil {
+		return nil, 0, err
+	}
+	return res.Body, res.ContentLength, nil
+}
