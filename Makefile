@@ -27,14 +27,16 @@ demo: ## Show the whole journey on a real cluster: the local one, or KUBECONFIG=
 build: ## Build the binaries into bin/.
 	@mkdir -p bin
 	$(STATIC) -o bin/webhook ./webhook
+	$(STATIC) -o bin/backend ./backend/cmd/backend
 	$(STATIC) -o bin/shipper ./shipper
 	$(STATIC) -o bin/tee ./shipper/tee
 	$(GO) build -trimpath -o bin/shiplog ./backend/cmd/shiplog
 
 .PHONY: images
-images: build ## Build both images without a container engine and push them to REGISTRY.
+images: build ## Build the images without a container engine and push them to REGISTRY.
 	@test -n '$(REGISTRY)' || { echo 'images: name your registry, as in: make images REGISTRY=registry.example.com/shiplog' >&2; exit 1; }
 	@manifests/push-image.sh '$(REGISTRY)/shiplog-webhook:$(VERSION)' '$(ARCH)' /webhook bin/webhook
+	@manifests/push-image.sh '$(REGISTRY)/shiplog-backend:$(VERSION)' '$(ARCH)' /backend bin/backend
 	@manifests/push-image.sh '$(REGISTRY)/shiplog-shipper:$(VERSION)' '$(ARCH)' /shipper bin/shipper bin/tee
 
 .PHONY: release

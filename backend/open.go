@@ -38,13 +38,17 @@ type (
 // ConfigFromEnv reads where the bucket is from the variables that the README lists.
 func ConfigFromEnv() (Config, error) { return objectstore.ConfigFromEnv() }
 
-// Open makes an Archive of a bucket. It sends nothing yet. The caller ends it with Close.
-func Open(ctx context.Context, config Config) (*Archive, error) {
+// Open makes an Archive of a bucket. It sends nothing yet. The caller ends it with Close. Each of wrap, if there are any, sees all that is asked of the store.
+func Open(ctx context.Context, config Config, wrap ...func(Store) Store) (*Archive, error) {
 	store, err := objectstore.New(ctx, config)
 	if err != nil {
 		return nil, err
 	}
-	a := New(store)
+	var wrapped Store = store
+	for _, w := range wrap {
+		wrapped = w(wrapped)
+	}
+	a := New(wrapped)
 	a.close = store.Close
 	a.base = "s3://" + config.Bucket + "/"
 	if p := strings.Trim(config.Prefix, "/"); p != "" {

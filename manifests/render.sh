@@ -24,6 +24,9 @@ images:
   - name: shiplog-webhook
     newName: $registry/shiplog-webhook
     newTag: "$version"
+  - name: shiplog-backend
+    newName: $registry/shiplog-backend
+    newTag: "$version"
 patches:
   - target: {kind: Deployment, name: shiplog-webhook}
     patch: |

@@ -18,10 +18,11 @@ export KUBECONFIG KUBECTL CRANE
 
 make --no-print-directory -s build
 # The tag is made of what is in the images, so a change always rolls out and no change never does.
-version=dev-$(cat bin/webhook bin/shipper bin/tee | sha256sum | cut -c1-12)
+version=dev-$(cat bin/webhook bin/shipper bin/tee bin/backend | sha256sum | cut -c1-12)
 push=${PUSH_REGISTRY:-$REGISTRY}
 arch=$(go env GOARCH)
 manifests/push-image.sh "$push/shiplog-webhook:$version" "$arch" /webhook bin/webhook
+manifests/push-image.sh "$push/shiplog-backend:$version" "$arch" /backend bin/backend
 manifests/push-image.sh "$push/shiplog-shipper:$version" "$arch" /shipper bin/shipper bin/tee
 
 "$KUBECTL" apply -f manifests/base/namespace.yaml
@@ -31,19 +32,22 @@ for name in SHIPLOG_S3_BUCKET SHIPLOG_S3_PREFIX SHIPLOG_S3_ENDPOINT SHIPLOG_S3_R
 done
 "$KUBECTL" -n shiplog-system create configmap shiplog-s3 "${settings[@]}" --dry-run=client -o yaml | "$KUBECTL" apply -f -
 if [ -n "${AWS_ACCESS_KEY_ID:-}" ]; then
-  # From standard input: arguments can be read by every process of the machine.
-  "$KUBECTL" apply -f - <<YAML
+  # From standard input: arguments can be read by every process of the machine. A trial has one pair of keys for both.
+  for secret in shiplog-s3 shiplog-s3-reader; do
+    "$KUBECTL" apply -f - <<YAML
 apiVersion: v1
 kind: Secret
-metadata: {name: shiplog-s3, namespace: shiplog-system}
+metadata: {name: $secret, namespace: shiplog-system}
 stringData:
   AWS_ACCESS_KEY_ID: "$AWS_ACCESS_KEY_ID"
   AWS_SECRET_ACCESS_KEY: "$AWS_SECRET_ACCESS_KEY"
 YAML
+  done
 fi
 manifests/render.sh "${OVERLAY:-base}" "$REGISTRY" "$version" | "$KUBECTL" apply --server-side --force-conflicts -f -
-"$KUBECTL" -n shiplog-system wait --for=condition=Ready certificate/shiplog-webhook --timeout=120s
+"$KUBECTL" -n shiplog-system wait --for=condition=Ready certificate/shiplog-webhook certificate/shiplog-backend --timeout=120s
 "$KUBECTL" -n shiplog-system rollout status deployment/shiplog-webhook --timeout=180s
+"$KUBECTL" -n shiplog-system rollout status deployment/shiplog-backend --timeout=180s
 # Until cert-manager has written the CA, the API server cannot call the webhook, and pods would silently stay without shiplog.
 for _ in $(seq 120); do
   [ -z "$("$KUBECTL" get mutatingwebhookconfiguration shiplog -o jsonpath='{.webhooks[0].clientConfig.caBundle}')" ] || exit 0

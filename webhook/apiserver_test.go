@@ -9,8 +9,6 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
-	"os/exec"
-	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -28,72 +26,17 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
-	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
 	"k8s.io/utils/ptr"
-	"sigs.k8s.io/controller-runtime/pkg/envtest"
 	"sigs.k8s.io/yaml"
 
 	"github.com/shiplog-dev/shiplog/internal/contract"
 	"github.com/shiplog-dev/shiplog/internal/record"
+	"github.com/shiplog-dev/shiplog/tests/apiserver"
 )
 
-// realAPI is a real API server on a real etcd, without any other part of a cluster: no kubelet, no scheduler, no controllers. Tests are these.
-type realAPI struct {
-	admin *rest.Config
-	core  *kubernetes.Clientset // the administrator's
-}
-
-// startAPI starts one and stops it when the test ends.
-func startAPI(t *testing.T) realAPI {
-	t.Helper()
-	leaveOut := func(why string, err error) {
-		t.Helper()
-		msg := fmt.Sprintf("NOT TESTED against a real API server: %s: %v (\"go run ./tests/cluster build kubernetes\" makes all that is needed, in many minutes)", why, err)
-		if os.Getenv("CI") != "" {
-			t.Fatal(msg)
-		}
-		t.Skip(msg)
-	}
-	if runtime.GOOS != "linux" || os.Getuid() != 0 {
-		leaveOut("it is built on Linux, as root", nil)
-	}
-	// A build that is not cached takes longer than a test may.
-	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, "go", "run", "./tests/cluster", "binary", "kube-apiserver")
-	cmd.Dir, cmd.WaitDelay = "..", time.Second
-	out, err := cmd.Output()
-	if err != nil {
-		leaveOut("no kube-apiserver", err)
-	}
-	etcd, err := exec.LookPath("etcd")
-	if err != nil {
-		leaveOut("no etcd", err)
-	}
-	lines := strings.Split(strings.TrimSpace(string(out)), "\n") // a tool that builds may say so first
-	env := &envtest.Environment{ControlPlaneStartTimeout: 3 * time.Minute, ControlPlaneStopTimeout: time.Minute}
-	env.ControlPlane.GetAPIServer().Path = lines[len(lines)-1]
-	env.ControlPlane.Etcd = &envtest.Etcd{Path: etcd}
-	env.ControlPlane.KubectlPath = etcd // which nothing here runs; without one, the package looks for a file that need not be there
-	// A cluster has this one; that package leaves it out. It names the pod's service account, without which there is no token.
-	env.ControlPlane.GetAPIServer().Configure().Disable("disable-admission-plugins")
-	config, err := env.Start()
-	if err != nil {
-		t.Fatalf("start the API server: %v", err)
-	}
-	t.Cleanup(func() {
-		if err := env.Stop(); err != nil {
-			t.Errorf("stop the API server: %v", err)
-		}
-	})
-	config.QPS = -1
-	core, err := kubernetes.NewForConfig(config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return realAPI{config, core}
-}
+// realAPI is a real API server.
+type realAPI struct{ apiserver.Server }
 
 // roles are the documents of a kind in manifests/base/rbac.yaml.
 func roles[T any](t *testing.T, kind string) (found []T) {
@@ -144,30 +87,30 @@ func TestRBAC(t *testing.T) {
 func (a realAPI) asWebhook(t *testing.T) *rest.Config {
 	t.Helper()
 	for _, r := range roles[rbacv1.ClusterRole](t, "ClusterRole") {
-		if _, err := a.core.RbacV1().ClusterRoles().Create(t.Context(), &r, metav1.CreateOptions{}); err != nil && !apierrors.IsAlreadyExists(err) {
+		if _, err := a.Core.RbacV1().ClusterRoles().Create(t.Context(), &r, metav1.CreateOptions{}); err != nil && !apierrors.IsAlreadyExists(err) {
 			t.Fatal(err)
 		}
 	}
 	bindings := roles[rbacv1.ClusterRoleBinding](t, "ClusterRoleBinding")
 	for _, b := range bindings {
-		if _, err := a.core.RbacV1().ClusterRoleBindings().Create(t.Context(), &b, metav1.CreateOptions{}); err != nil && !apierrors.IsAlreadyExists(err) {
+		if _, err := a.Core.RbacV1().ClusterRoleBindings().Create(t.Context(), &b, metav1.CreateOptions{}); err != nil && !apierrors.IsAlreadyExists(err) {
 			t.Fatal(err)
 		}
 	}
 	subject := bindings[0].Subjects[0]
-	conf := rest.CopyConfig(a.admin)
+	conf := rest.CopyConfig(a.Admin)
 	conf.Impersonate = rest.ImpersonationConfig{UserName: "system:serviceaccount:" + subject.Namespace + ":" + subject.Name}
 	return conf
 }
 
 func (a realAPI) namespace(t *testing.T, name string) {
 	t.Helper()
-	if _, err := a.core.CoreV1().Namespaces().Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{}); err != nil {
+	if _, err := a.Core.CoreV1().Namespaces().Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	// As a controller does.
 	for _, account := range []string{"default", "builder"} {
-		if _, err := a.core.CoreV1().ServiceAccounts(name).Create(t.Context(), &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: account}}, metav1.CreateOptions{}); err != nil {
+		if _, err := a.Core.CoreV1().ServiceAccounts(name).Create(t.Context(), &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: account}}, metav1.CreateOptions{}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -181,7 +124,7 @@ func (a realAPI) create(ctx context.Context, namespace string, pod *corev1.Pod, 
 	if dryRun {
 		o.DryRun = []string{metav1.DryRunAll}
 	}
-	return a.core.CoreV1().Pods(namespace).Create(ctx, pod, o)
+	return a.Core.CoreV1().Pods(namespace).Create(ctx, pod, o)
 }
 
 // until waits for a condition, for as long as the test may take.
@@ -202,7 +145,7 @@ func until(t *testing.T, what string, holds func() bool) {
 
 // TestOnAPIServer asks a real API server what the tests of the same names below can only suppose.
 func TestOnAPIServer(t *testing.T) {
-	api := startAPI(t)
+	api := realAPI{apiserver.Start(t)}
 	t.Run("golden pods are valid", func(t *testing.T) { goldenPodsAreValid(t, api) })
 	t.Run("damaged pods stay as valid as they were", func(t *testing.T) { damagedPodsStayValid(t, api) })
 	t.Run("what does not fit is foreseen", func(t *testing.T) { misfitsAreForeseen(t, api) })
@@ -215,12 +158,12 @@ func TestOnAPIServer(t *testing.T) {
 func goldenPodsAreValid(t *testing.T, api realAPI) {
 	api.namespace(t, "golden")
 	api.namespace(t, "golden-restricted")
-	ns, err := api.core.CoreV1().Namespaces().Get(t.Context(), "golden-restricted", metav1.GetOptions{})
+	ns, err := api.Core.CoreV1().Namespaces().Get(t.Context(), "golden-restricted", metav1.GetOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	ns.Labels["pod-security.kubernetes.io/enforce"] = "restricted"
-	if _, err := api.core.CoreV1().Namespaces().Update(t.Context(), ns, metav1.UpdateOptions{}); err != nil {
+	if _, err := api.Core.CoreV1().Namespaces().Update(t.Context(), ns, metav1.UpdateOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	done := map[string]int{}
@@ -403,7 +346,7 @@ func misfitsAreForeseen(t *testing.T, api realAPI) {
 			objects := 0
 			if c.limit != nil {
 				c.limit.Name = "l"
-				if _, err := api.core.CoreV1().LimitRanges(namespace).Create(t.Context(), c.limit, metav1.CreateOptions{}); err != nil {
+				if _, err := api.Core.CoreV1().LimitRanges(namespace).Create(t.Context(), c.limit, metav1.CreateOptions{}); err != nil {
 					t.Fatal(err)
 				}
 				objects++
@@ -411,7 +354,7 @@ func misfitsAreForeseen(t *testing.T, api realAPI) {
 			if c.quota != nil {
 				c.quota.Name = "q"
 				status := c.quota.Status
-				q, err := api.core.CoreV1().ResourceQuotas(namespace).Create(t.Context(), c.quota, metav1.CreateOptions{})
+				q, err := api.Core.CoreV1().ResourceQuotas(namespace).Create(t.Context(), c.quota, metav1.CreateOptions{})
 				if err != nil {
 					t.Fatal(err)
 				}
@@ -421,7 +364,7 @@ func misfitsAreForeseen(t *testing.T, api realAPI) {
 					}
 				}
 				q.Status = status
-				if q, err = api.core.CoreV1().ResourceQuotas(namespace).UpdateStatus(t.Context(), q, metav1.UpdateOptions{}); err != nil {
+				if q, err = api.Core.CoreV1().ResourceQuotas(namespace).UpdateStatus(t.Context(), q, metav1.UpdateOptions{}); err != nil {
 					t.Fatal(err)
 				}
 				until(t, "the quota's status in the cache", func() bool {
@@ -483,7 +426,7 @@ func (a realAPI) heldPodIn(t *testing.T, namespace, name string, status corev1.P
 func (a realAPI) setStatus(t *testing.T, pod *corev1.Pod, status corev1.PodStatus) *corev1.Pod {
 	t.Helper()
 	pod.Status = status
-	made, err := a.core.CoreV1().Pods(pod.Namespace).UpdateStatus(t.Context(), pod, metav1.UpdateOptions{})
+	made, err := a.Core.CoreV1().Pods(pod.Namespace).UpdateStatus(t.Context(), pod, metav1.UpdateOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -557,23 +500,23 @@ func podsHeldBack(t *testing.T, api realAPI) {
 			t.Errorf("replica %d has stopped in namespaces without a held pod too", i)
 		}
 	}
-	if _, err := api.core.CoreV1().Pods("held-a").Get(t.Context(), "stuck", metav1.GetOptions{}); err != nil {
+	if _, err := api.Core.CoreV1().Pods("held-a").Get(t.Context(), "stuck", metav1.GetOptions{}); err != nil {
 		t.Errorf("the pod, before every replica knows of it: %v", err)
 	}
 	ahead.Add(int64(settle))
 	until(t, "the held pod to be replaced", func() bool {
-		_, err := api.core.CoreV1().Pods("held-a").Get(t.Context(), "stuck", metav1.GetOptions{})
+		_, err := api.Core.CoreV1().Pods("held-a").Get(t.Context(), "stuck", metav1.GetOptions{})
 		return apierrors.IsNotFound(err)
 	})
 	for namespace, name := range map[string]string{"held-b": "fresh", "held-c": "busy"} {
-		if _, err := api.core.CoreV1().Pods(namespace).Get(t.Context(), name, metav1.GetOptions{}); err != nil {
+		if _, err := api.Core.CoreV1().Pods(namespace).Get(t.Context(), name, metav1.GetOptions{}); err != nil {
 			t.Errorf("pod %s, which is not to be replaced: %v", name, err)
 		}
 	}
 	var events *corev1.EventList
 	until(t, "an event for the pod and one for its TaskRun", func() bool {
 		var err error
-		if events, err = api.core.CoreV1().Events("held-a").List(t.Context(), metav1.ListOptions{}); err != nil {
+		if events, err = api.Core.CoreV1().Events("held-a").List(t.Context(), metav1.ListOptions{}); err != nil {
 			t.Fatal(err)
 		}
 		return len(events.Items) >= 2
@@ -601,7 +544,7 @@ func podsHeldBack(t *testing.T, api realAPI) {
 	until(t, "both replicas to stop injecting everywhere", func() bool { return paused(one, "held-c") && paused(two, "elsewhere") })
 	ahead.Add(int64(settle))
 	until(t, "the second held pod to be replaced", func() bool {
-		_, err := api.core.CoreV1().Pods("held-b").Get(t.Context(), "fresh", metav1.GetOptions{})
+		_, err := api.Core.CoreV1().Pods("held-b").Get(t.Context(), "fresh", metav1.GetOptions{})
 		return apierrors.IsNotFound(err)
 	})
 	if err := testutil.GatherAndCompare(registry, strings.NewReader(`
@@ -614,7 +557,7 @@ shiplog_injection_paused_namespaces 2
 `), "shiplog_injection_paused", "shiplog_injection_paused_namespaces"); err != nil {
 		t.Error(err)
 	}
-	if _, err := api.core.CoreV1().Pods("held-c").Get(t.Context(), "busy", metav1.GetOptions{}); err != nil {
+	if _, err := api.Core.CoreV1().Pods("held-c").Get(t.Context(), "busy", metav1.GetOptions{}); err != nil {
 		t.Errorf("the pod of which something has run: %v", err)
 	}
 
@@ -690,12 +633,12 @@ func waitingIsRecorded(t *testing.T, api realAPI) {
 // webhooksBehindOurs puts our handler and one that drops restartPolicy into the API server, as MutatingWebhookConfigurations, and makes pods. Ours is that of the manifest.
 func webhooksBehindOurs(t *testing.T, api realAPI) {
 	api.namespace(t, "behind")
-	ns, err := api.core.CoreV1().Namespaces().Get(t.Context(), "behind", metav1.GetOptions{})
+	ns, err := api.Core.CoreV1().Namespaces().Get(t.Context(), "behind", metav1.GetOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	ns.Labels[contract.InjectKey] = contract.InjectEnabled
-	if _, err := api.core.CoreV1().Namespaces().Update(t.Context(), ns, metav1.UpdateOptions{}); err != nil {
+	if _, err := api.Core.CoreV1().Namespaces().Update(t.Context(), ns, metav1.UpdateOptions{}); err != nil {
 		t.Fatal(err)
 	}
 	text, err := os.ReadFile("../manifests/base/webhook.yaml")
@@ -716,12 +659,12 @@ func webhooksBehindOurs(t *testing.T, api realAPI) {
 	}
 	p := newTestAdmission()
 	serve(p, &ours)
-	made, err := api.core.AdmissionregistrationV1().MutatingWebhookConfigurations().Create(t.Context(), &ours, metav1.CreateOptions{})
+	made, err := api.Core.AdmissionregistrationV1().MutatingWebhookConfigurations().Create(t.Context(), &ours, metav1.CreateOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer func() {
-		if err := api.core.AdmissionregistrationV1().MutatingWebhookConfigurations().Delete(context.WithoutCancel(t.Context()), made.Name, metav1.DeleteOptions{}); err != nil {
+		if err := api.Core.AdmissionregistrationV1().MutatingWebhookConfigurations().Delete(context.WithoutCancel(t.Context()), made.Name, metav1.DeleteOptions{}); err != nil {
 			t.Error(err)
 		}
 	}()
@@ -740,11 +683,11 @@ func webhooksBehindOurs(t *testing.T, api realAPI) {
 			c.Webhooks[0].Name, c.Webhooks[0].ReinvocationPolicy = "drops.example.com", &policy
 			dropped := make(chan struct{}, 1000)
 			serve(dropsRestartPolicy(dropped), c)
-			if _, err := api.core.AdmissionregistrationV1().MutatingWebhookConfigurations().Create(t.Context(), c, metav1.CreateOptions{}); err != nil {
+			if _, err := api.Core.AdmissionregistrationV1().MutatingWebhookConfigurations().Create(t.Context(), c, metav1.CreateOptions{}); err != nil {
 				t.Fatal(err)
 			}
 			defer func() {
-				if err := api.core.AdmissionregistrationV1().MutatingWebhookConfigurations().Delete(context.WithoutCancel(t.Context()), c.Name, metav1.DeleteOptions{}); err != nil {
+				if err := api.Core.AdmissionregistrationV1().MutatingWebhookConfigurations().Delete(context.WithoutCancel(t.Context()), c.Name, metav1.DeleteOptions{}); err != nil {
 					t.Error(err)
 				}
 			}()

@@ -1,0 +1,239 @@
+// Package access owns who may read: it finds out who sent a request, and asks the API server whether they may read the logs of pods in a namespace. Nothing else decides, and nothing is remembered for longer than CacheTime.
+//
+// A request's way through it: identify.go finds out who it is, by a bearer token, the page's session or a proxy's headers; access.go asks what they may; limit.go bounds what one of them can take up.
+package access
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"slices"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sync/singleflight"
+	authenticationv1 "k8s.io/api/authentication/v1"
+	authorizationv1 "k8s.io/api/authorization/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/util/cache"
+	"k8s.io/client-go/kubernetes"
+)
+
+const (
+	// CacheTime is for how long an answer of the API server's holds: a token that is revoked, or a role that is taken away, is still good for so long.
+	CacheTime = 10 * time.Second
+	// deniedTime is that of a no. It is shorter, since somebody who waits for a role tries again.
+	deniedTime = 2 * time.Second
+	// cacheSize is how many answers of a kind are kept.
+	cacheSize = 10_000
+	// reviewTime bounds one question to the API server.
+	reviewTime = 5 * time.Second
+	// reviewsAtOnce is how many namespaces are asked for at the same time.
+	reviewsAtOnce = 16
+)
+
+// Error is why a request is not answered, in words that tell nothing of what there is.
+type Error struct {
+	Status  int // HTTP
+	Message string
+	err     error // for the log
+}
+
+func (e *Error) Error() string { return e.Message }
+func (e *Error) Unwrap() error { return e.err }
+
+// HTTPStatus is what the sender is answered.
+func (e *Error) HTTPStatus() int { return e.Status }
+
+// Challenge is the header WWW-Authenticate of a 401.
+func (e *Error) Challenge() string {
+	if e.Status == http.StatusUnauthorized {
+		return `Bearer realm="shiplog"`
+	}
+	return ""
+}
+
+func unknown(why string) *Error {
+	return &Error{Status: http.StatusUnauthorized, Message: why}
+}
+
+func unreachable(err error) *Error {
+	return &Error{Status: http.StatusServiceUnavailable, Message: "the API server cannot be asked now who you are and what you may: try again later", err: err}
+}
+
+// Write answers with the error as JSON.
+func (e *Error) Write(w http.ResponseWriter) {
+	if c := e.Challenge(); c != "" {
+		w.Header().Set("WWW-Authenticate", c)
+	}
+	if e.Status == http.StatusServiceUnavailable || e.Status == http.StatusTooManyRequests {
+		w.Header().Set("Retry-After", "2")
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(e.Status)
+	_ = json.NewEncoder(w).Encode(map[string]string{"error": e.Message}) // the sender may be gone
+}
+
+// Identity is who sent a request, as the API server knows them.
+type Identity struct {
+	User   string
+	UID    string
+	Groups []string
+	Extra  map[string]authorizationv1.ExtraValue
+}
+
+// key is the same for the same identity.
+func (id Identity) key() string {
+	b, err := json.Marshal(id) // maps are sorted
+	if err != nil {
+		panic(err) // of strings alone
+	}
+	sum := sha256.Sum256(b)
+	return string(sum[:])
+}
+
+// Options make a Gate.
+type Options struct {
+	Client kubernetes.Interface
+	// Audiences are those that a token must have one of. None stands for the API server's own.
+	Audiences []string
+	Proxy     Proxy
+	// Insecure lets the session's cookie be sent without TLS.
+	Insecure bool
+}
+
+// Gate says who may read. Its methods may be called at the same time.
+type Gate struct {
+	Options
+	tokens, reviews *cache.LRUExpireCache
+	asking          singleflight.Group
+}
+
+// New makes a Gate.
+func New(o Options) (*Gate, error) {
+	if err := o.Proxy.validate(); err != nil {
+		return nil, err
+	}
+	return &Gate{Options: o, tokens: cache.NewLRUExpireCache(cacheSize), reviews: cache.NewLRUExpireCache(cacheSize)}, nil
+}
+
+// answer is what the API server has said.
+type answer struct {
+	identity Identity
+	yes      bool
+}
+
+// ask returns the cached answer, or asks. The same question is asked once at a time, whoever asks. Errors are not kept.
+func (g *Gate) ask(ctx context.Context, kept *cache.LRUExpireCache, key string, question func(context.Context) (answer, error)) (answer, error) {
+	if a, ok := kept.Get(key); ok {
+		return a.(answer), nil
+	}
+	result := g.asking.DoChan(key, func() (any, error) {
+		// For all who ask: that the first of them leaves, must not be an error for the others.
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), reviewTime)
+		defer cancel()
+		a, err := question(ctx)
+		if err == nil {
+			life := CacheTime
+			if !a.yes {
+				life = deniedTime
+			}
+			kept.Add(key, a, life)
+		}
+		return a, err
+	})
+	select {
+	case <-ctx.Done():
+		return answer{}, context.Cause(ctx)
+	case r := <-result:
+		if r.Err != nil {
+			return answer{}, r.Err
+		}
+		return r.Val.(answer), nil
+	}
+}
+
+// review asks the API server whose token it is. One that is nobody's is an *Error.
+func (g *Gate) review(ctx context.Context, token string) (Identity, error) {
+	sum := sha256.Sum256([]byte(token))
+	a, err := g.ask(ctx, g.tokens, "token "+string(sum[:]), func(ctx context.Context) (answer, error) {
+		r, err := g.Client.AuthenticationV1().TokenReviews().Create(ctx, &authenticationv1.TokenReview{
+			Spec: authenticationv1.TokenReviewSpec{Token: token, Audiences: g.Audiences},
+		}, metav1.CreateOptions{})
+		if err != nil {
+			return answer{}, unreachable(fmt.Errorf("review a token: %w", err))
+		}
+		if !r.Status.Authenticated || len(g.Audiences) > 0 && !slices.ContainsFunc(r.Status.Audiences, func(a string) bool { return slices.Contains(g.Audiences, a) }) {
+			return answer{}, nil
+		}
+		id := Identity{User: r.Status.User.Username, UID: r.Status.User.UID, Groups: r.Status.User.Groups, Extra: map[string]authorizationv1.ExtraValue{}}
+		for k, v := range r.Status.User.Extra {
+			id.Extra[k] = authorizationv1.ExtraValue(v)
+		}
+		return answer{id, true}, nil
+	})
+	if err == nil && !a.yes {
+		err = unknown("the token is not valid here, or not any more")
+	}
+	return a.identity, err
+}
+
+// MayRead asks whether somebody may get pods/log in a namespace.
+func (g *Gate) MayRead(ctx context.Context, id Identity, namespace string) (bool, error) {
+	a, err := g.ask(ctx, g.reviews, "access "+id.key()+" "+namespace, func(ctx context.Context) (answer, error) {
+		r, err := g.Client.AuthorizationV1().SubjectAccessReviews().Create(ctx, &authorizationv1.SubjectAccessReview{
+			Spec: authorizationv1.SubjectAccessReviewSpec{
+				User: id.User, UID: id.UID, Groups: id.Groups, Extra: id.Extra,
+				ResourceAttributes: &authorizationv1.ResourceAttributes{Namespace: namespace, Verb: "get", Version: "v1", Resource: "pods", Subresource: "log"},
+			},
+		}, metav1.CreateOptions{})
+		if err != nil {
+			return answer{}, unreachable(fmt.Errorf("review access to namespace %s: %w", namespace, err))
+		}
+		return answer{yes: r.Status.Allowed && !r.Status.Denied}, nil
+	})
+	return a.yes, err
+}
+
+// Allow returns nil if who sent the request may read the logs of a namespace.
+func (g *Gate) Allow(r *http.Request, namespace string) error {
+	id, err := g.Identify(r)
+	if err != nil {
+		return err
+	}
+	yes, err := g.MayRead(r.Context(), id, namespace)
+	if err == nil && !yes {
+		// The same words whether or not there is such a namespace.
+		err = &Error{Status: http.StatusForbidden, Message: fmt.Sprintf("you may not read logs in namespace %s: that needs the verb get on pods/log there", namespace)}
+	}
+	return err
+}
+
+// Allowed returns those of the namespaces that who sent the request may read, in their order.
+func (g *Gate) Allowed(r *http.Request, namespaces []string) ([]string, error) {
+	id, err := g.Identify(r)
+	if err != nil {
+		return nil, err
+	}
+	may := make([]bool, len(namespaces))
+	group, ctx := errgroup.WithContext(r.Context())
+	group.SetLimit(reviewsAtOnce)
+	for i, namespace := range namespaces {
+		group.Go(func() (err error) {
+			may[i], err = g.MayRead(ctx, id, namespace)
+			return err
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return nil, err
+	}
+	var allowed []string
+	for i, namespace := range namespaces {
+		if may[i] {
+			allowed = append(allowed, namespace)
+		}
+	}
+	return allowed, nil
+}

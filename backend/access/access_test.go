@@ -1,0 +1,484 @@
+package access
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"go.uber.org/goleak"
+	authenticationv1 "k8s.io/api/authentication/v1"
+	authorizationv1 "k8s.io/api/authorization/v1"
+	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+
+	"github.com/shiplog-dev/shiplog/tests/apiserver"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+// fakeAPI answers reviews, and injects faults. A token is its user's name; "admin" may read everywhere, everybody else in the namespace of their name.
+type fakeAPI struct {
+	mu      sync.Mutex
+	asked   map[string]int
+	fault   func(w http.ResponseWriter, r *http.Request) bool
+	reviews []authorizationv1.SubjectAccessReviewSpec
+}
+
+func (f *fakeAPI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	f.mu.Lock()
+	f.asked[r.URL.Path[strings.LastIndex(r.URL.Path, "/")+1:]]++
+	fault := f.fault
+	f.mu.Unlock()
+	if fault != nil && fault(w, r) {
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	switch {
+	case strings.HasSuffix(r.URL.Path, "/tokenreviews"):
+		var v authenticationv1.TokenReview
+		_ = json.NewDecoder(r.Body).Decode(&v) // the answer tells
+		if user, ok := strings.CutPrefix(v.Spec.Token, "good-"); ok {
+			v.Status = authenticationv1.TokenReviewStatus{Authenticated: true, Audiences: v.Spec.Audiences,
+				User: authenticationv1.UserInfo{Username: user, UID: "uid-" + user, Groups: []string{"g"}, Extra: map[string]authenticationv1.ExtraValue{"scopes": {"x"}}}}
+			if user == "elsewhere" {
+				v.Status.Audiences = []string{"other"}
+			}
+		}
+		_ = json.NewEncoder(w).Encode(v)
+	default:
+		var v authorizationv1.SubjectAccessReview
+		_ = json.NewDecoder(r.Body).Decode(&v)
+		f.mu.Lock()
+		f.reviews = append(f.reviews, v.Spec)
+		f.mu.Unlock()
+		v.Status.Allowed = v.Spec.User == "admin" || v.Spec.User == v.Spec.ResourceAttributes.Namespace
+		_ = json.NewEncoder(w).Encode(v)
+	}
+}
+
+func (f *fakeAPI) count(kind string) int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.asked[kind]
+}
+
+func newFake(t *testing.T, o Options) (*fakeAPI, *Gate) {
+	t.Helper()
+	f := &fakeAPI{asked: map[string]int{}}
+	server := httptest.NewServer(f)
+	t.Cleanup(server.Close)
+	transport := &http.Transport{}
+	t.Cleanup(transport.CloseIdleConnections)
+	client, err := kubernetes.NewForConfigAndClient(&rest.Config{Host: server.URL, QPS: -1, ContentConfig: rest.ContentConfig{ContentType: "application/json"}}, &http.Client{Transport: transport})
+	if err != nil {
+		t.Fatal(err)
+	}
+	o.Client = client
+	g, err := New(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return f, g
+}
+
+func request(method string, header ...string) *http.Request {
+	r := httptest.NewRequest(method, "https://shiplog.example.com/", nil)
+	for i := 0; i < len(header); i += 2 {
+		r.Header.Add(header[i], header[i+1])
+	}
+	return r
+}
+
+// status is what the sender is answered.
+func status(err error) int {
+	var e *Error
+	switch {
+	case err == nil:
+		return 200
+	case errors.As(err, &e):
+		return e.HTTPStatus()
+	default:
+		return -1
+	}
+}
+
+func TestAllow(t *testing.T) {
+	proxy := Proxy{From: []netip.Prefix{netip.MustParsePrefix("192.0.2.0/24")}, UserHeader: "X-Forwarded-User", GroupsHeader: "X-Forwarded-Groups"} // httptest's address is 192.0.2.1
+	for _, c := range []struct {
+		name      string
+		options   Options
+		header    []string
+		namespace string
+		want      int
+	}{
+		{"a token", Options{}, []string{"Authorization", "Bearer good-a"}, "a", 200},
+		{"in small letters", Options{}, []string{"Authorization", "bearer  good-a "}, "a", 200},
+		{"another namespace", Options{}, []string{"Authorization", "Bearer good-a"}, "b", 403},
+		{"no token", Options{}, nil, "a", 401},
+		{"a bad token", Options{}, []string{"Authorization", "Bearer bad"}, "a", 401},
+		{"an empty token", Options{}, []string{"Authorization", "Bearer "}, "a", 401},
+		{"a password", Options{}, []string{"Authorization", "Basic Zm9vOmJhcg=="}, "a", 401},
+		{"two tokens", Options{}, []string{"Authorization", "Bearer good-a", "Authorization", "Bearer good-b"}, "a", 401},
+		{"a token of the right audience", Options{Audiences: []string{"shiplog"}}, []string{"Authorization", "Bearer good-a"}, "a", 200},
+		{"a token of another audience", Options{Audiences: []string{"shiplog"}}, []string{"Authorization", "Bearer good-elsewhere"}, "elsewhere", 401},
+		{"a session", Options{}, []string{"Cookie", "__Host-shiplog=good-a"}, "a", 200},
+		{"a session without TLS", Options{}, []string{"Cookie", "shiplog=good-a"}, "a", 401},
+		{"a session without TLS, where that is allowed", Options{Insecure: true}, []string{"Cookie", "shiplog=good-a"}, "a", 200},
+		{"two sessions", Options{}, []string{"Cookie", "__Host-shiplog=good-a; __Host-shiplog=good-b"}, "a", 401},
+		{"a bad token goes before a session", Options{}, []string{"Authorization", "Bearer bad", "Cookie", "__Host-shiplog=good-a"}, "a", 401},
+		{"a proxy", Options{Proxy: proxy}, []string{"X-Forwarded-User", "a"}, "a", 200},
+		{"a proxy that is not believed", Options{}, []string{"X-Forwarded-User", "a"}, "a", 401},
+		{"a proxy elsewhere", Options{Proxy: Proxy{From: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}, UserHeader: "X-Forwarded-User"}}, []string{"X-Forwarded-User", "a"}, "a", 401},
+		{"a proxy that names two", Options{Proxy: proxy}, []string{"X-Forwarded-User", "a", "X-Forwarded-User", "b"}, "a", 401},
+		{"a proxy that names nobody", Options{Proxy: proxy}, []string{"X-Forwarded-User", " "}, "a", 401},
+		{"a proxy that names the system", Options{Proxy: proxy}, []string{"X-Forwarded-User", "system:admin"}, "system:admin", 401},
+		{"a token goes before a proxy", Options{Proxy: proxy}, []string{"Authorization", "Bearer good-b", "X-Forwarded-User", "a"}, "a", 403},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			_, g := newFake(t, c.options)
+			err := g.Allow(request("GET", c.header...), c.namespace)
+			if got := status(err); got != c.want {
+				t.Errorf("%d (%v), want %d", got, err, c.want)
+			}
+		})
+	}
+}
+
+// TestWhatIsAsked: the API server is asked for exactly who it is, and for pods/log.
+func TestWhatIsAsked(t *testing.T) {
+	f, g := newFake(t, Options{Proxy: Proxy{From: []netip.Prefix{netip.MustParsePrefix("192.0.2.1/32")}, UserHeader: "U", GroupsHeader: "G"}})
+	if err := g.Allow(request("GET", "Authorization", "Bearer good-a"), "a"); err != nil {
+		t.Fatal(err)
+	}
+	if err := g.Allow(request("GET", "U", "b", "G", "one, two,system:masters", "G", "two,,three"), "b"); err != nil {
+		t.Fatal(err)
+	}
+	resource := authorizationv1.ResourceAttributes{Namespace: "a", Verb: "get", Version: "v1", Resource: "pods", Subresource: "log"}
+	if s := f.reviews[0]; s.User != "a" || s.UID != "uid-a" || !slices.Equal(s.Groups, []string{"g"}) || len(s.Extra["scopes"]) != 1 || *s.ResourceAttributes != resource {
+		t.Errorf("asked for %+v", s)
+	}
+	if s := f.reviews[1]; s.User != "b" || !slices.Equal(s.Groups, []string{"one", "two", "three", "system:authenticated"}) {
+		t.Errorf("asked for %+v", s)
+	}
+}
+
+// TestCache: an answer holds for CacheTime, a no for less, and an error not at all.
+func TestCache(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		asked := 0
+		yes := true
+		var fails error
+		g, err := New(Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		ask := func() (bool, error) {
+			a, err := g.ask(t.Context(), g.reviews, "k", func(context.Context) (answer, error) {
+				asked++
+				return answer{yes: yes}, fails
+			})
+			return a.yes, err
+		}
+		expect := func(what string, want bool, count int) {
+			t.Helper()
+			if got, err := ask(); got != want || err != nil || asked != count {
+				t.Errorf("%s: %v, %v, asked %d times; want %v, %d", what, got, err, asked, want, count)
+			}
+		}
+		expect("at first", true, 1)
+		yes = false
+		time.Sleep(CacheTime - time.Millisecond)
+		expect("within the time", true, 1)
+		time.Sleep(2 * time.Millisecond)
+		expect("behind it", false, 2)
+		time.Sleep(deniedTime / 2)
+		expect("a no, within its time", false, 2)
+		yes = true
+		time.Sleep(deniedTime)
+		expect("a no, behind it", true, 3)
+		time.Sleep(2 * CacheTime)
+		fails = errors.New("down")
+		if _, err := ask(); err == nil || asked != 4 {
+			t.Errorf("%v, asked %d times", err, asked)
+		}
+		fails = nil
+		expect("after an error", true, 5)
+	})
+}
+
+// TestAskedOnce: many who ask the same at the same time cost one question, and that one of them leaves is nothing to the others.
+func TestAskedOnce(t *testing.T) {
+	f, g := newFake(t, Options{})
+	release, arrived := make(chan struct{}), make(chan struct{}, 100)
+	f.fault = func(http.ResponseWriter, *http.Request) bool { arrived <- struct{}{}; <-release; return false }
+	ctx, cancel := context.WithCancel(t.Context())
+	first := make(chan error)
+	go func() { first <- g.Allow(request("GET", "Authorization", "Bearer good-a").WithContext(ctx), "a") }()
+	<-arrived
+	var group sync.WaitGroup
+	for range 20 {
+		group.Go(func() {
+			if err := g.Allow(request("GET", "Authorization", "Bearer good-a"), "a"); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	cancel()
+	if err := <-first; !errors.Is(err, context.Canceled) {
+		t.Errorf("who leaves is told %v", err)
+	}
+	close(release)
+	group.Wait()
+	// All of the twenty may have come when the first question was answered already.
+	if n := f.count("tokenreviews"); n > 2 {
+		t.Errorf("asked %d times", n)
+	}
+}
+
+// TestAPIServerFails: whatever the API server does wrong, nobody gets in, and the sender is not told what it was.
+func TestAPIServerFails(t *testing.T) {
+	for name, fault := range map[string]func(w http.ResponseWriter, r *http.Request) bool{
+		"500":      func(w http.ResponseWriter, _ *http.Request) bool { http.Error(w, "etcd is on fire", 500); return true },
+		"403":      func(w http.ResponseWriter, _ *http.Request) bool { http.Error(w, "etcd is on fire", 403); return true },
+		"garbage":  func(w http.ResponseWriter, _ *http.Request) bool { fmt.Fprint(w, "<html>"); return true },
+		"hangs up": func(http.ResponseWriter, *http.Request) bool { panic(http.ErrAbortHandler) },
+		"reviews": func(w http.ResponseWriter, r *http.Request) bool {
+			if strings.HasSuffix(r.URL.Path, "subjectaccessreviews") {
+				http.Error(w, "etcd is on fire", 500)
+				return true
+			}
+			return false
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			f, g := newFake(t, Options{})
+			f.fault = fault
+			err := g.Allow(request("GET", "Authorization", "Bearer good-admin"), "a")
+			if status(err) != 503 || strings.Contains(err.Error(), "fire") {
+				t.Errorf("%v", err)
+			}
+			f.mu.Lock()
+			f.fault = nil
+			f.mu.Unlock()
+			if err := g.Allow(request("GET", "Authorization", "Bearer good-admin"), "a"); err != nil {
+				t.Errorf("when it is back: %v", err)
+			}
+		})
+	}
+}
+
+func TestAllowed(t *testing.T) {
+	f, g := newFake(t, Options{})
+	all := []string{"c", "a", "b"}
+	for token, want := range map[string]string{"good-admin": "c a b", "good-b": "b", "good-none": ""} {
+		got, err := g.Allowed(request("GET", "Authorization", "Bearer "+token), all)
+		if err != nil || strings.Join(got, " ") != want {
+			t.Errorf("%s: %v, %v, want %s", token, got, err, want)
+		}
+	}
+	before := f.count("subjectaccessreviews")
+	if _, err := g.Allowed(request("GET"), nil); status(err) != 401 {
+		t.Errorf("nobody is told %v", err)
+	}
+	if f.count("subjectaccessreviews") != before {
+		t.Error("asked for nobody")
+	}
+}
+
+func TestSession(t *testing.T) {
+	_, g := newFake(t, Options{})
+	for _, c := range []struct {
+		name, token string
+		header      []string
+		want        int
+	}{
+		{"a token", "good-a\n", nil, 200},
+		{"from our page", "good-a", []string{"Sec-Fetch-Site", "same-origin", "Origin", "https://shiplog.example.com"}, 200},
+		{"from another page", "good-a", []string{"Origin", "https://evil.example.com"}, 403},
+		{"from another page that hides where it is", "good-a", []string{"Origin", "null"}, 403},
+		{"from another site", "good-a", []string{"Sec-Fetch-Site", "cross-site"}, 403},
+		{"from another host of the site", "good-a", []string{"Sec-Fetch-Site", "same-site"}, 403},
+		{"a bad token", "bad", nil, 401},
+		{"nothing", "", nil, 401},
+		{"what would be another cookie", "good-a; Path=/x", nil, 401},
+		{"two lines", "good-a\r\nX: y", nil, 401},
+		{"a book", strings.Repeat("x", maxToken+1), nil, 401},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w := httptest.NewRecorder()
+			err := g.Login(w, request("POST", c.header...), c.token)
+			if status(err) != c.want {
+				t.Fatalf("%v, want %d", err, c.want)
+			}
+			cookies := w.Result().Cookies()
+			if err != nil {
+				if len(cookies) > 0 {
+					t.Errorf("a session all the same: %v", cookies)
+				}
+				return
+			}
+			k := cookies[0]
+			if !k.HttpOnly || !k.Secure || k.SameSite != http.SameSiteStrictMode || k.Path != "/" || k.Domain != "" || k.MaxAge != int(SessionTime.Seconds()) {
+				t.Errorf("the cookie is %v", k)
+			}
+			r := request("GET")
+			r.AddCookie(k)
+			if err := g.Allow(r, "a"); err != nil {
+				t.Errorf("the session is nobody's: %v", err)
+			}
+			r = request("POST")
+			r.AddCookie(k)
+			if err := g.Allow(r, "a"); status(err) != 401 {
+				t.Errorf("the session does more than read: %v", err)
+			}
+		})
+	}
+	w := httptest.NewRecorder()
+	if err := g.Logout(w, request("POST")); err != nil || w.Result().Cookies()[0].MaxAge >= 0 {
+		t.Errorf("%v, %v", err, w.Result().Cookies())
+	}
+	if err := g.Logout(httptest.NewRecorder(), request("POST", "Sec-Fetch-Site", "cross-site")); status(err) != 403 {
+		t.Errorf("another page logs out: %v", err)
+	}
+}
+
+func TestLimits(t *testing.T) {
+	inside, release := make(chan struct{}), make(chan struct{})
+	h := Limits{PerClient: 2, Total: 3, Time: time.Minute, FollowTime: time.Hour, Failures: 0, Burst: 2}.Wrap(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if deadline, ok := r.Context().Deadline(); !ok || (time.Until(deadline) > time.Minute) != r.URL.Query().Has("follow") {
+			t.Errorf("the request has time until %v", deadline)
+		}
+		switch r.Header.Get("Authorization") {
+		case "":
+			unknown("who are you").Write(w)
+		default:
+			inside <- struct{}{}
+			<-release
+		}
+	}))
+	ask := func(token, query string) int {
+		r := httptest.NewRequest("GET", "/"+query, nil)
+		if token != "" {
+			r.Header.Set("Authorization", token)
+		}
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, r)
+		return w.Code
+	}
+	var group sync.WaitGroup
+	for _, query := range []string{"", "?follow=true"} {
+		group.Go(func() { ask("a", query) })
+		<-inside
+	}
+	if code := ask("a", ""); code != 429 {
+		t.Errorf("the third of one client is answered with %d", code)
+	}
+	group.Go(func() { ask("b", "") })
+	<-inside
+	if code := ask("c", ""); code != 429 {
+		t.Errorf("the fourth of all is answered with %d", code)
+	}
+	close(release)
+	group.Wait()
+	go func() { <-inside }()
+	if code := ask("c", ""); code != 200 {
+		t.Errorf("when the others have left: %d", code)
+	}
+	for i, want := range []int{401, 401, 429, 429} {
+		if code := ask("", ""); code != want {
+			t.Errorf("failure %d is answered with %d, want %d", i, code, want)
+		}
+	}
+}
+
+// TestRealAPIServer: a real API server's roles decide.
+func TestRealAPIServer(t *testing.T) {
+	api := apiserver.Start(t)
+	for _, name := range []string{"mine", "other"} {
+		if _, err := api.Core.CoreV1().Namespaces().Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}}, metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := api.Core.CoreV1().ServiceAccounts("mine").Create(t.Context(), &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: "reader"}}, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	role := &rbacv1.Role{ObjectMeta: metav1.ObjectMeta{Name: "logs"}, Rules: []rbacv1.PolicyRule{{APIGroups: []string{""}, Resources: []string{"pods/log"}, Verbs: []string{"get"}}}}
+	if _, err := api.Core.RbacV1().Roles("mine").Create(t.Context(), role, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	binding := &rbacv1.RoleBinding{ObjectMeta: metav1.ObjectMeta{Name: "logs"}, RoleRef: rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "Role", Name: "logs"}, Subjects: []rbacv1.Subject{{Kind: "ServiceAccount", Namespace: "mine", Name: "reader"}}}
+	if _, err := api.Core.RbacV1().RoleBindings("mine").Create(t.Context(), binding, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	token := func(audiences ...string) string {
+		r, err := api.Core.CoreV1().ServiceAccounts("mine").CreateToken(t.Context(), "reader", &authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{Audiences: audiences}}, metav1.CreateOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r.Status.Token
+	}
+	good, elsewhere := token(), token("elsewhere")
+	newGate := func(o Options) *Gate {
+		o.Client = api.Core
+		g, err := New(o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return g
+	}
+	expect := func(what string, g *Gate, token, namespace string, want int) {
+		t.Helper()
+		if err := g.Allow(request("GET", "Authorization", "Bearer "+token), namespace); status(err) != want {
+			t.Errorf("%s: %v, want %d", what, err, want)
+		}
+	}
+	g := newGate(Options{})
+	expect("where there is a role", g, good, "mine", 200)
+	expect("where there is none", g, good, "other", 403)
+	expect("where there is no namespace", g, good, "nowhere", 403)
+	expect("a token for somebody else", g, elsewhere, "mine", 401)
+	expect("a token for somebody else, who we are", newGate(Options{Audiences: []string{"elsewhere"}}), elsewhere, "mine", 200)
+	expect("what is no token", g, "x.y.z", "mine", 401)
+	if got, err := g.Allowed(request("GET", "Authorization", "Bearer "+good), []string{"mine", "other"}); err != nil || !slices.Equal(got, []string{"mine"}) {
+		t.Errorf("%v, %v", got, err)
+	}
+	if err := api.Core.RbacV1().RoleBindings("mine").Delete(t.Context(), "logs", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	expect("without the role, as far as is known", g, good, "mine", 200)
+	// The API server's own view of its roles is a moment behind.
+	for deadline := time.Now().Add(time.Minute); ; {
+		err := newGate(Options{}).Allow(request("GET", "Authorization", "Bearer "+good), "mine")
+		if status(err) == 403 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("without the role: %v", err)
+		}
+	}
+	if err := api.Core.CoreV1().ServiceAccounts("mine").Delete(t.Context(), "reader", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	for deadline := time.Now().Add(time.Minute); ; {
+		err := newGate(Options{}).Allow(request("GET", "Authorization", "Bearer "+good), "mine")
+		if status(err) == 401 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("a token of an account that is gone: %v", err)
+		}
+	}
+}

@@ -1,0 +1,245 @@
+// Command backend is shiplog's server for readers: the HTTP API over the archive. It has read-only keys of the bucket, keeps nothing of its own, and asks the API server at each request who may read. Any number of replicas run side by
+// side.
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"flag"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/go-logr/logr"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"golang.org/x/sync/errgroup"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/klog/v2"
+	"sigs.k8s.io/controller-runtime/pkg/certwatcher"
+	ctrllog "sigs.k8s.io/controller-runtime/pkg/log"
+
+	"github.com/shiplog-dev/shiplog/backend"
+	"github.com/shiplog-dev/shiplog/backend/access"
+	"github.com/shiplog-dev/shiplog/backend/api"
+	"github.com/shiplog-dev/shiplog/internal/objectstore"
+)
+
+// options are the flags.
+type options struct {
+	host          string
+	port          int
+	certDir       string
+	metricsAddr   string
+	kubeconfig    string
+	shutdownDelay time.Duration
+
+	audiences string
+	proxyFrom string
+	proxy     access.Proxy
+	limits    access.Limits
+}
+
+const (
+	// kubernetesTimeout bounds each request to the API server.
+	kubernetesTimeout = 10 * time.Second
+	// headerTimeout bounds how long a client may take to say what it wants, and idleTimeout how long a connection may be unused.
+	headerTimeout, idleTimeout = 10 * time.Second, 2 * time.Minute
+	// shutdownTime is how long answers that are under way may take at the end.
+	shutdownTime = 20 * time.Second
+)
+
+func main() {
+	log := slog.New(slog.NewJSONHandler(os.Stderr, nil))
+	slog.SetDefault(log)
+	ctrllog.SetLogger(logr.FromSlogHandler(log.Handler())) // of the certificate watcher
+	klog.SetSlogLogger(log)                                // client-go's
+
+	o, err := parseFlags(os.Args[1:])
+	if errors.Is(err, flag.ErrHelp) {
+		return
+	}
+	if err == nil {
+		leaving, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
+		defer stop()
+		err = run(leaving, o, log)
+	}
+	if err != nil {
+		log.Error("backend stopped", "error", err)
+		os.Exit(1)
+	}
+}
+
+// parseFlags reads and checks the command line.
+func parseFlags(args []string) (options, error) {
+	o := options{limits: access.DefaultLimits()}
+	f := flag.NewFlagSet("backend", flag.ContinueOnError)
+	f.StringVar(&o.host, "host", "", "address to serve on (default: all)")
+	f.IntVar(&o.port, "port", 8443, "port to serve on")
+	f.StringVar(&o.certDir, "cert-dir", "/certs", "folder of tls.crt and tls.key, which are read again when they change; empty: serve plain HTTP, as behind a proxy in the same pod")
+	f.StringVar(&o.metricsAddr, "metrics-address", ":8080", "address of /metrics, /healthz and /readyz")
+	f.StringVar(&o.kubeconfig, "kubeconfig", "", "kubeconfig file (default: the pod's service account)")
+	f.DurationVar(&o.shutdownDelay, "shutdown-delay", 5*time.Second, "time to go on serving after SIGTERM, while the Service still routes here")
+	f.StringVar(&o.audiences, "audiences", "", "audiences that a token must have one of, separated by commas (default: the API server's own)")
+	f.StringVar(&o.proxyFrom, "proxy-from", "", "addresses, as 10.1.2.3/32,…, from which an authenticating proxy's headers are believed (default: none)")
+	f.StringVar(&o.proxy.UserHeader, "proxy-user-header", "X-Forwarded-User", "header in which the proxy names the user")
+	f.StringVar(&o.proxy.GroupsHeader, "proxy-groups-header", "X-Forwarded-Groups", "header in which the proxy names the user's groups, separated by commas")
+	f.BoolVar(&o.proxy.SystemGroups, "proxy-system-groups", false, "believe the proxy also where it names users and groups that begin with system:")
+	f.IntVar(&o.limits.PerClient, "requests-per-client", o.limits.PerClient, "requests of one client at the same time")
+	f.IntVar(&o.limits.Total, "requests", o.limits.Total, "requests of all clients at the same time")
+	f.DurationVar(&o.limits.Time, "request-time", o.limits.Time, "how long a request may take")
+	f.DurationVar(&o.limits.FollowTime, "follow-time", o.limits.FollowTime, "how long a request may follow a log")
+	if err := f.Parse(args); err != nil {
+		return o, err
+	}
+	if f.NArg() > 0 {
+		return o, fmt.Errorf("unknown arguments %q: everything is a flag", f.Args())
+	}
+	for name, n := range map[string]int64{"requests-per-client": int64(o.limits.PerClient), "requests": int64(o.limits.Total), "request-time": int64(o.limits.Time), "follow-time": int64(o.limits.FollowTime)} {
+		if n <= 0 {
+			return o, fmt.Errorf("--%s must be positive", name)
+		}
+	}
+	for part := range strings.SplitSeq(o.proxyFrom, ",") {
+		if part = strings.TrimSpace(part); part == "" {
+			continue
+		}
+		prefix, err := netip.ParsePrefix(part)
+		if err != nil {
+			return o, fmt.Errorf("--proxy-from %q is not like 10.1.2.3/32: %w", part, err)
+		}
+		o.proxy.From = append(o.proxy.From, prefix)
+	}
+	if len(o.proxy.From) > 0 {
+		o.limits.UserHeader = o.proxy.UserHeader
+	}
+	return o, nil
+}
+
+// run serves until leaving ends, and returns when all requests are answered.
+func run(leaving context.Context, o options, log *slog.Logger) error {
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	handler, closeStore, err := newHandler(leaving, o, registry, log)
+	if err != nil {
+		return err
+	}
+	defer closeStore()
+	listener, err := net.Listen("tcp", net.JoinHostPort(o.host, strconv.Itoa(o.port)))
+	if err != nil {
+		return fmt.Errorf("serve: %w", err)
+	}
+	side, err := net.Listen("tcp", o.metricsAddr)
+	if err != nil {
+		return errors.Join(fmt.Errorf("serve metrics and health: %w", err), listener.Close())
+	}
+	group, serving := errgroup.WithContext(context.Background()) // the first that fails ends all
+	if o.certDir != "" {
+		certs, err := certwatcher.New(filepath.Join(o.certDir, "tls.crt"), filepath.Join(o.certDir, "tls.key"))
+		if err != nil {
+			return errors.Join(fmt.Errorf("read the serving certificate: %w (is cert-manager's Certificate ready?)", err), listener.Close(), side.Close())
+		}
+		listener = tls.NewListener(listener, &tls.Config{MinVersion: tls.VersionTLS12, NextProtos: []string{"h2", "http/1.1"}, GetCertificate: certs.GetCertificate})
+		watching, stop := context.WithCancel(context.Background())
+		defer stop()
+		context.AfterFunc(serving, stop)
+		go func() { _ = certs.Start(watching) }() // without it the certificate stays what it is
+	}
+	logs := slog.NewLogLogger(log.Handler(), slog.LevelWarn)
+	servers := map[*http.Server]net.Listener{
+		{Handler: handler, ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout, ErrorLog: logs}: listener,
+		{Handler: sideRoutes(registry, leaving), ReadHeaderTimeout: headerTimeout, ErrorLog: logs}:     side,
+	}
+	for server, listener := range servers {
+		group.Go(func() error {
+			if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+				return fmt.Errorf("serve: %w", err)
+			}
+			return nil
+		})
+	}
+	group.Go(func() error {
+		select {
+		case <-serving.Done():
+		case <-leaving.Done():
+			log.Info("shutting down", "delay", o.shutdownDelay.String())
+			select {
+			case <-serving.Done():
+			case <-time.After(o.shutdownDelay):
+			}
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), shutdownTime)
+		defer cancel()
+		var errs []error
+		for server := range servers {
+			if server.Shutdown(ctx) != nil { // who follows a log does not end
+				errs = append(errs, server.Close())
+			}
+		}
+		return errors.Join(errs...)
+	})
+	log.Info("serving", "address", listener.Addr().String(), "tls", o.certDir != "")
+	return group.Wait()
+}
+
+// newHandler makes all that is served.
+func newHandler(ctx context.Context, o options, registry prometheus.Registerer, log *slog.Logger) (h http.Handler, closeStore func(), err error) {
+	s3, err := objectstore.ConfigFromEnv()
+	if err != nil {
+		return nil, nil, fmt.Errorf("S3 settings: %w", err)
+	}
+	config, err := clientcmd.BuildConfigFromFlags("", o.kubeconfig)
+	if err != nil {
+		return nil, nil, fmt.Errorf("find the API server: %w", err)
+	}
+	config.Timeout, config.QPS = kubernetesTimeout, -1 // what is asked is cached and bounded in package access
+	client, err := kubernetes.NewForConfig(config)
+	if err != nil {
+		return nil, nil, fmt.Errorf("make a client of the API server: %w", err)
+	}
+	gateOptions := access.Options{Client: client, Proxy: o.proxy, Insecure: o.certDir == ""}
+	for a := range strings.SplitSeq(o.audiences, ",") {
+		if a = strings.TrimSpace(a); a != "" {
+			gateOptions.Audiences = append(gateOptions.Audiences, a)
+		}
+	}
+	gate, err := access.New(gateOptions)
+	if err != nil {
+		return nil, nil, err
+	}
+	m := newMetrics(registry)
+	archive, err := backend.Open(ctx, s3, m.watch)
+	if err != nil {
+		return nil, nil, err
+	}
+	mux := http.NewServeMux()
+	mux.Handle(api.Base+"/", m.requests(o.limits.Wrap(api.New(api.Options{Archive: archive, Gate: gate, Log: log}))))
+	return mux, archive.Close, nil
+}
+
+// sideRoutes are what Prometheus and the kubelet ask for, in plain HTTP. Neither health nor readiness asks S3 or the API server: that they are slow is no reason to send readers away, or to begin anew.
+func sideRoutes(metrics prometheus.Gatherer, leaving context.Context) http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(metrics, promhttp.HandlerOpts{}))
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		if leaving.Err() != nil {
+			http.Error(w, "shutting down", http.StatusServiceUnavailable)
+			return
+		}
+		fmt.Fprintln(w, "ok")
+	})
+	return mux
+}

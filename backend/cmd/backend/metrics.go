@@ -1,0 +1,146 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"io"
+	"io/fs"
+	"iter"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/shiplog-dev/shiplog/backend"
+)
+
+// metrics count requests, and what they ask of S3.
+type metrics struct {
+	answered  *prometheus.CounterVec   // by status
+	seconds   *prometheus.HistogramVec // to the end of the answer
+	sent      prometheus.Counter       // bytes
+	running   prometheus.Gauge
+	s3        *prometheus.CounterVec   // by operation and result
+	s3Seconds *prometheus.HistogramVec // to the answer's beginning
+	received  prometheus.Counter       // bytes
+}
+
+func newMetrics(registry prometheus.Registerer) *metrics {
+	m := &metrics{
+		answered:  prometheus.NewCounterVec(prometheus.CounterOpts{Name: "shiplog_backend_requests_total", Help: "Requests that were answered, by status; 0 for an answer that was broken off."}, []string{"status"}),
+		seconds:   prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "shiplog_backend_request_seconds", Help: "Time to the end of an answer.", Buckets: prometheus.ExponentialBuckets(0.005, 4, 8)}, []string{"follow"}),
+		sent:      prometheus.NewCounter(prometheus.CounterOpts{Name: "shiplog_backend_sent_bytes_total", Help: "Bytes of answers."}),
+		running:   prometheus.NewGauge(prometheus.GaugeOpts{Name: "shiplog_backend_requests_running", Help: "Requests under way."}),
+		s3:        prometheus.NewCounterVec(prometheus.CounterOpts{Name: "shiplog_backend_s3_requests_total", Help: "Requests to S3, by operation and result. A LIST of several pages counts once."}, []string{"operation", "result"}),
+		s3Seconds: prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: "shiplog_backend_s3_seconds", Help: "Time until S3 answers: to an object's first byte, to a listing's first entry.", Buckets: prometheus.ExponentialBuckets(0.001, 4, 8)}, []string{"operation"}),
+		received:  prometheus.NewCounter(prometheus.CounterOpts{Name: "shiplog_backend_s3_received_bytes_total", Help: "Bytes of objects that were read."}),
+	}
+	registry.MustRegister(m.answered, m.seconds, m.sent, m.running, m.s3, m.s3Seconds, m.received)
+	return m
+}
+
+// requests counts the requests to a handler.
+func (m *metrics) requests(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		m.running.Inc()
+		begin := time.Now()
+		out := &counted{ResponseWriter: w, status: http.StatusOK}
+		broken := true
+		defer func() { // also where the answer is broken off, which is a panic
+			m.running.Dec()
+			if broken {
+				out.status = 0
+			}
+			m.answered.WithLabelValues(strconv.Itoa(out.status)).Inc()
+			m.seconds.WithLabelValues(strconv.FormatBool(r.URL.Query().Has("follow"))).Observe(time.Since(begin).Seconds())
+			m.sent.Add(float64(out.bytes))
+		}()
+		next.ServeHTTP(out, r)
+		broken = false
+	})
+}
+
+// counted counts an answer.
+type counted struct {
+	http.ResponseWriter
+	status int
+	bytes  int64
+}
+
+func (c *counted) WriteHeader(status int) {
+	c.status = status
+	c.ResponseWriter.WriteHeader(status)
+}
+
+func (c *counted) Write(b []byte) (int, error) {
+	n, err := c.ResponseWriter.Write(b)
+	c.bytes += int64(n)
+	return n, err
+}
+
+// Unwrap is for http.ResponseController.
+func (c *counted) Unwrap() http.ResponseWriter { return c.ResponseWriter }
+
+// watch counts what is asked of a store.
+func (m *metrics) watch(s backend.Store) backend.Store { return &watchedStore{s, m} }
+
+type watchedStore struct {
+	store backend.Store
+	*metrics
+}
+
+func (s *watchedStore) done(operation string, begin time.Time, err error) {
+	result := "ok"
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		result = "absent"
+	case errors.Is(err, context.Canceled):
+		result = "cancelled"
+	case err != nil:
+		result = "error"
+	}
+	s.s3.WithLabelValues(operation, result).Inc()
+	s.s3Seconds.WithLabelValues(operation).Observe(time.Since(begin).Seconds())
+}
+
+// Get implements backend.Store.
+func (s *watchedStore) Get(ctx context.Context, key string) (io.ReadCloser, error) {
+	begin := time.Now()
+	r, err := s.store.Get(ctx, key)
+	s.done("get", begin, err)
+	if err != nil {
+		return nil, err
+	}
+	return &countedBody{r, s.received}, nil
+}
+
+type countedBody struct {
+	io.ReadCloser
+	bytes prometheus.Counter
+}
+
+func (b *countedBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	b.bytes.Add(float64(n))
+	return n, err
+}
+
+// List implements backend.Store.
+func (s *watchedStore) List(ctx context.Context, prefix, delimiter, startAfter string, limit int) iter.Seq2[backend.Entry, error] {
+	return func(yield func(backend.Entry, error) bool) {
+		begin, first := time.Now(), true
+		for e, err := range s.store.List(ctx, prefix, delimiter, startAfter, limit) {
+			if first {
+				s.done("list", begin, err)
+				first = false
+			}
+			if !yield(e, err) {
+				return
+			}
+		}
+		if first {
+			s.done("list", begin, nil)
+		}
+	}
+}
