@@ -1,0 +1,151 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"go.uber.org/goleak"
+	authenticationv1 "k8s.io/api/authentication/v1"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/shiplog-dev/shiplog/backend/archivetest"
+	"github.com/shiplog-dev/shiplog/internal/layout"
+	"github.com/shiplog-dev/shiplog/internal/objectstore"
+	"github.com/shiplog-dev/shiplog/internal/record"
+	"github.com/shiplog-dev/shiplog/tests/apiserver"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+func TestFlags(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		args []string
+		want string // of the error; empty: it is taken
+	}{
+		{"none", nil, ""},
+		{"a proxy", []string{"--proxy-from=10.0.0.1/32, fd00::/8"}, ""},
+		{"a proxy's address that is none", []string{"--proxy-from=10.0.0.1"}, "is not like"},
+		{"an argument", []string{"serve"}, "everything is a flag"},
+		{"no time", []string{"--request-time=0s"}, "must be positive"},
+		{"no requests", []string{"--requests-per-client=-1"}, "must be positive"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			_, err := parseFlags(c.args)
+			if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
+				t.Errorf("%v, want %q", err, c.want)
+			}
+		})
+	}
+}
+
+// TestHandler serves a real archive to a token of a real API server.
+func TestHandler(t *testing.T) {
+	cluster := apiserver.Start(t)
+	if _, err := cluster.Core.CoreV1().ServiceAccounts("default").Create(t.Context(), &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: "nobody"}}, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	token, err := cluster.Core.CoreV1().ServiceAccounts("default").CreateToken(t.Context(), "nobody", &authenticationv1.TokenRequest{}, metav1.CreateOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	store, config := archivetest.Start(t)
+	archivetest.PutRun(t, store, record.Run{Kind: layout.PipelineRun, Namespace: "default", Name: "run", UID: "uid"})
+	for name, value := range map[string]string{
+		objectstore.EnvBucket: config.Bucket, objectstore.EnvEndpoint: config.Endpoint, objectstore.EnvRegion: config.Region,
+		"AWS_ACCESS_KEY_ID": config.Credentials.AccessKeyID, "AWS_SECRET_ACCESS_KEY": string(config.Credentials.SecretAccessKey),
+	} {
+		t.Setenv(name, value)
+	}
+	admin := cluster.Admin
+	kubeconfig := filepath.Join(t.TempDir(), "kubeconfig")
+	for name, b := range map[string][]byte{"ca": admin.CAData, "cert": admin.CertData, "key": admin.KeyData} {
+		if err := os.WriteFile(kubeconfig+"-"+name, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	text := fmt.Sprintf(`{apiVersion: v1, kind: Config, current-context: c, contexts: [{name: c, context: {cluster: c, user: u}}],
+clusters: [{name: c, cluster: {server: %q, certificate-authority: %[2]s-ca}}], users: [{name: u, user: {client-certificate: %[2]s-cert, client-key: %[2]s-key}}]}`, admin.Host, kubeconfig)
+	if err := os.WriteFile(kubeconfig, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	o, err := parseFlags([]string{"--kubeconfig=" + kubeconfig, "--cert-dir="})
+	if err != nil {
+		t.Fatal(err)
+	}
+	registry := prometheus.NewRegistry()
+	handler, closeStore, err := newHandler(t.Context(), o, registry, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer closeStore()
+	server := httptest.NewServer(handler)
+	defer server.Close()
+	leaving, leave := context.WithCancel(t.Context())
+	defer leave()
+	side := httptest.NewServer(sideRoutes(registry, leaving))
+	defer side.Close()
+	defer http.DefaultClient.CloseIdleConnections()
+	get := func(url, token string) (int, string) {
+		t.Helper()
+		r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, url, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if token != "" {
+			r.Header.Set("Authorization", "Bearer "+token)
+		}
+		res, err := http.DefaultClient.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer res.Body.Close()
+		b, err := io.ReadAll(res.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return res.StatusCode, string(b)
+	}
+	for _, c := range []struct {
+		name, path, token string
+		want              int
+	}{
+		{"nobody", "/api/v1/namespaces/default/runs", "", 401},
+		{"who may not", "/api/v1/namespaces/default/runs", token.Status.Token, 403},
+		{"their namespaces", "/api/v1/namespaces", token.Status.Token, 200},
+		{"the description", "/api/v1/openapi.yaml", "", 200},
+		{"another path", "/", "", 404},
+	} {
+		if code, body := get(server.URL+c.path, c.token); code != c.want {
+			t.Errorf("%s: %d %s, want %d", c.name, code, body, c.want)
+		}
+	}
+	_, text = get(side.URL+"/metrics", "")
+	for _, want := range []string{`shiplog_backend_requests_total{status="403"} 1`, `shiplog_backend_s3_requests_total{operation="list",result="ok"} 1`, "shiplog_backend_requests_running 0"} {
+		if !strings.Contains(text, want+"\n") {
+			t.Errorf("/metrics lacks %s:\n%s", want, text)
+		}
+	}
+	for _, path := range []string{"/healthz", "/readyz"} {
+		if code, _ := get(side.URL+path, ""); code != 200 {
+			t.Errorf("%s: %d", path, code)
+		}
+	}
+	leave()
+	if code, _ := get(side.URL+"/readyz", ""); code != 503 {
+		t.Errorf("/readyz while it leaves: %d", code)
+	}
+	if code, _ := get(side.URL+"/healthz", ""); code != 200 {
+		t.Errorf("/healthz while it leaves: %d", code)
+	}
+}
