@@ -231,6 +231,25 @@ func (a *Archive) FollowRun(ctx context.Context, target Target, choose func(Task
 	}
 }
 
+// RunLines yields the lines of a tree's containers for which choose is true, one log after the other, in the way of FollowRun.
+func (a *Archive) RunLines(ctx context.Context, tree *Tree, choose func(TaskRun, Container) bool, o LogOptions) iter.Seq2[PlacedLine, error] {
+	return func(yield func(PlacedLine, error) bool) {
+		for place := range tree.Containers() {
+			if !choose(place.TaskRun, place.Container) {
+				continue
+			}
+			for l, err := range a.Lines(ctx, place.Container, o) {
+				if !yield(PlacedLine{place, l}, err) {
+					return
+				}
+			}
+			if !yield(PlacedLine{Place: place}, nil) {
+				return
+			}
+		}
+	}
+}
+
 // PlacedLine is a line of one of several containers. Without a stream, it says that its container's log has ended.
 type PlacedLine struct {
 	Place

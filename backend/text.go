@@ -10,7 +10,7 @@ import (
 	"github.com/shiplog-dev/shiplog/internal/layout"
 )
 
-// Printer writes logs as people read them: "[task : step] line", and notices where something is to be said. One log comes after the other: Line for each line, and End. A Printer is for one goroutine.
+// Printer writes logs as people read them: "[task : step] line", and notices where something is to be said: Line for each line, and End at each log's end. Lines of several logs may be mixed. A Printer is for one goroutine.
 type Printer struct {
 	Out *bufio.Writer
 	// Notices is where notices go; nil leaves them out.
@@ -23,7 +23,8 @@ type Printer struct {
 	Seen func(Status)
 
 	open   criline.Stream // the stream whose line is not ended yet
-	marked int            // gaps that were shown of this log
+	label  string         // of that line
+	marked map[string]int // gaps that were shown, by label
 }
 
 // Label is what stands before each line, as tkn has it: the task and the step in a PipelineRun, the step alone in a TaskRun.
@@ -77,7 +78,7 @@ func (p *Printer) Line(label string, l Line, err error) error {
 	if l.Stream == criline.Markers {
 		return errors.Join(p.endLine(), p.gap(label, l))
 	}
-	if !p.Raw && p.open != l.Stream {
+	if !p.Raw && (p.open != l.Stream || p.label != label) {
 		if err := p.endLine(); err != nil {
 			return err
 		}
@@ -93,7 +94,7 @@ func (p *Printer) Line(label string, l Line, err error) error {
 	if _, err := p.Out.Write(l.Text); err != nil {
 		return err
 	}
-	p.open = l.Stream
+	p.open, p.label = l.Stream, label
 	if l.Full {
 		p.open = ""
 		return p.Out.WriteByte('\n')
@@ -102,7 +103,10 @@ func (p *Printer) Line(label string, l Line, err error) error {
 }
 
 func (p *Printer) gap(label string, l Line) error {
-	p.marked++
+	if p.marked == nil {
+		p.marked = map[string]int{}
+	}
+	p.marked[label]++
 	p.see(Gaps)
 	m, err := criline.ParseMarker(l.Text)
 	if err != nil {
@@ -132,8 +136,8 @@ func (p *Printer) End(label string, c Container) error {
 		return err
 	}
 	p.see(c.Status)
-	marked := p.marked
-	p.open, p.marked = "", 0
+	marked := p.marked[label]
+	delete(p.marked, label)
 	said := c.Describe()
 	if said == "" || c.Status == Gaps && marked > 0 || c.Status == Verified && p.Raw { // the log itself has shown its gaps
 		return nil

@@ -54,3 +54,37 @@ func TestEnds(t *testing.T) {
 		})
 	}
 }
+
+// TestMixed: lines of two logs that come piece by piece are told apart.
+func TestMixed(t *testing.T) {
+	piece := func(text string, stream criline.Stream, full bool) Line {
+		return Line{Line: criline.Line{Time: now, Stream: stream, Full: full, Text: []byte(text)}}
+	}
+	var out bytes.Buffer
+	b := bufio.NewWriter(&out)
+	p := &Printer{Out: b, Notices: b}
+	for _, l := range []struct {
+		label string
+		Line
+	}{
+		{"[a] ", piece("one", criline.Stdout, false)}, {"[a] ", piece(" line", criline.Stdout, true)},
+		{"[a] ", piece("half", criline.Stdout, false)}, {"[b] ", piece("other", criline.Stdout, false)}, {"[a] ", piece(" more", criline.Stdout, true)},
+		{"[b] ", piece("error", criline.Stderr, true)}, {"[b] ", piece("end", criline.Stdout, false)},
+	} {
+		if err := p.Line(l.label, l.Line, nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, label := range []string{"[a] ", "[b] "} {
+		if err := p.End(label, Container{Status: Partial, Why: "gone"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := b.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	const want = "[a] one line\n[a] half\n[b] other\n[a]  more\n[b] error\n[b] end\n[a] -- shiplog: this log is partial: gone\n[b] -- shiplog: this log is partial: gone\n"
+	if out.String() != want {
+		t.Errorf("%q, want %q", out.String(), want)
+	}
+}

@@ -135,7 +135,7 @@ func (a *api) streamSeveral(w http.ResponseWriter, r *http.Request, tree *backen
 		to = &labelled{textWriter: newTextWriter(w, l), run: tree.Run}
 	}
 	w.Header().Set("Content-Type", to.contentType())
-	lines := a.several(r.Context(), tree, l.options, wanted)
+	lines := a.Archive.RunLines(r.Context(), tree, wanted.includes, l.options)
 	if l.follow {
 		if err := longLived(w); err != nil {
 			return err
@@ -163,25 +163,6 @@ func (a *api) streamSeveral(w http.ResponseWriter, r *http.Request, tree *backen
 	}
 	w.Header().Set(http.TrailerPrefix+headerStatus, string(worst))
 	return to.flush()
-}
-
-// several yields the lines of a run's containers, one log after the other, in the way of FollowRun.
-func (a *api) several(ctx context.Context, tree *backend.Tree, o backend.LogOptions, wanted choice) func(func(backend.PlacedLine, error) bool) {
-	return func(yield func(backend.PlacedLine, error) bool) {
-		for place := range tree.Containers() {
-			if !wanted.includes(place.TaskRun, place.Container) {
-				continue
-			}
-			for l, err := range a.Archive.Lines(ctx, place.Container, o) {
-				if !yield(backend.PlacedLine{Place: place, Line: l}, err) {
-					return
-				}
-			}
-			if !yield(backend.PlacedLine{Place: place}, nil) {
-				return
-			}
-		}
-	}
 }
 
 // zip answers with a file for each container of a run, all of them, and the tree as tree.json.

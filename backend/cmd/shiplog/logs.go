@@ -15,6 +15,7 @@ import (
 type selection struct {
 	task, step, container string
 	all, raw, timestamps  bool
+	follow                bool
 	tail                  int64
 }
 
@@ -27,6 +28,8 @@ func logs(ctx context.Context, args []string, out *bufio.Writer, stderr io.Write
 	f.StringVar(&sel.container, "container", "", "")
 	f.BoolVar(&sel.all, "all", false, "")
 	f.BoolVar(&sel.raw, "raw", false, "")
+	f.BoolVar(&sel.follow, "f", false, "")
+	f.BoolVar(&sel.follow, "follow", false, "")
 	f.BoolVar(&sel.timestamps, "timestamps", false, "")
 	f.Int64Var(&sel.tail, "tail", 0, "")
 	rest, err := parse(f, args)
@@ -38,6 +41,8 @@ func logs(ctx context.Context, args []string, out *bufio.Writer, stderr io.Write
 		return usageError("logs: name one run")
 	case sel.tail < 0:
 		return usageError("logs: --tail %d is negative", sel.tail)
+	case sel.raw && sel.follow && sel.container == "" && sel.step == "":
+		return usageError("logs: --raw --follow prints what one log has, as it comes: choose it with --step or --container")
 	case sel.raw && sel.timestamps:
 		return usageError("logs: --raw prints what was printed, which has no timestamps")
 	}
@@ -62,24 +67,25 @@ func logs(ctx context.Context, args []string, out *bufio.Writer, stderr io.Write
 		p.Notices = stderr
 	}
 	found := false
-	for place := range tree.Containers() {
-		if !sel.includes(place.TaskRun, place.Container) {
-			continue
+	show := archive.RunLines(ctx, tree, sel.includes, backend.LogOptions{Tail: sel.tail})
+	if sel.follow {
+		show = archive.FollowRun(ctx, target, sel.includes, backend.LogOptions{Tail: sel.tail, Idle: out.Flush})
+	}
+	for l, err := range show {
+		if err == nil {
+			found = true
 		}
-		found = true
-		label := place.Label(tree.Run)
-		for l, err := range archive.Lines(ctx, place.Container, backend.LogOptions{Tail: sel.tail}) {
-			if err := p.Line(label, l, err); err != nil {
-				return err
+		label := l.Label(tree.Run)
+		if err == nil && l.Line.Stream == "" { // the end of one
+			err = p.End(label, l.Container)
+			if err == nil && !sel.raw && !sel.follow { // tkn ends a step's log with a blank line
+				err = out.WriteByte('\n')
 			}
+		} else {
+			err = p.Line(label, l.Line, err)
 		}
-		if err := p.End(label, place.Container); err != nil {
+		if err != nil {
 			return err
-		}
-		if !sel.raw { // tkn ends a step's log with a blank line
-			if err := out.WriteByte('\n'); err != nil {
-				return err
-			}
 		}
 	}
 	if !found {

@@ -35,6 +35,7 @@ flags of logs:
   --container NAME   only this container, as sidecar-x or step-x
   --all              init containers and sidecars too
   --timestamps       begin each line with its time
+  -f, --follow       go on as the logs grow, until the run is over
   --tail N           only the last N ended lines of each container, and what is behind them
   --raw              exactly the bytes that were printed, and nothing else
 

@@ -110,7 +110,7 @@ func TestCommands(t *testing.T) {
 		x := layout.RunIndex{Namespace: "ns", Created: created, Kind: layout.PipelineRun, Name: r.Name, UID: r.UID}
 		putRecord(t, store, x.Key(), record.Pointer{Run: r})
 		putRecord(t, store, layout.UIDIndexKey("ns", r.UID), record.Pointer{Run: r})
-		putRecord(t, store, r.RunKey(), record.Run{Kind: layout.PipelineRun, Namespace: "ns", Name: r.Name, UID: r.UID, Created: created, Tasks: []string{"build"}})
+		putRecord(t, store, r.RunKey(), record.Run{Kind: layout.PipelineRun, Namespace: "ns", Name: r.Name, UID: r.UID, Created: created, Tasks: []string{"build"}, State: record.Succeeded, Completed: created.Add(time.Hour)})
 	}
 	for i, p := range []layout.Pod{build, retry} {
 		putRecord(t, store, p.PodKey(), record.Pod{
@@ -179,6 +179,8 @@ func TestCommands(t *testing.T) {
 		{"ls-broken", []string{"ls", "broken", "-n", "ns"}, 0},
 		{"ls-not-found", []string{"ls", "-n", "ns", "none"}, exitFailed},
 		{"logs-with-gap", []string{"logs", "-n", "ns", "run"}, exitLost},
+		{"logs-follow", []string{"logs", "-n", "ns", "-f", "run"}, exitLost},
+		{"logs-follow-raw", []string{"logs", "-n", "ns", "-f", "--raw", "run"}, exitUsage},
 		{"logs-by-uid", []string{"logs", "-n", "ns", theRun.UID}, exitLost},
 		{"logs-all", []string{"logs", "-n", "ns", "--all", "run"}, exitLost},
 		{"logs-init", []string{"logs", "-n", "ns", "--container", "prepare", "run"}, 0},
