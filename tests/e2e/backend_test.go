@@ -61,10 +61,6 @@ func reader(t *testing.T, name string, may bool) *backendclient.Client {
 	if err := env.client.SubResource("token").Create(ctx, account, request); err != nil {
 		t.Fatal(err)
 	}
-	var service corev1.Service
-	if err := env.client.Get(ctx, client.ObjectKey{Namespace: "shiplog-system", Name: "shiplog-backend"}, &service); err != nil {
-		t.Fatal(err)
-	}
 	var certificate corev1.Secret
 	if err := env.client.Get(ctx, client.ObjectKey{Namespace: "shiplog-system", Name: "shiplog-backend-tls"}, &certificate); err != nil {
 		t.Fatal(err)
@@ -73,11 +69,12 @@ func reader(t *testing.T, name string, may bool) *backendclient.Client {
 	if !roots.AppendCertsFromPEM(certificate.Data["ca.crt"]) {
 		t.Fatal("no CA in shiplog-backend-tls")
 	}
-	// Its name is known in the cluster alone, its address here too.
+	// Its name and address are known in the cluster alone.
+	address := forward(t, podsOf(t, "backend")[0].Name, "8443")
 	transport := &http.Transport{
 		TLSClientConfig: &tls.Config{RootCAs: roots},
 		DialContext: func(ctx context.Context, network, _ string) (net.Conn, error) {
-			return (&net.Dialer{}).DialContext(ctx, network, net.JoinHostPort(service.Spec.ClusterIP, "443"))
+			return (&net.Dialer{}).DialContext(ctx, network, address)
 		},
 	}
 	t.Cleanup(transport.CloseIdleConnections)

@@ -161,11 +161,11 @@ func signAgain(t *testing.T, token string, change func(claims map[string]any)) s
 // TestCertificateRenewed has cert-manager renew the serving certificate. The running webhook must serve the new one, and go on to inject and to give tickets.
 func TestCertificateRenewed(t *testing.T) {
 	t.Parallel()
-	pods := webhookPods(t)
+	pods := podsOf(t, "webhook")
 	old := map[string]string{}
 	addresses := map[string]string{}
 	for _, pod := range pods {
-		addresses[pod.Name] = forward(t, pod.Name)
+		addresses[pod.Name] = forward(t, pod.Name, "9443")
 		old[pod.Name] = serialOf(t, addresses[pod.Name])
 	}
 	// What "cmctl renew" does.
@@ -209,11 +209,11 @@ func serialOf(t *testing.T, address string) string {
 	return conn.ConnectionState().PeerCertificates[0].SerialNumber.String()
 }
 
-// webhookPods are the replicas that run.
-func webhookPods(t *testing.T) []corev1.Pod {
+// podsOf are the replicas of a part of shiplog that run.
+func podsOf(t *testing.T, component string) []corev1.Pod {
 	t.Helper()
 	var pods corev1.PodList
-	if err := env.client.List(t.Context(), &pods, client.InNamespace("shiplog-system"), client.MatchingLabels{"app.kubernetes.io/component": "webhook"}); err != nil {
+	if err := env.client.List(t.Context(), &pods, client.InNamespace("shiplog-system"), client.MatchingLabels{"app.kubernetes.io/component": component}); err != nil {
 		t.Fatal(err)
 	}
 	var running []corev1.Pod
@@ -223,16 +223,16 @@ func webhookPods(t *testing.T) []corev1.Pod {
 		}
 	}
 	if len(running) == 0 {
-		t.Fatal("no webhook pod runs")
+		t.Fatalf("no pod of the %s runs", component)
 	}
 	return running
 }
 
-// forward makes a webhook pod's TLS port reachable from here until the test ends. The API server's own proxy would take our Authorization header for its own.
-func forward(t *testing.T, pod string) (address string) {
+// forward makes a port of a pod of shiplog's reachable from here until the test ends. The API server's own proxy would take our Authorization header for its own.
+func forward(t *testing.T, pod, port string) (address string) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(context.Background())
-	cmd := exec.CommandContext(ctx, env.kubectl, "-n", "shiplog-system", "port-forward", "pod/"+pod, ":9443")
+	cmd := exec.CommandContext(ctx, env.kubectl, "-n", "shiplog-system", "port-forward", "pod/"+pod, ":"+port)
 	cmd.Env = append(os.Environ(), env.vars...)
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr
@@ -257,15 +257,15 @@ func forward(t *testing.T, pod string) (address string) {
 	}
 	go func() { _, _ = io.Copy(io.Discard, reader) }() // a line for each connection; ends with the process, which the cleanup waits for
 	_, rest, _ := strings.Cut(line, "127.0.0.1:")
-	port, _, _ := strings.Cut(rest, " ")
-	return "127.0.0.1:" + port
+	local, _, _ := strings.Cut(rest, " ")
+	return "127.0.0.1:" + local
 }
 
 // askForTicket posts to the ticket service, again where the way to it breaks, as where the pod that it goes to has just been restarted.
 func askForTicket(t *testing.T, token string) (status, body string) {
 	t.Helper()
 	for tries := 1; ; tries++ {
-		status, body, err := askOnce(t, forward(t, webhookPods(t)[0].Name), token)
+		status, body, err := askOnce(t, forward(t, podsOf(t, "webhook")[0].Name, "9443"), token)
 		if err == nil {
 			return status, body
 		}
