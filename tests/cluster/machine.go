@@ -202,7 +202,10 @@ func (s *supervisor) await(name string, _ syscall.Signal) error {
 		if err != nil {
 			return err
 		}
-		return conn.Close()
+		if err := conn.Close(); err != nil || p.serves == nil {
+			return err
+		}
+		return p.serves(ctx)
 	})
 	cancel()
 	<-ended

@@ -1,9 +1,14 @@
 package main
 
 import (
+	"context"
 	"fmt"
+	"io"
+	"net"
+	"net/http"
 	"os"
 	"path/filepath"
+	"strings"
 )
 
 // part is one process of the node.
@@ -13,21 +18,62 @@ type part struct {
 	command func(n node) (argv, env []string, err error)
 	// listens is where it serves when it is ready, seen from within the machine. The node's address stands as %s in it. Without it, running is all that is known.
 	network, listens string
+	// serves, where there is one, tells that a part which listens can do what the next one needs of it at once.
+	serves func(ctx context.Context) error
 }
+
+const containerdSocket = "/run/containerd/containerd.sock"
 
 // parts are in the order in which status lists them.
 var parts = []part{
-	{"etcd", etcdCommand, "tcp", "127.0.0.1:2379"},
-	{"kube-apiserver", apiServerCommand, "tcp", "%s:6443"},
-	{"kube-controller-manager", controllerManagerCommand, "tcp", "127.0.0.1:10257"},
-	{"kube-scheduler", schedulerCommand, "tcp", "127.0.0.1:10259"},
-	{"containerd", containerdCommand, "unix", "/run/containerd/containerd.sock"},
-	{"kubelet", kubeletCommand, "tcp", "%s:10250"},
-	{"kube-proxy", proxyCommand, "tcp", "127.0.0.1:10249"},
-	{"coredns", corednsCommand, "tcp", "%s:53"},
-	{"registry", registryCommand, "tcp", "127.0.0.1:" + registryPort},
-	{"certmanager", certManagerCommand, "", ""},
-	{"versitygw", versityCommand, "tcp", "127.0.0.1:" + s3Port},
+	{"etcd", etcdCommand, "tcp", "127.0.0.1:2379", nil},
+	{"kube-apiserver", apiServerCommand, "tcp", "%s:6443", nil},
+	{"kube-controller-manager", controllerManagerCommand, "tcp", "127.0.0.1:10257", nil},
+	{"kube-scheduler", schedulerCommand, "tcp", "127.0.0.1:10259", nil},
+	{"containerd", containerdCommand, "unix", containerdSocket, func(ctx context.Context) error { return criAnswers(ctx, containerdSocket) }},
+	{"kubelet", kubeletCommand, "tcp", "%s:10250", nil},
+	{"kube-proxy", proxyCommand, "tcp", "127.0.0.1:10249", nil},
+	{"coredns", corednsCommand, "tcp", "%s:53", nil},
+	{"registry", registryCommand, "tcp", "127.0.0.1:" + registryPort, nil},
+	{"certmanager", certManagerCommand, "", "", nil},
+	{"versitygw", versityCommand, "tcp", "127.0.0.1:" + s3Port, nil},
+}
+
+// criAnswers asks containerd for its version over the CRI, as the kubelet does first. containerd listens before its CRI plug-in is
+// initialized; it says "Unavailable" until then, and a kubelet that hears that exits (kubelet's validateServiceConnection).
+func criAnswers(ctx context.Context, socket string) error {
+	transport := &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "unix", socket)
+		},
+		Protocols: new(http.Protocols),
+	}
+	transport.Protocols.SetUnencryptedHTTP2(true) // gRPC over a socket
+	defer transport.CloseIdleConnections()
+	const emptyMessage = "\x00\x00\x00\x00\x00"
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "http://containerd/runtime.v1.RuntimeService/Version", strings.NewReader(emptyMessage))
+	if err != nil {
+		return err
+	}
+	req.Header.Set("Content-Type", "application/grpc")
+	req.Header.Set("TE", "trailers")
+	resp, err := transport.RoundTrip(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if _, err := io.Copy(io.Discard, resp.Body); err != nil {
+		return err
+	}
+	// A call that fails before it answers has its status among the headers.
+	status, message := resp.Trailer.Get("Grpc-Status"), resp.Trailer.Get("Grpc-Message")
+	if status == "" {
+		status, message = resp.Header.Get("Grpc-Status"), resp.Header.Get("Grpc-Message")
+	}
+	if status != "0" {
+		return fmt.Errorf("containerd's CRI answers with gRPC status %q: %s", status, message)
+	}
+	return nil
 }
 
 func findPart(name string) (part, bool) {

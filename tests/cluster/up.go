@@ -141,6 +141,9 @@ func bringUp(ctx context.Context, n node, progress io.Writer) error {
 		return err
 	}
 	fmt.Fprintln(progress, "  images         pushed")
+	if err := newMachineClient(n).call(ctx, "await", "containerd", 0); err != nil {
+		return err
+	}
 	if err := startParts(ctx, n); err != nil {
 		return err
 	}

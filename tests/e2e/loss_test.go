@@ -857,8 +857,15 @@ func systemContainers(ctx context.Context) (ids map[string]bool, ready bool, err
 }
 
 // nodeBack starts the node's services after all of its containers were killed, and waits until runs can be made again. Until the kubelet has looked, the API server says that what is dead is ready.
+// Without the node no other test can pass, so they do not begin: what they would print hides what happened.
 func nodeBack(t *testing.T, before map[string]bool) {
 	t.Helper()
+	back := false
+	defer func() {
+		if !back {
+			panic("the node did not come back after " + t.Name() + ", and no other test can run without it; the logs are in the cluster's folder")
+		}
+	}()
 	clusterPart(t, "start", "containerd")
 	clusterPart(t, "start", "kubelet")
 	err := poll(t.Context(), "other containers in the place of the killed ones", func(ctx context.Context) (bool, error) {
@@ -880,6 +887,7 @@ func nodeBack(t *testing.T, before map[string]bool) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	back = true
 }
 
 // TestLossPowerCut kills everything on the node with SIGKILL: the kubelet, containerd and every process of every pod. Then the node comes back.
