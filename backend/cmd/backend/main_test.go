@@ -2,12 +2,10 @@ package main
 
 import (
 	"context"
-	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
-	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -17,6 +15,8 @@ import (
 	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/tools/clientcmd"
+	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 
 	"github.com/shiplog-dev/shiplog/backend/archivetest"
 	"github.com/shiplog-dev/shiplog/internal/layout"
@@ -69,14 +69,14 @@ func TestHandler(t *testing.T) {
 	}
 	admin := cluster.Admin
 	kubeconfig := filepath.Join(t.TempDir(), "kubeconfig")
-	for name, b := range map[string][]byte{"ca": admin.CAData, "cert": admin.CertData, "key": admin.KeyData} {
-		if err := os.WriteFile(kubeconfig+"-"+name, b, 0o600); err != nil {
-			t.Fatal(err)
-		}
-	}
-	text := fmt.Sprintf(`{apiVersion: v1, kind: Config, current-context: c, contexts: [{name: c, context: {cluster: c, user: u}}],
-clusters: [{name: c, cluster: {server: %q, certificate-authority: %[2]s-ca}}], users: [{name: u, user: {client-certificate: %[2]s-cert, client-key: %[2]s-key}}]}`, admin.Host, kubeconfig)
-	if err := os.WriteFile(kubeconfig, []byte(text), 0o600); err != nil {
+	// With the certificates in it: client-go looks at files for changes, in goroutines that go on until the garbage collector finds that nobody uses them.
+	err = clientcmd.WriteToFile(clientcmdapi.Config{
+		CurrentContext: "c",
+		Contexts:       map[string]*clientcmdapi.Context{"c": {Cluster: "c", AuthInfo: "u"}},
+		Clusters:       map[string]*clientcmdapi.Cluster{"c": {Server: admin.Host, CertificateAuthorityData: admin.CAData}},
+		AuthInfos:      map[string]*clientcmdapi.AuthInfo{"u": {ClientCertificateData: admin.CertData, ClientKeyData: admin.KeyData}},
+	}, kubeconfig)
+	if err != nil {
 		t.Fatal(err)
 	}
 	o, err := parseFlags([]string{"--kubeconfig=" + kubeconfig, "--cert-dir="})
@@ -130,7 +130,7 @@ clusters: [{name: c, cluster: {server: %q, certificate-authority: %[2]s-ca}}], u
 			t.Errorf("%s: %d %s, want %d", c.name, code, body, c.want)
 		}
 	}
-	_, text = get(side.URL+"/metrics", "")
+	_, text := get(side.URL+"/metrics", "")
 	for _, want := range []string{`shiplog_backend_requests_total{status="403"} 1`, `shiplog_backend_s3_requests_total{operation="list",result="ok"} 1`, "shiplog_backend_requests_running 0"} {
 		if !strings.Contains(text, want+"\n") {
 			t.Errorf("/metrics lacks %s:\n%s", want, text)
