@@ -31,6 +31,8 @@ build: ## Build the binaries into bin/.
 	$(STATIC) -o bin/shipper ./shipper
 	$(STATIC) -o bin/tee ./shipper/tee
 	$(GO) build -trimpath -o bin/shiplog ./backend/cmd/shiplog
+	@ln -sf shiplog bin/kubectl-shiplog
+	@ln -sf shiplog bin/tkn-shiplog
 
 .PHONY: images
 images: build ## Build the images without a container engine and push them to REGISTRY.

@@ -13,8 +13,8 @@ import (
 // Printer writes logs as people read them: "[task : step] line", and notices where something is to be said: Line for each line, and End at each log's end. Lines of several logs may be mixed. A Printer is for one goroutine.
 type Printer struct {
 	Out *bufio.Writer
-	// Notices is where notices go; nil leaves them out.
-	Notices io.Writer
+	// Notices is where it is said that bytes are missing at a place, and Ends how a log stands at its end. nil leaves them out.
+	Notices, Ends io.Writer
 	// Raw writes exactly what was printed: no label, no time, and no line is ended that was not.
 	Raw bool
 	// Timestamps begins each line with its time in nine digits.
@@ -48,11 +48,11 @@ func (p *Printer) see(s Status) {
 	}
 }
 
-func (p *Printer) notice(label, format string, args ...any) error {
-	if p.Notices == nil {
+func notice(w io.Writer, label, format string, args ...any) error {
+	if w == nil {
 		return nil
 	}
-	_, err := fmt.Fprintf(p.Notices, "%s-- shiplog: %s\n", label, fmt.Sprintf(format, args...))
+	_, err := fmt.Fprintf(w, "%s-- shiplog: %s\n", label, fmt.Sprintf(format, args...))
 	return err
 }
 
@@ -70,7 +70,7 @@ func (p *Printer) Line(label string, l Line, err error) error {
 	var digest *DigestError
 	if errors.As(err, &digest) {
 		p.see(Damaged)
-		return errors.Join(p.endLine(), p.notice(label, "%v", digest))
+		return errors.Join(p.endLine(), notice(p.Ends, label, "%v", digest))
 	}
 	if err != nil {
 		return err
@@ -110,12 +110,12 @@ func (p *Printer) gap(label string, l Line) error {
 	p.see(Gaps)
 	m, err := criline.ParseMarker(l.Text)
 	if err != nil {
-		return p.notice(label, "a notice that cannot be read: %v", err)
+		return notice(p.Notices, label, "a notice that cannot be read: %v", err)
 	}
 	if m.Reason == ReasonMissing {
 		p.see(Damaged)
 	}
-	return p.notice(label, "%s", DescribeGap(m))
+	return notice(p.Notices, label, "%s", DescribeGap(m))
 }
 
 // DescribeGap puts a marker into words.
@@ -142,14 +142,14 @@ func (p *Printer) End(label string, c Container) error {
 	if said == "" || c.Status == Gaps && marked > 0 || c.Status == Verified && p.Raw { // the log itself has shown its gaps
 		return nil
 	}
-	return p.notice(label, "%s", said)
+	return notice(p.Ends, label, "%s", said)
 }
 
 // Describe says what a log's state means to who reads it, or "" where all is well and there is something to see.
 func (c Container) Describe() string {
 	switch c.Status {
 	case Verified:
-		if c.Why == "" || len(c.Segments) > 0 {
+		if c.Why == "" || len(c.Segments) > 0 || c.Bytes > 0 {
 			return c.Why
 		}
 		return "this log is empty: " + c.Why

@@ -39,7 +39,7 @@ func TestEnds(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			var out bytes.Buffer
 			var seen []Status
-			p := &Printer{Out: bufio.NewWriter(&out), Notices: &out, Seen: func(s Status) { seen = append(seen, s) }}
+			p := &Printer{Out: bufio.NewWriter(&out), Notices: &out, Ends: &out, Seen: func(s Status) { seen = append(seen, s) }}
 			if c.marked {
 				if err := p.Line("x ", Line{Line: marker}, nil); err != nil {
 					t.Fatal(err)
@@ -62,7 +62,7 @@ func TestMixed(t *testing.T) {
 	}
 	var out bytes.Buffer
 	b := bufio.NewWriter(&out)
-	p := &Printer{Out: b, Notices: b}
+	p := &Printer{Out: b, Notices: b, Ends: b}
 	for _, l := range []struct {
 		label string
 		Line

@@ -43,7 +43,7 @@ const AliveWithin = 3 * time.Minute
 type Tree struct {
 	Run      layout.Run  `json:"run"`
 	Record   *record.Run `json:"record,omitempty"` // nil if run.json is missing
-	TaskRuns []TaskRun   `json:"taskRuns"`         // in the pipeline's order
+	TaskRuns []TaskRun   `json:"taskRuns"`         // in the order of their start
 }
 
 // TaskRun is one TaskRun of a run. Each retry is another pod.
@@ -428,7 +428,7 @@ func (t *Tree) arrange(pods map[layout.Pod]*Pod) {
 	t.Sort()
 }
 
-// Sort puts the TaskRuns into the pipeline's order: as run.json has it, or else as the first pods were made.
+// Sort puts the TaskRuns into the order of their start: as their first pods were made, and of those that were made within the same second, as the pipeline has them.
 func (t *Tree) Sort() {
 	rank := func(tr TaskRun) int {
 		if t.Record != nil {
@@ -438,8 +438,14 @@ func (t *Tree) Sort() {
 		}
 		return math.MaxInt
 	}
+	unknown := func(tr TaskRun) int {
+		if tr.Pods[0].created().IsZero() {
+			return 1
+		}
+		return 0
+	}
 	slices.SortFunc(t.TaskRuns, func(a, b TaskRun) int {
-		return cmp.Or(cmp.Compare(rank(a), rank(b)), a.Pods[0].created().Compare(b.Pods[0].created()), cmp.Compare(a.Name, b.Name))
+		return cmp.Or(unknown(a)-unknown(b), a.Pods[0].created().Compare(b.Pods[0].created()), cmp.Compare(rank(a), rank(b)), cmp.Compare(a.Name, b.Name))
 	})
 }
 

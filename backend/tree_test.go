@@ -69,7 +69,7 @@ func TestStatusAtItsEdges(t *testing.T) {
 	}
 }
 
-// TestTreeOrder expects the pipeline's order of tasks, pods oldest first, the pod's order of containers, and nothing of what is not asked for.
+// TestTreeOrder expects tasks in the order of their start, and then in the pipeline's, pods oldest first, the pod's order of containers, and nothing of what is not asked for.
 func TestTreeOrder(t *testing.T) {
 	m := memory{}
 	m.put(t, run.RunKey(), now, record.Run{Kind: layout.PipelineRun, Name: "run", Tasks: []string{"fetch", "build", "clean"}})
@@ -94,7 +94,7 @@ func TestTreeOrder(t *testing.T) {
 		target Target
 		want   []string
 	}{
-		{"run", Target{Run: run}, []string{"fetch/u4", "build/u9-first", "build/u0-retry", "clean/u1", "unlisted/u2"}},
+		{"run", Target{Run: run}, []string{"build/u9-first", "build/u0-retry", "clean/u1", "unlisted/u2", "fetch/u4"}},
 		{"TaskRun", Target{Run: run, TaskRun: "run-build"}, []string{"build/u9-first", "build/u0-retry"}},
 		{"pod", Target{Run: run, TaskRun: "run-build", PodUID: "u0-retry"}, []string{"build/u0-retry"}},
 	} {

@@ -346,7 +346,7 @@ func oneNDJSON(t *testing.T, w *world) {
 	got = w.get(t, path(gaps)+"/logs?format=ndjson&fromLine=2")
 	want = `{"line":2,"offset":7,"time":"2026-11-23T12:00:00Z","stream":"marker","gap":{"kind":"gap","reason":"spool-limit","stdout":17,"stderr":0}}
 {"line":2,"offset":7,"time":"2026-11-23T12:00:00Z","stream":"stdout","text":"behind"}
-{"end":{"status":"gaps","why":"bytes are missing before this (gaps: 1, bytes lost: 17)","bytes":14,"lines":2,"exit":{"code":0}}}
+{"end":{"status":"gaps","why":"gaps: 1, bytes lost: 17","says":"bytes are missing before this (gaps: 1, bytes lost: 17)","bytes":14,"lines":2,"exit":{"code":0}}}
 `
 	if diff := cmp.Diff(want, got.body); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)

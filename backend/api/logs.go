@@ -316,7 +316,7 @@ func newTextWriter(w http.ResponseWriter, l logParams) *textWriter {
 	}
 	t.printer = &backend.Printer{Out: t.out.Writer, Raw: t.raw, Timestamps: l.timestamps, Seen: func(s backend.Status) { t.damaged = t.damaged || s == backend.Damaged }}
 	if l.notices {
-		t.printer.Notices = t.out
+		t.printer.Notices, t.printer.Ends = t.out, t.out
 	}
 	return t
 }
@@ -350,7 +350,7 @@ func (t *textWriter) end(c backend.Container) error {
 }
 
 func stateOf(c backend.Container) State {
-	s := State{Status: c.Status, Why: c.Describe(), Bytes: c.Bytes, Lines: c.Lines}
+	s := State{Status: c.Status, Why: c.Why, Says: c.Describe(), Bytes: c.Bytes, Lines: c.Lines}
 	if c.Seal != nil {
 		s.Exit = c.Seal.Exit
 	}

@@ -43,6 +43,12 @@ func (p *params) text(name string) string {
 	return p.values.Get(name)
 }
 
+// texts is a parameter that may stand several times.
+func (p *params) texts(name string) []string {
+	p.known[name] = true
+	return p.values[name]
+}
+
 // flag is true for a parameter that is true or 1.
 func (p *params) flag(name string) bool {
 	v := p.text(name)

@@ -71,7 +71,7 @@ func (a *api) searchSeveral(kind string) func(http.ResponseWriter, *http.Request
 		}
 		f := newFinding(w, search, limit)
 		for place := range tree.Containers() {
-			if !wanted.includes(place.TaskRun, place.Container) {
+			if !wanted.Includes(place.TaskRun, place.Container) {
 				continue
 			}
 			if err := f.in(a, r, placeOf(place), place.Container); err != nil {
@@ -128,11 +128,17 @@ func (f *finding) in(a *api, r *http.Request, place *Place, c backend.Container)
 	return nil
 }
 
-func (f *finding) write(place *Place, m backend.Match) error {
-	line := matchLineOf(m.MatchLine)
+// MatchOf makes a match as this API gives it, without its place.
+func MatchOf(m backend.Match) Match {
 	// Of a text that is not UTF-8, places are other ones.
 	start, end := len(valid(m.Text[:m.Start])), len(valid(m.Text[:m.End]))
-	b, err := json.Marshal(Match{place, line, start, end, matchLinesOf(m.Before), matchLinesOf(m.After)})
+	return Match{nil, matchLineOf(m.MatchLine), start, end, matchLinesOf(m.Before), matchLinesOf(m.After)}
+}
+
+func (f *finding) write(place *Place, m backend.Match) error {
+	match := MatchOf(m)
+	match.Place = place
+	b, err := json.Marshal(match)
 	if err != nil {
 		return err
 	}

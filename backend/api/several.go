@@ -8,11 +8,9 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
-	"strings"
 
 	"github.com/shiplog-dev/shiplog/backend"
 	"github.com/shiplog-dev/shiplog/internal/layout"
-	"github.com/shiplog-dev/shiplog/internal/record"
 )
 
 // find resolves the run of a path.
@@ -28,29 +26,9 @@ func placeOf(p backend.Place) *Place {
 	return &Place{p.TaskRun.Name, p.TaskRun.PipelineTask, p.Retry, p.Container.Name}
 }
 
-// choice is which containers of a run are asked for. Steps are, unless something else is.
-type choice struct {
-	task, step, container string
-	all                   bool
-}
-
-func choiceOf(p *params) choice {
-	return choice{task: p.text("task"), step: p.text("step"), container: p.text("container"), all: p.flag("all")}
-}
-
-func (c choice) includes(tr backend.TaskRun, k backend.Container) bool {
-	if c.task != "" && c.task != tr.PipelineTask && c.task != tr.Name {
-		return false
-	}
-	step := k.Kind == record.Step || k.Kind == "" && strings.HasPrefix(k.Name, "step-")
-	switch {
-	case c.container != "":
-		return k.Name == c.container
-	case c.step != "":
-		return step && (k.Label() == c.step || k.Name == "step-"+c.step)
-	default:
-		return step || c.all
-	}
+// choiceOf reads which containers of a run are asked for.
+func choiceOf(p *params) backend.Choice {
+	return backend.Choice{Tasks: p.texts("task"), Steps: p.texts("step"), Container: p.text("container"), All: p.flag("all")}
 }
 
 // severalLogs answers with the logs of a run, one after the other, or as they come.
@@ -74,7 +52,7 @@ func (a *api) severalLogs(kind string) func(http.ResponseWriter, *http.Request) 
 		}
 		worst := backend.Status("")
 		for place := range tree.Containers() {
-			if wanted.includes(place.TaskRun, place.Container) {
+			if wanted.Includes(place.TaskRun, place.Container) {
 				worst = backend.Worse(worst, place.Container.Status)
 			}
 		}
@@ -123,7 +101,7 @@ func (t *labelled) at(p backend.Place)                   { t.label = p.Label(t.r
 func (t *labelled) line(l backend.Line, err error) error { return t.printer.Line(t.label, l, err) }
 func (t *labelled) end(c backend.Container) error        { return t.printer.End(t.label, c) }
 
-func (a *api) streamSeveral(w http.ResponseWriter, r *http.Request, tree *backend.Tree, target backend.Target, l logParams, wanted choice) error {
+func (a *api) streamSeveral(w http.ResponseWriter, r *http.Request, tree *backend.Tree, target backend.Target, l logParams, wanted backend.Choice) error {
 	l.notices = true // who reads several logs in one text, would take what is missing of one for silence
 	var to severalWriter
 	switch l.format {
@@ -135,13 +113,13 @@ func (a *api) streamSeveral(w http.ResponseWriter, r *http.Request, tree *backen
 		to = &labelled{textWriter: newTextWriter(w, l), run: tree.Run}
 	}
 	w.Header().Set("Content-Type", to.contentType())
-	lines := a.Archive.RunLines(r.Context(), tree, wanted.includes, l.options)
+	lines := a.Archive.RunLines(r.Context(), tree, wanted.Includes, l.options)
 	if l.follow {
 		if err := longLived(w); err != nil {
 			return err
 		}
 		l.options.Idle = to.flush
-		lines = a.Archive.FollowRun(r.Context(), target, wanted.includes, l.options)
+		lines = a.Archive.FollowRun(r.Context(), target, wanted.Includes, l.options)
 	}
 	worst := backend.Status("")
 	for line, err := range lines {
@@ -181,8 +159,8 @@ func (a *api) zip(kind string) func(http.ResponseWriter, *http.Request) error {
 		if err != nil {
 			return err
 		}
-		if wanted == (choice{}) {
-			wanted.all = true
+		if len(wanted.Tasks) == 0 && len(wanted.Steps) == 0 && wanted.Container == "" {
+			wanted.All = true
 		}
 		w.Header().Set("Content-Type", "application/zip")
 		attach(w.Header(), runName(tree)+".zip")
@@ -194,7 +172,7 @@ func (a *api) zip(kind string) func(http.ResponseWriter, *http.Request) error {
 	}
 }
 
-func (a *api) zipTree(ctx context.Context, z *zip.Writer, tree *backend.Tree, wanted choice, timestamps bool) error {
+func (a *api) zipTree(ctx context.Context, z *zip.Writer, tree *backend.Tree, wanted backend.Choice, timestamps bool) error {
 	f, err := z.Create("tree.json")
 	if err != nil {
 		return err
@@ -205,7 +183,7 @@ func (a *api) zipTree(ctx context.Context, z *zip.Writer, tree *backend.Tree, wa
 		return err
 	}
 	for place := range tree.Containers() {
-		if !wanted.includes(place.TaskRun, place.Container) {
+		if !wanted.Includes(place.TaskRun, place.Container) {
 			continue
 		}
 		folder := place.TaskRun.Label()
@@ -226,7 +204,7 @@ func (a *api) zipTree(ctx context.Context, z *zip.Writer, tree *backend.Tree, wa
 // writeText writes a log with its notices: a file outlives what else says that something is missing.
 func (a *api) writeText(ctx context.Context, f interface{ Write([]byte) (int, error) }, c backend.Container, timestamps bool) error {
 	b := bufio.NewWriterSize(f, 64<<10)
-	p := &backend.Printer{Out: b, Notices: b, Timestamps: timestamps}
+	p := &backend.Printer{Out: b, Notices: b, Ends: b, Timestamps: timestamps}
 	for l, err := range a.Archive.Lines(ctx, c, backend.LogOptions{}) {
 		if err := p.Line("", l, err); err != nil {
 			return err

@@ -93,6 +93,7 @@ type End struct {
 type State struct {
 	Status backend.Status `json:"status"`
 	Why    string         `json:"why,omitempty"`
+	Says   string         `json:"says,omitempty"` // what the status means to a person
 	Bytes  int64          `json:"bytes"`
 	Lines  int64          `json:"lines"`
 	Exit   *record.Exit   `json:"exit,omitempty"`

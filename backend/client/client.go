@@ -138,12 +138,19 @@ func (c *Client) Runs(ctx context.Context, namespace string, query url.Values, l
 	}
 }
 
-// Tree finds a run by the name or UID of a PipelineRun or TaskRun, and reads it as a tree. Nothing of this name is a *backend.NotFoundError.
-func (c *Client) Tree(ctx context.Context, namespace, ref string) (*backend.Tree, backend.Target, error) {
+// Tree finds a run by the name or UID of a PipelineRun or TaskRun ("" stands for both), and reads it as a tree. Nothing of this name is a *backend.NotFoundError.
+func (c *Client) Tree(ctx context.Context, namespace string, kind layout.RunKind, ref string) (*backend.Tree, backend.Target, error) {
 	if ref == "" || strings.ContainsAny(ref, "/") {
 		return nil, backend.Target{}, &backend.NotFoundError{Namespace: namespace, Ref: ref}
 	}
-	for _, kind := range []string{"pipelineruns", "taskruns"} {
+	kinds := []string{"pipelineruns", "taskruns"}
+	switch kind {
+	case layout.PipelineRun:
+		kinds = kinds[:1]
+	case layout.TaskRun:
+		kinds = kinds[1:]
+	}
+	for _, kind := range kinds {
 		t, err := getJSON[api.Tree](ctx, c, nil, "namespaces", namespace, kind, ref)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
@@ -261,7 +268,7 @@ func logQuery(o backend.LogOptions, follow bool) url.Values {
 
 // settle takes over how a log stands at the end of an answer.
 func settle(c *backend.Container, s api.State) error {
-	c.Status, c.Bytes, c.Lines = s.Status, s.Bytes, s.Lines
+	c.Status, c.Why, c.Bytes, c.Lines = s.Status, s.Why, s.Bytes, s.Lines
 	if s.Damage != nil {
 		return &backend.DigestError{Container: c.Key, Want: s.Damage.Sealed, Have: s.Damage.Read}
 	}
@@ -303,4 +310,47 @@ func (c *Client) Content(ctx context.Context, k layout.Container) (io.ReadCloser
 		return nil, 0, err
 	}
 	return res.Body, res.ContentLength, nil
+}
+
+// Found is the end of a search: how much was searched, and what of it is damaged.
+type Found = api.Found
+
+// Search yields the matches in a run's logs. kind and ref are those of Tree, and query has the API's parameters: q, regexp, ignoreCase, before, after, limit, task, step, container, all. found is filled at the end; an answer that
+// lacks it is an error.
+func (c *Client) Search(ctx context.Context, namespace string, kind layout.RunKind, ref string, query url.Values, found *Found) iter.Seq2[api.Match, error] {
+	return func(yield func(api.Match, error) bool) {
+		plural := "pipelineruns"
+		if kind == layout.TaskRun {
+			plural = "taskruns"
+		}
+		res, err := c.get(ctx, []string{"namespaces", namespace, plural, ref, "search"}, query, nil)
+		if err != nil {
+			yield(api.Match{}, err)
+			return
+		}
+		defer res.Body.Close()
+		d := json.NewDecoder(res.Body)
+		for {
+			var m struct {
+				api.Match
+				Found json.RawMessage `json:"found"`
+			}
+			if err := d.Decode(&m); err != nil {
+				if errors.Is(err, io.EOF) {
+					err = io.ErrUnexpectedEOF
+				}
+				yield(api.Match{}, fmt.Errorf("the shiplog server's answer broke off: %w", err))
+				return
+			}
+			if m.Found != nil {
+				if err := json.Unmarshal(m.Found, &found.Found); err != nil {
+					yield(api.Match{}, fmt.Errorf("read the shiplog server's answer: %w", err))
+				}
+				return
+			}
+			if !yield(m.Match, nil) {
+				return
+			}
+		}
+	}
 }

@@ -103,7 +103,7 @@ func TestSameAsArchive(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		got, gotTarget, err := c.Tree(t.Context(), "ns", ref)
+		got, gotTarget, err := c.Tree(t.Context(), "ns", "", ref)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -136,7 +136,7 @@ func TestSameAsArchive(t *testing.T) {
 	t.Run("nothing of this name", func(t *testing.T) {
 		var notFound *backend.NotFoundError
 		for _, ref := range []string{"none", "", "a/b"} {
-			if _, _, err := c.Tree(t.Context(), "ns", ref); !errors.As(err, &notFound) {
+			if _, _, err := c.Tree(t.Context(), "ns", "", ref); !errors.As(err, &notFound) {
 				t.Errorf("%q: %v", ref, err)
 			}
 		}

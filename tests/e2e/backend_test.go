@@ -96,7 +96,7 @@ func TestBackend(t *testing.T) {
 
 	var container backend.Container
 	err := poll(t.Context(), "the run to be in the archive", func(ctx context.Context) (bool, error) {
-		tree, _, err := c.Tree(ctx, nsOn, tr.Name)
+		tree, _, err := c.Tree(ctx, nsOn, "", tr.Name)
 		var notFound *backend.NotFoundError
 		if errors.As(err, &notFound) {
 			return false, nil
@@ -162,10 +162,10 @@ func TestBackend(t *testing.T) {
 	}
 
 	var refused *backendclient.Error
-	if _, _, err := stranger.Tree(t.Context(), nsOn, tr.Name); !errors.As(err, &refused) || refused.Status != http.StatusForbidden {
+	if _, _, err := stranger.Tree(t.Context(), nsOn, "", tr.Name); !errors.As(err, &refused) || refused.Status != http.StatusForbidden {
 		t.Errorf("who may not read is told %v", err)
 	}
-	if _, _, err := stranger.Tree(t.Context(), nsOn, "none"); !errors.As(err, &refused) || refused.Status != http.StatusForbidden {
+	if _, _, err := stranger.Tree(t.Context(), nsOn, "", "none"); !errors.As(err, &refused) || refused.Status != http.StatusForbidden {
 		t.Errorf("of what there is not, who may not read is told %v", err)
 	}
 	if names, err := stranger.Namespaces(t.Context()); err != nil || len(names) > 0 {

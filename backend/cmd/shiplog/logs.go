@@ -1,85 +1,174 @@
 package main
 
 import (
-	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
-	"strings"
+
+	"github.com/fatih/color"
+	"github.com/spf13/cobra"
 
 	"github.com/shiplog-dev/shiplog/backend"
-	"github.com/shiplog-dev/shiplog/internal/record"
+	"github.com/shiplog-dev/shiplog/backend/live"
+	"github.com/shiplog-dev/shiplog/internal/layout"
 )
 
 // selection is what of a run is printed, and how.
 type selection struct {
-	task, step, container string
-	all, raw, timestamps  bool
-	follow                bool
-	tail                  int64
+	kind layout.RunKind // of what RUN names; "" for any
+	pick pick
+	backend.Choice
+	raw, timestamps, prefix       bool
+	follow, archive, exitLikeARun bool
+	tail                          int64
 }
 
-func logs(ctx context.Context, args []string, out *bufio.Writer, stderr io.Writer) error {
-	var s settings
-	var sel selection
-	f := newFlags("logs", &s)
-	f.StringVar(&sel.task, "task", "", "")
-	f.StringVar(&sel.step, "step", "", "")
-	f.StringVar(&sel.container, "container", "", "")
-	f.BoolVar(&sel.all, "all", false, "")
-	f.BoolVar(&sel.raw, "raw", false, "")
-	f.BoolVar(&sel.follow, "f", false, "")
-	f.BoolVar(&sel.follow, "follow", false, "")
-	f.BoolVar(&sel.timestamps, "timestamps", false, "")
-	f.Int64Var(&sel.tail, "tail", 0, "")
-	rest, err := parse(f, args)
-	if err != nil {
-		return err
+// exit codes of -E, as tkn's.
+const (
+	exitRunFailed  = 1
+	exitRunUnknown = 2
+)
+
+func newLogs(s *settings) *cobra.Command {
+	sel := &selection{}
+	c := &cobra.Command{
+		Use: "logs [RUN]", Short: "Print the logs of a run",
+		Long: "Print the logs of a run, each line with its task and step. A pod that is there is read itself, and the archive has the rest.",
+		Example: `  shiplog logs -n builds my-run
+  shiplog logs -n builds my-run -f --task build
+  shiplog logs -n builds my-run -t build -s compile --tail 100 --timestamps
+  shiplog logs -n builds my-run -t build -s compile --raw > compile.log`,
+		ValidArgsFunction: s.complete(""),
+		RunE:              func(cmd *cobra.Command, args []string) error { return s.logs(cmd.Context(), sel, args) },
 	}
+	f := c.Flags()
+	sel.common(c)
+	f.StringSliceVarP(&sel.Tasks, "task", "t", nil, "only these tasks of the pipeline, or TaskRuns")
+	f.StringSliceVarP(&sel.Steps, "step", "s", nil, "only these steps")
+	f.BoolVar(&sel.timestamps, "timestamps", false, "begin each line with its time")
+	f.StringVar(&sel.Container, "container", "", "only this container, as step-x or sidecar-x")
+	f.Int64Var(&sel.tail, "tail", 0, "only the last `N` ended lines of each log, and what is behind them")
+	f.BoolVar(&sel.raw, "raw", false, "exactly the bytes that were printed, and nothing else; from the archive")
+	return c
+}
+
+// newPipelineRun makes "pipelinerun logs", with tkn's flags.
+func newPipelineRun(s *settings) *cobra.Command {
+	sel := &selection{kind: layout.PipelineRun, Choice: backend.Choice{Sidecars: true}} // which tkn takes for steps
+	c := &cobra.Command{
+		Use: "logs [PIPELINERUN]", Short: "Print the logs of a PipelineRun, with tkn's flags and exit codes", ValidArgsFunction: s.complete(layout.PipelineRun), Args: atMostOne,
+		RunE: func(cmd *cobra.Command, args []string) error { return s.tknLogs(cmd.Context(), sel, args) },
+	}
+	sel.common(c)
+	f := c.Flags()
+	f.StringSliceVarP(&sel.Tasks, "task", "t", nil, "only these tasks")
+	f.BoolVar(&sel.timestamps, "timestamps", false, "begin each line with its time")
+	f.BoolVarP(&sel.exitLikeARun, "exit-with-pipelinerun-error", "E", false, "exit with the PipelineRun's: 0 succeeded, 1 failed, 2 not known")
+	parent := &cobra.Command{Use: "pipelinerun", Aliases: []string{"pr", "pipelineruns"}, Short: "PipelineRuns, as with tkn"}
+	parent.AddCommand(c)
+	return parent
+}
+
+// newTaskRun makes "taskrun logs", with tkn's flags.
+func newTaskRun(s *settings) *cobra.Command {
+	sel := &selection{kind: layout.TaskRun, Choice: backend.Choice{Sidecars: true}}
+	c := &cobra.Command{
+		Use: "logs [TASKRUN]", Short: "Print the logs of a TaskRun, with tkn's flags and exit codes", ValidArgsFunction: s.complete(layout.TaskRun), Args: atMostOne,
+		RunE: func(cmd *cobra.Command, args []string) error { return s.tknLogs(cmd.Context(), sel, args) },
+	}
+	sel.common(c)
+	f := c.Flags()
+	f.StringSliceVarP(&sel.Steps, "step", "s", nil, "only these steps")
+	f.BoolVarP(&sel.timestamps, "timestamps", "t", false, "begin each line with its time")
+	parent := &cobra.Command{Use: "taskrun", Aliases: []string{"tr", "taskruns"}, Short: "TaskRuns, as with tkn"}
+	parent.AddCommand(c)
+	return parent
+}
+
+// common are the flags of all three.
+func (sel *selection) common(c *cobra.Command) {
+	f := c.Flags()
+	f.BoolVarP(&sel.All, "all", "a", false, "init containers and sidecars too")
+	f.BoolVarP(&sel.follow, "follow", "f", false, "go on as the logs grow, until the run is over")
+	f.BoolVar(&sel.prefix, "prefix", true, "begin each line with its task and step")
+	f.BoolVar(&sel.archive, "archive", false, "read the archive only, even while pods are there")
+	f.BoolVarP(&sel.pick.last, "last", "L", false, "the newest run")
+	f.BoolVarP(&sel.pick.choose, "fzf", "F", false, "choose a run from a list")
+	f.IntVar(&sel.pick.limit, "limit", 5, "how many runs there are to choose from; with --fzf 100")
+}
+
+// tknLogs prints logs with tkn's exit codes: a log that is not whole is no failure.
+func (s *settings) tknLogs(ctx context.Context, sel *selection, args []string) error {
+	err := s.logs(ctx, sel, args)
+	var exit *exitError
+	if !sel.exitLikeARun && errors.As(err, &exit) && exit.code >= exitRunning {
+		return nil
+	}
+	return err
+}
+
+// check finds flags that do not go together.
+func (sel *selection) check() error {
 	switch {
-	case len(rest) != 1:
-		return usageError("logs: name one run")
 	case sel.tail < 0:
 		return usageError("logs: --tail %d is negative", sel.tail)
-	case sel.raw && sel.follow && sel.container == "" && sel.step == "":
+	case sel.raw && sel.follow && sel.Container == "" && len(sel.Steps) != 1:
 		return usageError("logs: --raw --follow prints what one log has, as it comes: choose it with --step or --container")
 	case sel.raw && sel.timestamps:
 		return usageError("logs: --raw prints what was printed, which has no timestamps")
+	case sel.All && len(sel.Steps) > 0:
+		return usageError("logs: --all and --step do not go together")
+	case sel.pick.limit < 1:
+		return usageError("logs: --limit %d is not at least 1", sel.pick.limit)
 	}
-	archive, _, err := s.open(ctx)
+	return nil
+}
+
+func (s *settings) logs(ctx context.Context, sel *selection, args []string) error {
+	if err := sel.check(); err != nil {
+		return err
+	}
+	src, err := s.open(ctx)
 	if err != nil {
 		return err
 	}
-	target, err := find(ctx, archive, s.namespace, rest[0])
+	defer src.close()
+	run, err := s.pick(ctx, src, sel.kind, sel.pick, args)
 	if err != nil {
 		return err
 	}
-	if len(target.Others) > 0 {
-		fmt.Fprintf(stderr, "shiplog: %d more runs are named %s; this is the newest. \"shiplog ls\" shows their UIDs\n", len(target.Others), rest[0])
+	if (sel.raw || sel.archive) && src.Archive != nil {
+		src.Cluster = nil
 	}
-	tree, err := archive.Tree(ctx, target)
+	v, err := src.Look(ctx, src.namespace, sel.kind, run)
 	if err != nil {
-		return err
+		return src.explain(err)
 	}
-	worst := 0
-	p := &backend.Printer{Out: out, Notices: out, Raw: sel.raw, Timestamps: sel.timestamps, Seen: func(s backend.Status) { worst = worse(worst, exitCode(s)) }}
-	if sel.raw {
-		p.Notices = stderr
+	if len(v.Others) > 0 {
+		fmt.Fprintf(s.stderr, "shiplog: %d more runs are named %s; this is the newest. \"%s ls\" shows their UIDs\n", len(v.Others), run, program())
 	}
-	found := false
-	show := archive.RunLines(ctx, tree, sel.includes, backend.LogOptions{Tail: sel.tail})
+	o := backend.LogOptions{Tail: sel.tail}
+	lines := src.Show(ctx, v, sel.Includes, o)
 	if sel.follow {
-		show = archive.FollowRun(ctx, target, sel.includes, backend.LogOptions{Tail: sel.tail, Idle: out.Flush})
+		o.Idle = s.out.Flush
+		lines = src.Follow(ctx, src.namespace, sel.kind, run, sel.Includes, o)
 	}
-	for l, err := range show {
-		if err == nil {
-			found = true
+	worst, found := 0, false
+	p := &backend.Printer{Out: s.out, Notices: s.out, Ends: afterOutput{s}, Raw: sel.raw, Timestamps: sel.timestamps, Seen: func(status backend.Status) { worst = worse(worst, exitCode(status)) }}
+	if sel.raw {
+		p.Notices = p.Ends
+	}
+	paint := painter{on: s.colors()}
+	for l, err := range lines {
+		found = found || err == nil
+		label := ""
+		if sel.prefix {
+			label = paint.paint(l.Container.Label(), sel.label(l.Place, v))
 		}
-		label := l.Label(tree.Run)
 		if err == nil && l.Line.Stream == "" { // the end of one
-			err = p.End(label, l.Container)
-			if err == nil && !sel.raw && !sel.follow { // tkn ends a step's log with a blank line
-				err = out.WriteByte('\n')
+			if err = p.End(label, l.Container); err == nil && !sel.raw { // tkn ends a step's log with a blank line
+				err = s.out.WriteByte('\n')
 			}
 		} else {
 			err = p.Line(label, l.Line, err)
@@ -88,8 +177,60 @@ func logs(ctx context.Context, args []string, out *bufio.Writer, stderr io.Write
 			return err
 		}
 	}
-	if !found {
-		return fmt.Errorf("no container of run %s fits: \"shiplog ls -n %s %s\" shows what there is", rest[0], s.namespace, rest[0])
+	if !found && !begins(v, sel) {
+		return fmt.Errorf("no container of run %s fits: \"%s ls -n %s %s\" shows what there is", run, program(), src.namespace, run)
+	}
+	return s.ending(ctx, src, sel, run, v, worst)
+}
+
+// label is what stands before each line: the task only where a PipelineRun is printed, as tkn has it.
+func (sel *selection) label(p backend.Place, v *live.View) string {
+	run := v.Tree.Run
+	if sel.kind == layout.TaskRun {
+		run.Name = layout.NoPipelineRun
+	}
+	return p.Label(run)
+}
+
+// begins says whether there is something that fits, though nothing of it has begun.
+func begins(v *live.View, sel *selection) bool {
+	for p := range v.Tree.Containers() {
+		if sel.Includes(p.TaskRun, p.Container) {
+			return true
+		}
+	}
+	return false
+}
+
+// ending says why a run failed, and returns the exit code.
+func (s *settings) ending(ctx context.Context, src *source, sel *selection, run string, v *live.View, worst int) error {
+	if sel.follow { // which has taken its time
+		now, err := src.Look(ctx, src.namespace, sel.kind, run)
+		if err == nil {
+			v = now
+		}
+	}
+	if v.Outcome == live.Failed && v.Reason != "" && !sel.raw {
+		if err := s.out.Flush(); err != nil {
+			return err
+		}
+		red := color.New(color.FgRed)
+		if s.colors() {
+			red.EnableColor()
+		} else {
+			red.DisableColor()
+		}
+		red.Fprintln(s.stderr, v.Reason)
+	}
+	if sel.exitLikeARun {
+		switch v.Outcome {
+		case live.Succeeded:
+			return nil
+		case live.Failed:
+			return &exitError{code: exitRunFailed}
+		default:
+			return &exitError{code: exitRunUnknown}
+		}
 	}
 	if worst != 0 {
 		return &exitError{code: worst}
@@ -97,22 +238,17 @@ func logs(ctx context.Context, args []string, out *bufio.Writer, stderr io.Write
 	return nil
 }
 
-// includes says whether a container is to be printed. Steps are, unless something else is asked for.
-func (s selection) includes(tr backend.TaskRun, c backend.Container) bool {
-	if s.task != "" && s.task != tr.PipelineTask && s.task != tr.Name {
-		return false
+// afterOutput writes notices to stderr, behind what was printed before them.
+type afterOutput struct{ s *settings }
+
+func (w afterOutput) Write(b []byte) (int, error) {
+	if err := w.s.out.Flush(); err != nil {
+		return 0, err
 	}
-	switch {
-	case s.container != "":
-		return c.Name == s.container
-	case s.step != "":
-		return (c.Kind == record.Step || c.Kind == "") && (c.Label() == s.step || c.Name == s.step)
-	case s.all:
-		return true
-	default:
-		return c.Kind == record.Step || c.Kind == "" && strings.HasPrefix(c.Name, "step-")
-	}
+	return w.s.stderr.Write(b)
 }
+
+var _ io.Writer = afterOutput{}
 
 // exitCode is what a log's state means to a script.
 func exitCode(s backend.Status) int {

@@ -1,51 +1,21 @@
-// Command shiplog reads the logs of Tekton runs from S3: "shiplog ls" says what is there and how complete it is, "shiplog logs" prints it. It needs the bucket only,
-// not the cluster.
+// Command shiplog reads the logs of Tekton runs: from their pods while these are there, and from the archive, which it asks through the shiplog server with the kubeconfig's token, or straight from S3. It is also "kubectl shiplog" and
+// "tkn shiplog" where it is installed as kubectl-shiplog and tkn-shiplog.
 package main
 
 import (
 	"bufio"
 	"context"
 	"errors"
-	"flag"
 	"fmt"
 	"io"
-	"net/url"
 	"os"
 	"os/signal"
+	"path/filepath"
 	"strings"
 	"syscall"
 
-	"github.com/shiplog-dev/shiplog/backend"
-	"github.com/shiplog-dev/shiplog/internal/objectstore"
+	"github.com/spf13/cobra"
 )
-
-const usage = `shiplog reads the logs of Tekton runs from S3.
-
-usage:
-  shiplog ls [-n NAMESPACE] [--limit N] [-o json]          the runs of a namespace, newest first
-  shiplog ls [-n NAMESPACE] [-o json] RUN                  what the archive holds of one run
-  shiplog logs [-n NAMESPACE] RUN [flags]                  the logs of a run
-  shiplog prefix [-n NAMESPACE] RUN                        where the run's objects are, as s3://…
-
-RUN is the name or UID of a PipelineRun or TaskRun, or the name of a pod.
-
-flags of logs:
-  --task NAME        only this task of the pipeline (or TaskRun)
-  --step NAME        only this step
-  --container NAME   only this container, as sidecar-x or step-x
-  --all              init containers and sidecars too
-  --timestamps       begin each line with its time
-  -f, --follow       go on as the logs grow, until the run is over
-  --tail N           only the last N ended lines of each container, and what is behind them
-  --raw              exactly the bytes that were printed, and nothing else
-
-settings:
-  --s3-url s3://BUCKET/PREFIX, --s3-endpoint URL, or SHIPLOG_S3_BUCKET, SHIPLOG_S3_PREFIX, SHIPLOG_S3_ENDPOINT, SHIPLOG_S3_REGION;
-  keys as usual for AWS (AWS_ACCESS_KEY_ID, AWS_PROFILE, …); SHIPLOG_NAMESPACE is the default of -n
-
-exit code of logs: 0 all is verified; 3 a log is still running; 5 a log is partial: nothing more was heard of its pod; 4 bytes are missing. Of several
-  logs the worst counts, in this order. Of every command: 1 error; 2 wrong usage
-`
 
 // exitError ends the program with a code.
 type exitError struct {
@@ -74,7 +44,17 @@ func worse(a, b int) int {
 }
 
 func usageError(format string, args ...any) error {
-	return &exitError{exitUsage, fmt.Sprintf(format, args...) + "\nrun \"shiplog --help\" for usage"}
+	return &exitError{exitUsage, fmt.Sprintf(format, args...) + "\nrun \"" + program() + " --help\" for usage"}
+}
+
+// program is what a person typed to run this.
+func program() string {
+	switch name := filepath.Base(os.Args[0]); name {
+	case "kubectl-shiplog", "tkn-shiplog":
+		return strings.Replace(name, "-", " ", 1)
+	default:
+		return "shiplog"
+	}
 }
 
 func main() {
@@ -82,10 +62,13 @@ func main() {
 	signal.Ignore(syscall.SIGPIPE)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	interrupted := ctx.Err() != nil
 	stop()
 	var exit *exitError
 	switch {
-	case err == nil, errors.Is(err, syscall.EPIPE), errors.Is(err, flag.ErrHelp):
+	case err == nil, errors.Is(err, syscall.EPIPE):
+	case interrupted && errors.Is(err, context.Canceled):
+		os.Exit(130) // as a shell says it of SIGINT
 	case errors.As(err, &exit):
 		if exit.msg != "" {
 			fmt.Fprintln(os.Stderr, "shiplog:", exit.msg)
@@ -97,70 +80,12 @@ func main() {
 	}
 }
 
-// settings are the flags that all commands have.
-type settings struct {
-	namespace string
-	s3URL     string
-	endpoint  string
-	output    string
-}
-
-func newFlags(name string, s *settings) *flag.FlagSet {
-	f := flag.NewFlagSet(name, flag.ContinueOnError)
-	f.SetOutput(io.Discard)
-	namespace := os.Getenv("SHIPLOG_NAMESPACE")
-	if namespace == "" {
-		namespace = "default"
-	}
-	f.StringVar(&s.namespace, "n", namespace, "")
-	f.StringVar(&s.namespace, "namespace", namespace, "")
-	f.StringVar(&s.s3URL, "s3-url", "", "")
-	f.StringVar(&s.endpoint, "s3-endpoint", "", "")
-	return f
-}
-
-// parse reads flags before, between and behind the arguments.
-func parse(f *flag.FlagSet, args []string) ([]string, error) {
-	var rest []string
-	for {
-		if err := f.Parse(args); err != nil {
-			if errors.Is(err, flag.ErrHelp) {
-				return nil, err
-			}
-			return nil, usageError("%s: %v", f.Name(), err)
-		}
-		args = f.Args()
-		if len(args) == 0 {
-			return rest, nil
-		}
-		rest = append(rest, args[0])
-		args = args[1:]
-	}
-}
-
 // run is the program without its process.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
-	if len(args) == 0 {
-		fmt.Fprint(stderr, usage)
-		return &exitError{code: exitUsage}
-	}
 	out := bufio.NewWriterSize(stdout, 64<<10)
-	var err error
-	switch args[0] {
-	case "ls":
-		err = list(ctx, args[1:], out)
-	case "logs":
-		err = logs(ctx, args[1:], out, stderr)
-	case "prefix":
-		err = prefix(ctx, args[1:], out)
-	case "help", "-h", "-help", "--help":
-		_, err = io.WriteString(out, usage)
-	default:
-		err = usageError("unknown command %q", args[0])
-	}
-	if errors.Is(err, flag.ErrHelp) {
-		_, err = io.WriteString(out, usage)
-	}
+	root := newRoot(out, stderr)
+	root.SetArgs(args)
+	err := root.ExecuteContext(ctx)
 	// What was read is shown also if something went wrong behind it.
 	if flushErr := out.Flush(); flushErr != nil && err == nil {
 		return fmt.Errorf("write: %w", flushErr)
@@ -168,88 +93,60 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	return err
 }
 
-// config is where the archive is: what the environment says, and over it the flags.
-func (s settings) config() (objectstore.Config, error) {
-	if s.s3URL == "" && os.Getenv(objectstore.EnvBucket) == "" {
-		return objectstore.Config{}, usageError("where is the archive? Set %s (and %s for a store other than AWS), or use --s3-url s3://BUCKET/PREFIX",
-			objectstore.EnvBucket, objectstore.EnvEndpoint)
+const about = `shiplog reads the logs of Tekton runs, also after their pods are gone.
+
+RUN is the name or UID of a PipelineRun or TaskRun, or the name of a pod.
+
+Where logs are read from:
+  A pod that is still there is read as with kubectl. What has no pod any more is read from the archive, through the shiplog server, with
+  the token of your kubeconfig. Its address comes from --server, SHIPLOG_SERVER, or the ConfigMap shiplog-info in shiplog-system.
+  With --s3 s3://BUCKET/PREFIX, or SHIPLOG_S3_BUCKET (and SHIPLOG_S3_PREFIX, SHIPLOG_S3_ENDPOINT, SHIPLOG_S3_REGION), the archive is read straight
+  from S3 and the cluster is not asked at all; keys as usual for AWS (AWS_ACCESS_KEY_ID, AWS_PROFILE, …).
+
+Exit codes:
+  0 all is verified; 1 an error; 2 wrong usage; 3 a log is still running; 5 a log is partial: nothing more was heard of its pod; 4 bytes
+  are missing. Of several logs the worst counts: 4, 5, 3. "pipelinerun logs" and "taskrun logs" have tkn's exit codes.`
+
+// newRoot makes the command with all that is under it.
+func newRoot(out *bufio.Writer, stderr io.Writer) *cobra.Command {
+	root := &cobra.Command{
+		Use: "shiplog", Short: "Read the logs of Tekton runs, also after their pods are gone", Long: about,
+		SilenceErrors: true, SilenceUsage: true,
+		Annotations: map[string]string{cobra.CommandDisplayNameAnnotation: program()},
 	}
-	config, err := objectstore.ConfigFromEnv()
-	if s.s3URL != "" {
-		u, parseErr := url.Parse(s.s3URL)
-		if parseErr != nil || u.Scheme != "s3" || u.Host == "" {
-			return config, usageError("--s3-url %q is not like s3://BUCKET/PREFIX", s.s3URL)
+	root.Args = cobra.ArbitraryArgs
+	root.RunE = func(cmd *cobra.Command, args []string) error {
+		if len(args) == 0 {
+			return cmd.Help()
 		}
-		config.Bucket, config.Prefix = u.Host, strings.Trim(u.Path, "/")
+		return usageError("unknown command %q", args[0])
 	}
-	if s.endpoint != "" {
-		config.Endpoint, config.PathStyle = s.endpoint, true
-	}
-	if s.s3URL != "" || s.endpoint != "" { // which may have mended what was wrong
-		err = config.Validate()
-	}
-	return config, err
-}
-
-// open connects to the archive.
-func (s settings) open(ctx context.Context) (*backend.Archive, objectstore.Config, error) {
-	config, err := s.config()
-	if err != nil {
-		return nil, config, err
-	}
-	store, err := objectstore.New(ctx, config)
-	if err != nil {
-		return nil, config, err
-	}
-	return backend.New(store), config, nil
-}
-
-// find resolves RUN, and explains what to do if there is none.
-func find(ctx context.Context, archive *backend.Archive, namespace, ref string) (backend.Target, error) {
-	target, err := archive.Find(ctx, namespace, ref)
-	var notFound *backend.NotFoundError
-	if errors.As(err, &notFound) {
-		return target, fmt.Errorf("%w\n\"shiplog ls -n %s\" lists the runs that are there", err, namespace)
-	}
-	return target, err
-}
-
-func prefix(ctx context.Context, args []string, out io.Writer) error {
-	var s settings
-	f := newFlags("prefix", &s)
-	rest, err := parse(f, args)
-	if err != nil {
-		return err
-	}
-	if len(rest) != 1 {
-		return usageError("prefix: name one run")
-	}
-	archive, config, err := s.open(ctx)
-	if err != nil {
-		return err
-	}
-	target, err := find(ctx, archive, s.namespace, rest[0])
-	if err != nil {
-		return err
-	}
-	base := "s3://" + config.Bucket + "/"
-	if p := strings.Trim(config.Prefix, "/"); p != "" {
-		base += p + "/"
-	}
-	if target.TaskRun == "" {
-		_, err := fmt.Fprintln(out, base+target.Run.Prefix())
-		return err
-	}
-	tree, err := archive.Tree(ctx, target)
-	if err != nil {
-		return err
-	}
-	for _, tr := range tree.TaskRuns {
-		for _, p := range tr.Pods {
-			if _, err := fmt.Fprintln(out, base+p.Key.Prefix()); err != nil {
-				return err
-			}
+	root.SetOut(out)
+	root.SetErr(stderr)
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return usageError("%s: %v", cmd.Name(), err) })
+	s := &settings{out: out, stderr: stderr}
+	s.flags(root)
+	root.AddCommand(newLogs(s), newPipelineRun(s), newTaskRun(s), newLs(s), newGet(s), newSearch(s), newVerify(s), newOpen(s), newPrefix(s))
+	for _, c := range root.Commands() {
+		if c.Args == nil && c.HasParent() && !c.HasSubCommands() {
+			c.Args = atMostOne
 		}
+	}
+	return root
+}
+
+// atMostOne checks that a command has no more than one RUN.
+func atMostOne(cmd *cobra.Command, args []string) error {
+	if len(args) > 1 {
+		return usageError("%s: name one run, not %d", cmd.Name(), len(args))
+	}
+	return nil
+}
+
+// exactlyOne checks that a command has its RUN.
+func exactlyOne(cmd *cobra.Command, args []string) error {
+	if len(args) != 1 {
+		return usageError("%s: name one run", cmd.Name())
 	}
 	return nil
 }

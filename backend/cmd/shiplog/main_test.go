@@ -13,10 +13,10 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/shiplog-dev/shiplog/backend/archivetest"
 	"github.com/shiplog-dev/shiplog/internal/criline"
 	"github.com/shiplog-dev/shiplog/internal/layout"
 	"github.com/shiplog-dev/shiplog/internal/objectstore"
-	"github.com/shiplog-dev/shiplog/internal/objectstore/s3test"
 	"github.com/shiplog-dev/shiplog/internal/record"
 	"github.com/shiplog-dev/shiplog/internal/segment"
 )
@@ -90,18 +90,13 @@ func putRecord[T record.Run | record.Pod | record.Alive | record.Waiting | recor
 	putObject(t, store, key, b)
 }
 
-// TestCommands runs the CLI on a real S3 server and compares what it prints with testdata/<name>.txt.
-func TestCommands(t *testing.T) {
-	config := s3test.Start(t, s3test.Versity)
-	store, err := objectstore.New(t.Context(), config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer store.Close()
-	if err := store.EnsureBucket(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	theRun := layout.Run{Namespace: "ns", Name: "run", UID: "11111111-2222-3333-4444-555555555555"}
+// theRunUID is of the run with a retry and a gap.
+const theRunUID = "11111111-2222-3333-4444-555555555555"
+
+// fill makes an archive with runs of all states.
+func fill(t *testing.T, store *objectstore.Store) {
+	t.Helper()
+	theRun := layout.Run{Namespace: "ns", Name: "run", UID: theRunUID}
 	build := layout.Pod{Run: theRun, TaskRun: "run-build", PodUID: "pod-build"}
 	retry := layout.Pod{Run: theRun, TaskRun: "run-build", PodUID: "pod-retry"}
 	broken := layout.Run{Namespace: "ns", Name: "broken", UID: "99999999-2222-3333-4444-555555555555"}
@@ -113,8 +108,8 @@ func TestCommands(t *testing.T) {
 		putRecord(t, store, r.RunKey(), record.Run{Kind: layout.PipelineRun, Namespace: "ns", Name: r.Name, UID: r.UID, Created: created, Tasks: []string{"build"}, State: record.Succeeded, Completed: created.Add(time.Hour)})
 	}
 	for i, p := range []layout.Pod{build, retry} {
-		putRecord(t, store, p.PodKey(), record.Pod{
-			Namespace: "ns", PodName: "run-" + p.PodUID, TaskRun: p.TaskRun, PipelineTask: "build", Created: start.Add(time.Duration(i) * time.Minute),
+		archivetest.PutPod(t, store, p, record.Pod{
+			PodName: []string{"run-build-pod", "run-build-pod-retry1"}[i], TaskRunUID: "66666666-2222-3333-4444-555555555555", PipelineTask: "build", Created: start.Add(time.Duration(i) * time.Minute),
 			Containers: []record.Container{
 				{Name: "prepare", Kind: record.Init, Captured: true},
 				{Name: "step-compile", Kind: record.Step, Captured: true},
@@ -124,6 +119,7 @@ func TestCommands(t *testing.T) {
 		put(t, store, logText{container: layout.Container{Pod: p, Container: "prepare"}, sealed: true, lines: criline.Append(nil, start, criline.Stderr, true, []byte("prepared"))})
 	}
 	var first, second []byte
+	var err error
 	for i := range 5 {
 		first = criline.Append(first, start.Add(time.Duration(i)*time.Second), criline.Stdout, true, fmt.Appendf(nil, "line %d", i))
 	}
@@ -161,7 +157,12 @@ func TestCommands(t *testing.T) {
 	putRecord(t, store, of("step-no-image").WaitingKey(), record.Waiting{Reason: "ImagePullBackOff", Message: "Back-off pulling image"})
 	putRecord(t, store, of("step-unknown").SealKey(), record.Seal{End: record.EndNeverStarted})
 	putRecord(t, store, of("step-waits").WaitingKey(), record.Waiting{Reason: "ErrImagePull", Message: "not found"})
+}
 
+// TestCommands runs the CLI on a real S3 server and compares what it prints with testdata/<name>.txt.
+func TestCommands(t *testing.T) {
+	store, config := archivetest.Start(t)
+	fill(t, store)
 	t.Setenv(objectstore.EnvBucket, config.Bucket)
 	t.Setenv(objectstore.EnvEndpoint, config.Endpoint)
 	t.Setenv(objectstore.EnvRegion, config.Region)
@@ -181,7 +182,7 @@ func TestCommands(t *testing.T) {
 		{"logs-with-gap", []string{"logs", "-n", "ns", "run"}, exitLost},
 		{"logs-follow", []string{"logs", "-n", "ns", "-f", "run"}, exitLost},
 		{"logs-follow-raw", []string{"logs", "-n", "ns", "-f", "--raw", "run"}, exitUsage},
-		{"logs-by-uid", []string{"logs", "-n", "ns", theRun.UID}, exitLost},
+		{"logs-by-uid", []string{"logs", "-n", "ns", theRunUID}, exitLost},
 		{"logs-all", []string{"logs", "-n", "ns", "--all", "run"}, exitLost},
 		{"logs-init", []string{"logs", "-n", "ns", "--container", "prepare", "run"}, 0},
 		{"logs-timestamps", []string{"logs", "-n", "ns", "--container", "prepare", "--timestamps", "run"}, 0},
@@ -196,33 +197,60 @@ func TestCommands(t *testing.T) {
 		{"logs-broken", []string{"logs", "-n", "ns", "broken"}, exitLost},
 		{"logs-no-such-step", []string{"logs", "-n", "ns", "--step", "none", "run"}, exitFailed},
 		{"prefix", []string{"prefix", "-n", "ns", "run"}, 0},
-		{"usage", []string{"logs"}, exitUsage},
+		{"prefix-taskrun", []string{"prefix", "-n", "ns", "run-build"}, 0},
+		{"ls-json", []string{"ls", "-n", "ns", "-o", "json"}, 0},
+		{"pipelinerun-logs", []string{"pr", "logs", "-n", "ns", "-t", "build", "run"}, 0},
+		{"pipelinerun-logs-exit-code", []string{"pr", "logs", "-n", "ns", "-E", "run"}, 0},
+		{"pipelinerun-logs-of-a-taskrun", []string{"pr", "logs", "-n", "ns", "run-build"}, exitFailed},
+		{"taskrun-logs", []string{"tr", "logs", "-n", "ns", "-s", "compile", "run-build"}, 0},
+		{"taskrun-logs-timestamps", []string{"tr", "logs", "-n", "ns", "-t", "run-build"}, 0},
+		{"logs-no-prefix", []string{"logs", "-n", "ns", "--prefix=false", "run"}, exitLost},
+		{"logs-last", []string{"logs", "-n", "ns", "--last"}, exitLost},
+		{"logs-which", []string{"logs", "-n", "ns"}, exitUsage},
+		{"logs-step-and-all", []string{"logs", "-n", "ns", "--all", "--step", "x", "run"}, exitUsage},
+		{"search", []string{"search", "-n", "ns", "run", "line"}, 0},
+		{"search-context", []string{"search", "-n", "ns", "run", "LINE [13]", "-e", "-i", "--context", "1"}, 0},
+		{"search-nothing", []string{"search", "-n", "ns", "run", "nowhere"}, exitFailed},
+		{"search-limit", []string{"search", "-n", "ns", "run", "line", "--limit", "1"}, 0},
+		{"search-pattern", []string{"search", "-n", "ns", "run", "-e", "("}, exitUsage},
+		{"verify", []string{"verify", "-n", "ns", "run"}, exitLost},
+		{"verify-states", []string{"verify", "-n", "ns", "states"}, exitLost},
+		{"open", []string{"open", "-n", "ns", "run"}, exitUsage},
+		{"usage", []string{"ls", "a", "b"}, exitUsage},
+		{"unknown-command", []string{"lost"}, exitUsage},
 		{"unknown-flag", []string{"ls", "--nope"}, exitUsage},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			var stdout, stderr bytes.Buffer
-			err := run(t.Context(), c.args, &stdout, &stderr)
-			code := 0
-			var exit *exitError
-			switch {
-			case errors.As(err, &exit):
-				code = exit.code
-			case err != nil:
-				code = exitFailed
-			}
+			got, code := said(t, c.args)
 			if code != c.code {
-				t.Errorf("exit code %d (%v), want %d", code, err, c.code)
-			}
-			got := stdout.String()
-			if stderr.Len() > 0 {
-				got += "--- stderr\n" + stderr.String()
-			}
-			if err != nil && err.Error() != "" {
-				got += "--- error\n" + err.Error() + "\n"
+				t.Errorf("exit code %d, want %d", code, c.code)
 			}
 			golden(t, filepath.Join("testdata", c.name+".txt"), got)
 		})
 	}
+}
+
+// said is what the CLI writes, and its exit code.
+func said(t *testing.T, args []string) (string, int) {
+	t.Helper()
+	var stdout, stderr bytes.Buffer
+	err := run(t.Context(), args, &stdout, &stderr)
+	code := 0
+	var exit *exitError
+	switch {
+	case errors.As(err, &exit):
+		code = exit.code
+	case err != nil:
+		code = exitFailed
+	}
+	got := stdout.String()
+	if stderr.Len() > 0 {
+		got += "--- stderr\n" + stderr.String()
+	}
+	if err != nil && err.Error() != "" {
+		got += "--- error\n" + err.Error() + "\n"
+	}
+	return got, code
 }
 
 func golden(t *testing.T, name, got string) {
@@ -247,6 +275,8 @@ func golden(t *testing.T, name, got string) {
 
 func TestWhereIsTheArchive(t *testing.T) {
 	t.Setenv(objectstore.EnvBucket, "")
+	t.Setenv("KUBECONFIG", filepath.Join(t.TempDir(), "none"))
+	t.Setenv("KUBERNETES_SERVICE_HOST", "")
 	var out bytes.Buffer
 	err := run(t.Context(), []string{"ls"}, &out, &out)
 	var exit *exitError
