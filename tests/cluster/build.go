@@ -131,13 +131,8 @@ func binary(ctx context.Context, name string, progress io.Writer) (string, error
 	return "", fmt.Errorf("there is no binary %q: see tests/cluster/versions.go", name)
 }
 
-// buildAll builds every component and returns the folders by name. The go command uses all cores by itself, so one build runs at a time.
+// buildAll builds components and returns the folders by name. The go command uses all cores by itself, so one build runs at a time.
 func buildAll(ctx context.Context, progress io.Writer, names ...string) (map[string]string, error) {
-	if len(names) == 0 {
-		for _, c := range components {
-			names = append(names, c.name)
-		}
-	}
 	dirs := map[string]string{}
 	for _, name := range names {
 		found := false

@@ -81,7 +81,12 @@ func run(ctx context.Context, args []string) error {
 	case "install":
 		return installElsewhere(ctx, os.Stdout, rest)
 	case "build":
-		if err := installPackages(ctx, os.Stdout); err != nil {
+		if len(rest) == 0 {
+			for _, c := range components {
+				rest = append(rest, c.name)
+			}
+		}
+		if err := installPackages(ctx, os.Stdout, rest...); err != nil {
 			return err
 		}
 		_, err := buildAll(ctx, os.Stdout, rest...)

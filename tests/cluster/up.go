@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -59,16 +60,16 @@ func up(ctx context.Context, progress io.Writer) error {
 		return err
 	}
 	defer unlock()
-	if err := installPackages(ctx, progress); err != nil {
-		return err
-	}
-	fmt.Fprintln(progress, "cluster: binaries")
 	var names []string
 	for _, c := range components {
-		if c.name != "minio" { // for the store's tests, not for the cluster
+		if !c.tests {
 			names = append(names, c.name)
 		}
 	}
+	if err := installPackages(ctx, progress, names...); err != nil {
+		return err
+	}
+	fmt.Fprintln(progress, "cluster: binaries")
 	if n.Bin, err = buildAll(ctx, progress, names...); err != nil {
 		return err
 	}
@@ -287,10 +288,16 @@ func down(_ context.Context, progress io.Writer) error {
 	return nil
 }
 
-// installPackages installs the Debian packages that are missing.
-func installPackages(ctx context.Context, progress io.Writer) error {
+// installPackages installs the Debian packages that are missing, with those of the components that are named.
+func installPackages(ctx context.Context, progress io.Writer, names ...string) error {
+	wanted := slices.Clone(debianPackages)
+	for _, c := range components {
+		if slices.Contains(names, c.name) {
+			wanted = append(wanted, c.debian...)
+		}
+	}
 	var missing []string
-	for _, name := range debianPackages {
+	for _, name := range wanted {
 		out, err := exec.CommandContext(ctx, "dpkg-query", "-W", "-f", "${db:Status-Status}", name).Output()
 		if err != nil || string(out) != "installed" {
 			missing = append(missing, name)

@@ -6,7 +6,9 @@ type component struct {
 	packages []string // import paths; the last part of each is the binary's name, but see binaryName
 	tags     string
 	cgo      bool
-	ldflags  string // on top of "-s -w"
+	ldflags  string   // on top of "-s -w"
+	tests    bool     // for tests alone: the cluster runs without it
+	debian   []string // packages that it needs when it runs, beside debianPackages
 }
 
 const kubernetesVersion = "v1.36.3" // stamped into the binaries; must be what components/kubernetes/go.mod pins (a test compares them)
@@ -54,7 +56,8 @@ var components = []component{
 	},
 	{name: "coredns", packages: []string{"github.com/coredns/coredns"}},
 	{name: "certmanager", packages: []string{"github.com/shiplog-dev/shiplog/tests/cluster/components/certmanager"}},
-	{name: "minio", packages: []string{"github.com/minio/minio"}}, // for the store's conformance tests only
+	{name: "minio", packages: []string{"github.com/minio/minio"}, tests: true},
+	{name: "tkn", packages: []string{"github.com/shiplog-dev/shiplog/tests/cluster/components/tkn"}, tests: true},
 }
 
 // debianPackages are what the node needs beside Go binaries, and what tests need: strace, to kill processes at one system call, and zstd, to read the archive as docs/format.md says.
