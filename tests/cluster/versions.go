@@ -57,6 +57,7 @@ var components = []component{
 	{name: "coredns", packages: []string{"github.com/coredns/coredns"}},
 	{name: "certmanager", packages: []string{"github.com/shiplog-dev/shiplog/tests/cluster/components/certmanager"}},
 	{name: "minio", packages: []string{"github.com/minio/minio"}, tests: true},
+	{name: "results", packages: []string{"github.com/tektoncd/results/cmd/api", "github.com/tektoncd/results/cmd/tkn-results"}, tests: true, debian: []string{"postgresql"}},
 	{name: "tkn", packages: []string{"github.com/shiplog-dev/shiplog/tests/cluster/components/tkn"}, tests: true},
 }
 

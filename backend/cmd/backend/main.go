@@ -1,4 +1,4 @@
-// Command backend is shiplog's server for readers: the HTTP API over the archive. It has read-only keys of the bucket, keeps nothing of its own, and asks the API server at each request who may read. Any number of replicas run side by
+// Command backend is shiplog's server for readers: the HTTP API over the archive, and what the Tekton Dashboard and Tekton Results ask for. It has read-only keys of the bucket, keeps nothing of its own, and asks the API server at each request who may read. Any number of replicas run side by
 // side.
 package main
 
@@ -8,6 +8,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/http"
@@ -34,6 +35,8 @@ import (
 	"github.com/shiplog-dev/shiplog/backend"
 	"github.com/shiplog-dev/shiplog/backend/access"
 	"github.com/shiplog-dev/shiplog/backend/api"
+	"github.com/shiplog-dev/shiplog/backend/dashboard"
+	"github.com/shiplog-dev/shiplog/backend/loki"
 	"github.com/shiplog-dev/shiplog/internal/objectstore"
 )
 
@@ -47,6 +50,7 @@ type options struct {
 	shutdownDelay time.Duration
 
 	audiences string
+	tenants   string // file of the Dashboard's tenants
 	proxyFrom string
 	proxy     access.Proxy
 	limits    access.Limits
@@ -93,6 +97,7 @@ func parseFlags(args []string) (options, error) {
 	f.StringVar(&o.kubeconfig, "kubeconfig", "", "kubeconfig file (default: the pod's service account)")
 	f.DurationVar(&o.shutdownDelay, "shutdown-delay", 5*time.Second, "time to go on serving after SIGTERM, while the Service still routes here")
 	f.StringVar(&o.audiences, "audiences", "", "audiences that a token must have one of, separated by commas (default: the API server's own)")
+	f.StringVar(&o.tenants, "dashboard-tenants", "", "file that says which namespaces a Tekton Dashboard may show, and by which password or secret it is known; without such a file none may")
 	f.StringVar(&o.proxyFrom, "proxy-from", "", "addresses, as 10.1.2.3/32,…, from which an authenticating proxy's headers are believed (default: none)")
 	f.StringVar(&o.proxy.UserHeader, "proxy-user-header", "X-Forwarded-User", "header in which the proxy names the user")
 	f.StringVar(&o.proxy.GroupsHeader, "proxy-groups-header", "X-Forwarded-Groups", "header in which the proxy names the user's groups, separated by commas")
@@ -219,14 +224,29 @@ func newHandler(ctx context.Context, o options, registry prometheus.Registerer, 
 	if err != nil {
 		return nil, nil, err
 	}
+	var tenants *dashboard.Tenants
+	if o.tenants != "" {
+		tenants, err = dashboard.ReadTenants(o.tenants)
+		if errors.Is(err, fs.ErrNotExist) { // a ConfigMap that need not be there
+			log.Info("no Tekton Dashboard may read: there is no file of tenants", "file", o.tenants)
+		} else if err != nil {
+			return nil, nil, err
+		}
+	}
 	m := newMetrics(registry)
 	archive, err := backend.Open(ctx, s3, m.watch)
 	if err != nil {
 		return nil, nil, err
 	}
 	mux := http.NewServeMux()
-	mux.Handle(api.Base+"/", m.requests(o.limits.Wrap(api.New(api.Options{Archive: archive, Gate: gate, Log: log}))))
-	return mux, archive.Close, nil
+	mux.Handle(api.Base+"/", api.New(api.Options{Archive: archive, Gate: gate, Log: log}))
+	results := loki.New(loki.Options{Archive: archive, Gate: gate, Log: log})
+	mux.Handle(loki.Path, results)
+	mux.Handle(loki.DefaultPath, results)
+	if tenants != nil {
+		mux.Handle(dashboard.Base+"/", dashboard.New(dashboard.Options{Archive: archive, Tenants: tenants, Log: log}))
+	}
+	return m.requests(log, o.limits.Wrap(mux)), archive.Close, nil
 }
 
 // sideRoutes are what Prometheus and the kubelet ask for, in plain HTTP. Neither health nor readiness asks S3 or the API server: that they are slow is no reason to send readers away, or to begin anew.

@@ -1,11 +1,15 @@
 package main
 
 import (
+	"bytes"
 	"context"
+	"crypto/sha256"
+	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -19,6 +23,8 @@ import (
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 
 	"github.com/shiplog-dev/shiplog/backend/archivetest"
+	"github.com/shiplog-dev/shiplog/backend/dashboard"
+	"github.com/shiplog-dev/shiplog/backend/loki"
 	"github.com/shiplog-dev/shiplog/internal/layout"
 	"github.com/shiplog-dev/shiplog/internal/objectstore"
 	"github.com/shiplog-dev/shiplog/internal/record"
@@ -79,12 +85,18 @@ func TestHandler(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	o, err := parseFlags([]string{"--kubeconfig=" + kubeconfig, "--cert-dir="})
+	secret := strings.Repeat("s", dashboard.MinSecret)
+	tenants := filepath.Join(t.TempDir(), "tenants.yaml")
+	if err := os.WriteFile(tenants, fmt.Appendf(nil, "tenants: [{name: a, namespaces: [default], pathSecretSHA256: %x}]", sha256.Sum256([]byte(secret))), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	o, err := parseFlags([]string{"--kubeconfig=" + kubeconfig, "--cert-dir=", "--dashboard-tenants=" + tenants})
 	if err != nil {
 		t.Fatal(err)
 	}
+	var logged bytes.Buffer // read when the server is closed
 	registry := prometheus.NewRegistry()
-	handler, closeStore, err := newHandler(t.Context(), o, registry, slog.New(slog.DiscardHandler))
+	handler, closeStore, err := newHandler(t.Context(), o, registry, slog.New(slog.NewTextHandler(&logged, nil)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -125,6 +137,10 @@ func TestHandler(t *testing.T) {
 		{"their namespaces", "/api/v1/namespaces", token.Status.Token, 200},
 		{"the description", "/api/v1/openapi.yaml", "", 200},
 		{"another path", "/", "", 404},
+		{"Results, without a query", loki.Path, token.Status.Token, 400},
+		{"Results, with its proxy's path", loki.DefaultPath, token.Status.Token, 400},
+		{"a Dashboard that nobody knows", dashboard.Base + "/default/pod/step-a", "", 401},
+		{"a Dashboard, of a pod that is not there", dashboard.Base + "/" + secret + "/default/pod/step-a", "", 404},
 	} {
 		if code, body := get(server.URL+c.path, c.token); code != c.want {
 			t.Errorf("%s: %d %s, want %d", c.name, code, body, c.want)
@@ -135,6 +151,15 @@ func TestHandler(t *testing.T) {
 		if !strings.Contains(text, want+"\n") {
 			t.Errorf("/metrics lacks %s:\n%s", want, text)
 		}
+	}
+	server.Close() // when all is logged
+	for _, want := range []string{`msg=request method=GET area=/api/v1 `, " status=403 ", ` area=/external-logs `, " s3Requests=1 "} {
+		if !strings.Contains(logged.String(), want) {
+			t.Errorf("the log lacks %q:\n%s", want, logged.String())
+		}
+	}
+	if strings.Contains(logged.String(), secret) || strings.Contains(logged.String(), token.Status.Token) {
+		t.Errorf("a secret is logged:\n%s", logged.String())
 	}
 	for _, path := range []string{"/healthz", "/readyz"} {
 		if code, _ := get(side.URL+path, ""); code != 200 {

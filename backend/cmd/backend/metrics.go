@@ -6,13 +6,19 @@ import (
 	"io"
 	"io/fs"
 	"iter"
+	"log/slog"
 	"net/http"
 	"strconv"
+	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/shiplog-dev/shiplog/backend"
+	"github.com/shiplog-dev/shiplog/backend/api"
+	"github.com/shiplog-dev/shiplog/backend/dashboard"
+	"github.com/shiplog-dev/shiplog/backend/loki"
 )
 
 // metrics count requests, and what they ask of S3.
@@ -40,12 +46,37 @@ func newMetrics(registry prometheus.Registerer) *metrics {
 	return m
 }
 
-// requests counts the requests to a handler.
-func (m *metrics) requests(next http.Handler) http.Handler {
+// asked is what a request asks of S3.
+type asked struct {
+	requests, bytes atomic.Int64
+}
+
+type askedKey struct{}
+
+func askedOf(ctx context.Context) *asked {
+	if a, ok := ctx.Value(askedKey{}).(*asked); ok {
+		return a
+	}
+	return &asked{} // nobody looks at it
+}
+
+// area is the first part of a path, or two of the API's: all of a path that is logged. What is behind it may be a secret of the Dashboard's, and the query what somebody looks for.
+func area(r *http.Request) string {
+	for _, base := range []string{api.Base, dashboard.Base, loki.Path, loki.DefaultPath} {
+		if r.URL.Path == base || strings.HasPrefix(r.URL.Path, base+"/") {
+			return base
+		}
+	}
+	return "other"
+}
+
+// requests counts and logs the requests to a handler.
+func (m *metrics) requests(log *slog.Logger, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		m.running.Inc()
 		begin := time.Now()
 		out := &counted{ResponseWriter: w, status: http.StatusOK}
+		s3 := &asked{}
 		broken := true
 		defer func() { // also where the answer is broken off, which is a panic
 			m.running.Dec()
@@ -55,8 +86,10 @@ func (m *metrics) requests(next http.Handler) http.Handler {
 			m.answered.WithLabelValues(strconv.Itoa(out.status)).Inc()
 			m.seconds.WithLabelValues(strconv.FormatBool(r.URL.Query().Has("follow"))).Observe(time.Since(begin).Seconds())
 			m.sent.Add(float64(out.bytes))
+			log.Info("request", "method", r.Method, "area", area(r), "client", r.RemoteAddr, "status", out.status, "bytes", out.bytes, "seconds", time.Since(begin).Seconds(),
+				"s3Requests", s3.requests.Load(), "s3Bytes", s3.bytes.Load())
 		}()
-		next.ServeHTTP(out, r)
+		next.ServeHTTP(out, r.WithContext(context.WithValue(r.Context(), askedKey{}, s3)))
 		broken = false
 	})
 }
@@ -90,7 +123,8 @@ type watchedStore struct {
 	*metrics
 }
 
-func (s *watchedStore) done(operation string, begin time.Time, err error) {
+func (s *watchedStore) done(ctx context.Context, operation string, begin time.Time, err error) {
+	askedOf(ctx).requests.Add(1)
 	result := "ok"
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -108,21 +142,23 @@ func (s *watchedStore) done(operation string, begin time.Time, err error) {
 func (s *watchedStore) Get(ctx context.Context, key string) (io.ReadCloser, error) {
 	begin := time.Now()
 	r, err := s.store.Get(ctx, key)
-	s.done("get", begin, err)
+	s.done(ctx, "get", begin, err)
 	if err != nil {
 		return nil, err
 	}
-	return &countedBody{r, s.received}, nil
+	return &countedBody{r, s.received, askedOf(ctx)}, nil
 }
 
 type countedBody struct {
 	io.ReadCloser
 	bytes prometheus.Counter
+	asked *asked
 }
 
 func (b *countedBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
 	b.bytes.Add(float64(n))
+	b.asked.bytes.Add(int64(n))
 	return n, err
 }
 
@@ -132,7 +168,7 @@ func (s *watchedStore) List(ctx context.Context, prefix, delimiter, startAfter s
 		begin, first := time.Now(), true
 		for e, err := range s.store.List(ctx, prefix, delimiter, startAfter, limit) {
 			if first {
-				s.done("list", begin, err)
+				s.done(ctx, "list", begin, err)
 				first = false
 			}
 			if !yield(e, err) {
@@ -140,7 +176,7 @@ func (s *watchedStore) List(ctx context.Context, prefix, delimiter, startAfter s
 			}
 		}
 		if first {
-			s.done("list", begin, nil)
+			s.done(ctx, "list", begin, nil)
 		}
 	}
 }
