@@ -44,6 +44,9 @@ stringData:
 YAML
   done
 fi
+# Where developers reach the backend. In a trial that is within the cluster.
+"$KUBECTL" -n shiplog-system get configmap shiplog-info >/dev/null 2>&1 ||
+  "$KUBECTL" -n shiplog-system create configmap shiplog-info --from-literal=server=https://shiplog-backend.shiplog-system.svc
 manifests/render.sh "${OVERLAY:-base}" "$REGISTRY" "$version" | "$KUBECTL" apply --server-side --force-conflicts -f -
 "$KUBECTL" -n shiplog-system wait --for=condition=Ready certificate/shiplog-webhook certificate/shiplog-backend --timeout=120s
 "$KUBECTL" -n shiplog-system rollout status deployment/shiplog-webhook --timeout=180s

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
@@ -331,7 +332,7 @@ func TestSession(t *testing.T) {
 				return
 			}
 			k := cookies[0]
-			if !k.HttpOnly || !k.Secure || k.SameSite != http.SameSiteStrictMode || k.Path != "/" || k.Domain != "" || k.MaxAge != int(SessionTime.Seconds()) {
+			if !k.HttpOnly || !k.Secure || k.SameSite != http.SameSiteLaxMode || k.Path != "/" || k.Domain != "" || k.MaxAge != int(SessionTime.Seconds()) {
 				t.Errorf("the cookie is %v", k)
 			}
 			r := request("GET")
@@ -357,7 +358,7 @@ func TestSession(t *testing.T) {
 
 func TestLimits(t *testing.T) {
 	inside, release := make(chan struct{}), make(chan struct{})
-	h := Limits{PerClient: 2, Total: 3, Time: time.Minute, FollowTime: time.Hour, Failures: 0, Burst: 2}.Wrap(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	h := Limits{PerClient: 2, Total: 3, Time: time.Minute, FollowTime: time.Hour, Bytes: 1000, Failures: 0, Burst: 2}.Wrap(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if deadline, ok := r.Context().Deadline(); !ok || (time.Until(deadline) > time.Minute) != r.URL.Query().Has("follow") {
 			t.Errorf("the request has time until %v", deadline)
 		}
@@ -400,6 +401,31 @@ func TestLimits(t *testing.T) {
 	for i, want := range []int{401, 401, 429, 429} {
 		if code := ask("", ""); code != want {
 			t.Errorf("failure %d is answered with %d, want %d", i, code, want)
+		}
+	}
+}
+
+// TestLongAnswer: an answer that has more bytes than it may does not look whole.
+func TestLongAnswer(t *testing.T) {
+	limits := DefaultLimits()
+	limits.Bytes = 10
+	server := httptest.NewServer(limits.Wrap(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		for range len(r.URL.Path) - 1 {
+			_, _ = w.Write([]byte("x"))
+			_ = http.NewResponseController(w).Flush()
+		}
+	})))
+	defer server.Close()
+	defer http.DefaultClient.CloseIdleConnections()
+	for _, n := range []int{10, 11} {
+		r, err := http.Get(server.URL + "/" + strings.Repeat("a", n))
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := io.ReadAll(r.Body)
+		r.Body.Close()
+		if len(b) != 10 || (err != nil) != (n > 10) {
+			t.Errorf("of %d bytes %d came, with error %v", n, len(b), err)
 		}
 	}
 }

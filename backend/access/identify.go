@@ -96,9 +96,9 @@ func (p Proxy) believed(remote string) bool {
 	return slices.ContainsFunc(p.From, func(from netip.Prefix) bool { return from.Contains(address) })
 }
 
-// sessionCookie is the session's cookie.
+// sessionCookie is the session's cookie. It is SameSite=Lax: with Strict, who follows a link from a control panel to a log would be nobody. What another page can make a browser send with it is a GET of a page, and that changes nothing.
 func (g *Gate) sessionCookie(token string, life time.Duration) *http.Cookie {
-	c := &http.Cookie{Name: sessionName, Value: token, Path: "/", MaxAge: int(life.Seconds()), HttpOnly: true, Secure: true, SameSite: http.SameSiteStrictMode}
+	c := &http.Cookie{Name: sessionName, Value: token, Path: "/", MaxAge: int(life.Seconds()), HttpOnly: true, Secure: true, SameSite: http.SameSiteLaxMode}
 	if g.Insecure {
 		c.Name, c.Secure = insecureSessionName, false
 	}

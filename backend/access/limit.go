@@ -19,6 +19,8 @@ type Limits struct {
 	Time      time.Duration // of a request
 	// FollowTime is that of a request with the parameter follow, which lasts as long as its log grows.
 	FollowTime time.Duration
+	// Bytes are of one answer. One that would have more is broken off, so that it does not look whole.
+	Bytes int64
 	// Failures is how many requests an address may send in a second that nobody knows who sends them, and Burst how many at once.
 	Failures rate.Limit
 	Burst    int
@@ -28,7 +30,7 @@ type Limits struct {
 
 // DefaultLimits are for a server that a company's control panel and a page for everybody ask.
 func DefaultLimits() Limits {
-	return Limits{PerClient: 32, Total: 512, Time: 10 * time.Minute, FollowTime: 6 * time.Hour, Failures: 1, Burst: 30}
+	return Limits{PerClient: 32, Total: 512, Time: 10 * time.Minute, FollowTime: 6 * time.Hour, Bytes: 64 << 30, Failures: 1, Burst: 30}
 }
 
 // limiter keeps the counts.
@@ -66,7 +68,7 @@ func (l Limits) Wrap(next http.Handler) http.Handler {
 		}
 		ctx, cancel := context.WithTimeout(r.Context(), life)
 		defer cancel()
-		out := &watched{ResponseWriter: w}
+		out := &watched{ResponseWriter: w, left: l.Bytes}
 		next.ServeHTTP(out, r.WithContext(ctx))
 		if out.status == http.StatusUnauthorized {
 			failures.Allow()
@@ -127,10 +129,18 @@ func (m *limiter) enter(client string) (leave func(), err error) {
 	}, nil
 }
 
-// watched remembers the status.
+// watched remembers the status, and ends an answer that is too long.
 type watched struct {
 	http.ResponseWriter
 	status int
+	left   int64 // bytes
+}
+
+func (w *watched) Write(b []byte) (int, error) {
+	if w.left -= int64(len(b)); w.left < 0 {
+		panic(http.ErrAbortHandler) // what the server does with an answer that it cannot end
+	}
+	return w.ResponseWriter.Write(b)
 }
 
 func (w *watched) WriteHeader(status int) {

@@ -32,7 +32,7 @@ const (
 
 // containerLog answers with the log of the container that the path names as the bucket does: one LIST, and a GET for the seal and for each segment that is read.
 func (a *api) containerLog(w http.ResponseWriter, r *http.Request) error {
-	key, err := containerKey(r)
+	key, err := ContainerKey(r)
 	if err != nil {
 		return err
 	}
@@ -43,8 +43,8 @@ func (a *api) containerLog(w http.ResponseWriter, r *http.Request) error {
 	return a.serveLog(w, r, c)
 }
 
-// containerKey reads the path of a container.
-func containerKey(r *http.Request) (layout.Container, error) {
+// ContainerKey reads the container that a path names, of {namespace}/{run}/{uid}/{taskRun}/{pod}/{container}.
+func ContainerKey(r *http.Request) (layout.Container, error) {
 	run := layout.Run{Namespace: r.PathValue("namespace"), Name: r.PathValue("run"), UID: r.PathValue("uid")}
 	key := layout.Container{Pod: layout.Pod{Run: run, TaskRun: r.PathValue("taskRun"), PodUID: r.PathValue("pod")}, Container: r.PathValue("container")}
 	if err := key.Validate(); err != nil {

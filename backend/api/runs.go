@@ -33,18 +33,7 @@ func (a *api) namespaces(w http.ResponseWriter, r *http.Request) error {
 	if err := readParams(r).done(); err != nil {
 		return err
 	}
-	// Nobody who is nobody makes us list.
-	if _, err := a.Gate.Allowed(r, nil); err != nil {
-		return err
-	}
-	var all []string
-	for name, err := range a.Archive.Namespaces(r.Context()) {
-		if err != nil {
-			return err
-		}
-		all = append(all, name)
-	}
-	allowed, err := a.Gate.Allowed(r, all)
+	allowed, err := a.ListNamespaces(r)
 	if err != nil {
 		return err
 	}
@@ -104,27 +93,47 @@ func (f filter) late(r Run) bool {
 // runs answers with a page of a namespace's runs, newest first.
 func (a *api) runs(kind string) func(http.ResponseWriter, *http.Request) error {
 	return func(w http.ResponseWriter, r *http.Request) error {
-		p := readParams(r)
-		f := filterOf(p, kind)
-		limit := int(p.number("limit", 1, mostRuns, defaultRuns))
-		namespace := r.PathValue("namespace")
-		after := cursorOf(p, namespace)
-		if err := p.done(); err != nil {
-			return err
-		}
-		// Names begin with the time: what is newer than asked for need not be looked at.
-		if !f.until.IsZero() {
-			bound := layout.RunIndex{Namespace: namespace, Created: f.until.Add(time.Second), Kind: "~"} // behind all of the second after it
-			if after == nil || after.Key() < bound.Key() {
-				after = &bound
-			}
-		}
-		page, err := a.page(r, namespace, f, after, limit)
+		page, err := a.ListRuns(r, r.PathValue("namespace"), kind)
 		if err != nil {
 			return err
 		}
 		return writeJSON(w, page)
 	}
+}
+
+// ListRuns is the page of a namespace's runs that a request's parameters ask for: name, pipeline, state, since, until, label, limit and continue. kind is runs, pipelineruns or taskruns. Who asks is allowed to.
+func (o Options) ListRuns(r *http.Request, namespace, kind string) (Runs, error) {
+	p := readParams(r)
+	f := filterOf(p, kind)
+	limit := int(p.number("limit", 1, mostRuns, defaultRuns))
+	after := cursorOf(p, namespace)
+	if err := p.done(); err != nil {
+		return Runs{}, err
+	}
+	// Names begin with the time: what is newer than asked for need not be looked at.
+	if !f.until.IsZero() {
+		bound := layout.RunIndex{Namespace: namespace, Created: f.until.Add(time.Second), Kind: "~"} // behind all of the second after it
+		if after == nil || after.Key() < bound.Key() {
+			after = &bound
+		}
+	}
+	return o.page(r, namespace, f, after, limit)
+}
+
+// ListNamespaces are those that the archive has runs of, and that who asks may read.
+func (o Options) ListNamespaces(r *http.Request) ([]string, error) {
+	// Nobody who is nobody makes us list.
+	if _, err := o.Gate.Allowed(r, nil); err != nil {
+		return nil, err
+	}
+	var all []string
+	for name, err := range o.Archive.Namespaces(r.Context()) {
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, name)
+	}
+	return o.Gate.Allowed(r, all)
 }
 
 // cursorOf reads where a page begins.
@@ -149,13 +158,13 @@ func cursor(x layout.RunIndex) string {
 }
 
 // page reads runs until there are enough.
-func (a *api) page(r *http.Request, namespace string, f filter, after *layout.RunIndex, limit int) (Runs, error) {
+func (o Options) page(r *http.Request, namespace string, f filter, after *layout.RunIndex, limit int) (Runs, error) {
 	page := Runs{Runs: []Run{}}
 	var batch []layout.RunIndex
 	looked := 0
 	// take reads the records of a batch, and returns false when the page is full.
 	take := func() (bool, error) {
-		runs, err := a.records(r, batch)
+		runs, err := o.records(r, batch)
 		if err != nil {
 			return false, err
 		}
@@ -173,7 +182,7 @@ func (a *api) page(r *http.Request, namespace string, f filter, after *layout.Ru
 		return true, nil
 	}
 	var last layout.RunIndex
-	for x, err := range a.Archive.Runs(r.Context(), namespace, after, 0) {
+	for x, err := range o.Archive.Runs(r.Context(), namespace, after, 0) {
 		if err != nil {
 			return page, err
 		}
@@ -201,14 +210,14 @@ func (a *api) page(r *http.Request, namespace string, f filter, after *layout.Ru
 }
 
 // records reads the records of runs. One without a record has what its name says.
-func (a *api) records(r *http.Request, batch []layout.RunIndex) ([]Run, error) {
+func (o Options) records(r *http.Request, batch []layout.RunIndex) ([]Run, error) {
 	runs := make([]Run, len(batch))
 	group, ctx := errgroup.WithContext(r.Context())
 	group.SetLimit(recordsAtOnce)
 	for i, x := range batch {
 		runs[i] = Run{Kind: x.Kind, Name: x.Name, UID: x.UID, Created: x.Created, Prefix: x.Run().Prefix()}
 		group.Go(func() error {
-			have, err := a.Archive.Run(ctx, x.Run())
+			have, err := o.Archive.Run(ctx, x.Run())
 			if errors.Is(err, fs.ErrNotExist) {
 				return nil
 			}
@@ -224,8 +233,13 @@ func (a *api) records(r *http.Request, batch []layout.RunIndex) ([]Run, error) {
 	return runs, group.Wait()
 }
 
+// PathOf is what stands behind /containers/ in this API.
+func PathOf(key layout.Container) string {
+	return strings.TrimSuffix(strings.TrimPrefix(key.Prefix(), layout.Version+"/"), "/")
+}
+
 func containerOf(c backend.Container) Container {
-	j := Container{Container: c, Path: strings.TrimSuffix(strings.TrimPrefix(c.Key.Prefix(), layout.Version+"/"), "/"), Prefix: c.Key.Prefix(), Says: c.Describe()}
+	j := Container{Container: c, Path: PathOf(c.Key), Prefix: c.Key.Prefix(), Says: c.Describe()}
 	if len(c.Segments) > 0 {
 		j.First = c.Segments[0].First
 	}
@@ -280,7 +294,7 @@ func (a *api) container(w http.ResponseWriter, r *http.Request) error {
 	if err := readParams(r).done(); err != nil {
 		return err
 	}
-	key, err := containerKey(r)
+	key, err := ContainerKey(r)
 	if err != nil {
 		return err
 	}

@@ -37,7 +37,7 @@ func (a *api) searchOne(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	key, err := containerKey(r)
+	key, err := ContainerKey(r)
 	if err != nil {
 		return err
 	}

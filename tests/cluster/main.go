@@ -12,9 +12,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -85,10 +87,12 @@ func run(ctx context.Context, args []string) error {
 			for _, c := range components {
 				rest = append(rest, c.name)
 			}
+			rest = append(rest, slices.Collect(maps.Keys(tools))...)
 		}
 		if err := installPackages(ctx, os.Stdout, rest...); err != nil {
 			return err
 		}
+		rest = slices.DeleteFunc(rest, func(name string) bool { return tools[name] != nil })
 		_, err := buildAll(ctx, os.Stdout, rest...)
 		return err
 	case "binary":

@@ -288,9 +288,12 @@ func down(_ context.Context, progress io.Writer) error {
 	return nil
 }
 
-// installPackages installs the Debian packages that are missing, with those of the components that are named.
+// installPackages installs the Debian packages that are missing, with those of the components and tools that are named.
 func installPackages(ctx context.Context, progress io.Writer, names ...string) error {
 	wanted := slices.Clone(debianPackages)
+	for _, name := range names {
+		wanted = append(wanted, tools[name]...)
+	}
 	for _, c := range components {
 		if slices.Contains(names, c.name) {
 			wanted = append(wanted, c.debian...)

@@ -61,6 +61,9 @@ var components = []component{
 	{name: "tkn", packages: []string{"github.com/shiplog-dev/shiplog/tests/cluster/components/tkn"}, tests: true},
 }
 
+// tools are what tests alone take from Debian, by the name that "build" has for them.
+var tools = map[string][]string{"chromium": {"chromium", "fonts-dejavu-core"}}
+
 // debianPackages are what the node needs beside Go binaries, and what tests need: strace, to kill processes at one system call, and zstd, to read the archive as docs/format.md says.
 var debianPackages = []string{
 	"busybox-static", "ca-certificates", "conntrack", "containernetworking-plugins", "etcd-server", "gcc", "iproute2", "iptables", "libc6-dev",

@@ -12,9 +12,10 @@ say() { printf '\n\033[1m== %3ds  %s\033[0m\n' "$((SECONDS - begin))" "$*"; }
 fail() { printf '\ndemo: FAIL  %s\n' "$*"; exit 1; }
 trap 'fail "the command in line $LINENO of tests/demo/demo.sh failed; see above"' ERR
 work=$(mktemp -d)
-forward= takeaway=
+forward= backend= takeaway=
 cleanup() {
   [ -z "$forward" ] || kill "$forward" 2>/dev/null || true
+  [ -z "$backend" ] || kill "$backend" 2>/dev/null || true
   rm -rf "$work"
 }
 trap cleanup EXIT
@@ -106,6 +107,27 @@ say 'from S3: shiplog ls'
 say 'from S3: shiplog logs --tail 3'
 "$shiplog" logs -n "$ns" --tail 3 "$uid" | tr '\r' '\n' | tail -n 24
 
+say 'over HTTP: the backend, to who may get pods/log in the namespace, with a token of the cluster'
+for make in "serviceaccount log-reader" "role log-reader --verb=get --resource=pods/log" "rolebinding log-reader --role=log-reader --serviceaccount=$ns:log-reader"; do
+  # shellcheck disable=SC2086 # several words
+  "$KUBECTL" -n "$ns" create $make --dry-run=client -o yaml | "$KUBECTL" apply -f -
+done
+"$KUBECTL" -n shiplog-system get secret shiplog-backend-tls -o 'go-template={{index .data "ca.crt" | base64decode}}' >"$work/ca.crt"
+"$KUBECTL" config view --raw --flatten --minify >"$work/kubeconfig"
+"$KUBECTL" --kubeconfig="$work/kubeconfig" config set-credentials log-reader --token="$("$KUBECTL" -n "$ns" create token log-reader)" >/dev/null
+"$KUBECTL" --kubeconfig="$work/kubeconfig" config set-context --current --user=log-reader >/dev/null
+"$KUBECTL" -n shiplog-system port-forward service/shiplog-backend :443 >"$work/forward" 2>&1 &
+backend=$!
+port=
+for _ in $(seq 100); do
+  port=$(sed -nE 's/^Forwarding from 127\.0\.0\.1:([0-9]+) .*/\1/p' "$work/forward")
+  [ -z "$port" ] || break
+  sleep 0.1
+done
+[ -n "$port" ] || fail "the backend cannot be reached: $(cat "$work/forward")"
+env -u SHIPLOG_S3_BUCKET -u SHIPLOG_S3_ENDPOINT "$shiplog" --kubeconfig "$work/kubeconfig" --server "https://localhost:$port" --server-ca "$work/ca.crt" \
+  logs --archive -n "$ns" --tail 3 "$uid" | tr '\r' '\n' | tail -n 8
+
 say 'compare'
 printed=0 stored=0 lost=0 bad=0
 while read -r task step bytes sum; do
@@ -121,7 +143,7 @@ lost=$((printed - stored))
 
 if [ -n "$local" ]; then
   # shellcheck disable=SC2016 # for the reader's shell
-  printf '\nThe cluster stays up. Look around: eval "$(go run ./tests/cluster env)"; bin/shiplog logs -n %s demo; $KUBECTL get pods -A\nTake it down: make cluster-down\n' "$ns"
+  printf '\nThe cluster stays up. Look around: eval "$(go run ./tests/cluster env)"; bin/shiplog logs -n %s demo; $KUBECTL get pods -A\nThe page: $KUBECTL -n shiplog-system port-forward service/shiplog-backend 8443:443, then https://localhost:8443/ui/ with the token of $KUBECTL -n %s create token log-reader\nTake it down: make cluster-down\n' "$ns" "$ns"
 else
   printf '\nTake it away: kubectl delete namespace %s shiplog-system; kubectl delete mutatingwebhookconfiguration shiplog; kubectl delete clusterrole,clusterrolebinding shiplog-webhook;%s\n' "$ns" "$takeaway"
 fi

@@ -1,4 +1,4 @@
-// Command backend is shiplog's server for readers: the HTTP API over the archive, and what the Tekton Dashboard and Tekton Results ask for. It has read-only keys of the bucket, keeps nothing of its own, and asks the API server at each request who may read. Any number of replicas run side by
+// Command backend is shiplog's server for readers: the web page, the HTTP API over the archive, and what the Tekton Dashboard and Tekton Results ask for. It has read-only keys of the bucket, keeps nothing of its own, and asks the API server at each request who may read. Any number of replicas run side by
 // side.
 package main
 
@@ -37,6 +37,7 @@ import (
 	"github.com/shiplog-dev/shiplog/backend/api"
 	"github.com/shiplog-dev/shiplog/backend/dashboard"
 	"github.com/shiplog-dev/shiplog/backend/loki"
+	"github.com/shiplog-dev/shiplog/backend/page"
 	"github.com/shiplog-dev/shiplog/internal/objectstore"
 )
 
@@ -106,13 +107,14 @@ func parseFlags(args []string) (options, error) {
 	f.IntVar(&o.limits.Total, "requests", o.limits.Total, "requests of all clients at the same time")
 	f.DurationVar(&o.limits.Time, "request-time", o.limits.Time, "how long a request may take")
 	f.DurationVar(&o.limits.FollowTime, "follow-time", o.limits.FollowTime, "how long a request may follow a log")
+	f.Int64Var(&o.limits.Bytes, "answer-bytes", o.limits.Bytes, "how many bytes an answer may have; a longer one is broken off")
 	if err := f.Parse(args); err != nil {
 		return o, err
 	}
 	if f.NArg() > 0 {
 		return o, fmt.Errorf("unknown arguments %q: everything is a flag", f.Args())
 	}
-	for name, n := range map[string]int64{"requests-per-client": int64(o.limits.PerClient), "requests": int64(o.limits.Total), "request-time": int64(o.limits.Time), "follow-time": int64(o.limits.FollowTime)} {
+	for name, n := range map[string]int64{"requests-per-client": int64(o.limits.PerClient), "requests": int64(o.limits.Total), "request-time": int64(o.limits.Time), "follow-time": int64(o.limits.FollowTime), "answer-bytes": o.limits.Bytes} {
 		if n <= 0 {
 			return o, fmt.Errorf("--%s must be positive", name)
 		}
@@ -243,6 +245,9 @@ func newHandler(ctx context.Context, o options, registry prometheus.Registerer, 
 	results := loki.New(loki.Options{Archive: archive, Gate: gate, Log: log})
 	mux.Handle(loki.Path, results)
 	mux.Handle(loki.DefaultPath, results)
+	web := page.New(page.Options{Archive: archive, Gate: gate, Log: log})
+	mux.Handle(page.Base+"/", web)
+	mux.Handle("/{$}", web)
 	if tenants != nil {
 		mux.Handle(dashboard.Base+"/", dashboard.New(dashboard.Options{Archive: archive, Tenants: tenants, Log: log}))
 	}

@@ -136,7 +136,8 @@ func TestHandler(t *testing.T) {
 		{"who may not", "/api/v1/namespaces/default/runs", token.Status.Token, 403},
 		{"their namespaces", "/api/v1/namespaces", token.Status.Token, 200},
 		{"the description", "/api/v1/openapi.yaml", "", 200},
-		{"another path", "/", "", 404},
+		{"another path", "/other", "", 404},
+		{"the page, by its login", "/", "", 200},
 		{"Results, without a query", loki.Path, token.Status.Token, 400},
 		{"Results, with its proxy's path", loki.DefaultPath, token.Status.Token, 400},
 		{"a Dashboard that nobody knows", dashboard.Base + "/default/pod/step-a", "", 401},
@@ -147,7 +148,7 @@ func TestHandler(t *testing.T) {
 		}
 	}
 	_, text := get(side.URL+"/metrics", "")
-	for _, want := range []string{`shiplog_backend_requests_total{status="403"} 1`, `shiplog_backend_s3_requests_total{operation="list",result="ok"} 1`, "shiplog_backend_requests_running 0"} {
+	for _, want := range []string{`shiplog_backend_requests_total{status="403"} 1`, `shiplog_backend_s3_requests_total{operation="list",result="ok"} 2`, "shiplog_backend_requests_running 0"} {
 		if !strings.Contains(text, want+"\n") {
 			t.Errorf("/metrics lacks %s:\n%s", want, text)
 		}

@@ -19,6 +19,7 @@ import (
 	"github.com/shiplog-dev/shiplog/backend/api"
 	"github.com/shiplog-dev/shiplog/backend/dashboard"
 	"github.com/shiplog-dev/shiplog/backend/loki"
+	"github.com/shiplog-dev/shiplog/backend/page"
 )
 
 // metrics count requests, and what they ask of S3.
@@ -62,7 +63,7 @@ func askedOf(ctx context.Context) *asked {
 
 // area is the first part of a path, or two of the API's: all of a path that is logged. What is behind it may be a secret of the Dashboard's, and the query what somebody looks for.
 func area(r *http.Request) string {
-	for _, base := range []string{api.Base, dashboard.Base, loki.Path, loki.DefaultPath} {
+	for _, base := range []string{api.Base, page.Base, dashboard.Base, loki.Path, loki.DefaultPath} {
 		if r.URL.Path == base || strings.HasPrefix(r.URL.Path, base+"/") {
 			return base
 		}

@@ -1,0 +1,238 @@
+package page
+
+import (
+	"bytes"
+	"cmp"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"regexp"
+	"strconv"
+	"time"
+	"unicode/utf8"
+
+	"github.com/shiplog-dev/shiplog/backend"
+	"github.com/shiplog-dev/shiplog/backend/api"
+	"github.com/shiplog-dev/shiplog/internal/criline"
+)
+
+const (
+	// mostRows is how many lines the viewer may ask for at once.
+	mostRows = 1000
+	// maxRow is how much of a line is shown, in bytes. The rest is in the download.
+	maxRow = 8 << 10
+	// mostMarks is how many groups and messages of a log are found.
+	mostMarks = 5000
+)
+
+// Row is a line as the viewer shows it: all that has its number, as a terminal would have it, of both streams.
+type Row struct {
+	Number int64     `json:"n"`
+	Time   time.Time `json:"at"`
+	Kind   string    `json:"k,omitempty"` // group, endgroup, error, warning, notice or debug, of a line that is a workflow command
+	Spans  []Span    `json:"s"`
+	Stderr bool      `json:"e,omitempty"`   // some of it
+	Cut    int64     `json:"cut,omitempty"` // bytes that are not shown
+	Gaps   []string  `json:"gaps,omitempty"`
+
+	text []byte
+}
+
+// Rows is an answer to the viewer.
+type Rows struct {
+	Rows  []Row `json:"rows"`
+	Lines int64 `json:"lines"` // of the log that have ended
+	State
+}
+
+// State is how a log stands.
+type State struct {
+	Status string `json:"status"`
+	Says   string `json:"says,omitempty"`
+	Bytes  int64  `json:"bytes"`
+	Damage string `json:"damage,omitempty"` // what was found while it was read
+}
+
+// lines answers with some lines of a log: from, and count.
+func (p *page) lines(w http.ResponseWriter, r *http.Request) error {
+	c, err := p.container(r)
+	if err != nil {
+		return err
+	}
+	from, err := number(r, "from", 1, 1<<60)
+	if err != nil {
+		return err
+	}
+	count, err := number(r, "count", 1, mostRows)
+	if err != nil {
+		return err
+	}
+	out := Rows{Rows: []Row{}, Lines: c.Lines, State: State{Status: string(c.Status), Says: c.Describe(), Bytes: c.Bytes}}
+	for l, err := range p.Archive.Lines(r.Context(), c, backend.LogOptions{FromLine: from, ToLine: from + count - 1}) {
+		var digest *backend.DigestError
+		switch {
+		case errors.As(err, &digest):
+			out.Damage = "what is archived is not what was sealed"
+		case err != nil:
+			return err
+		default:
+			out.add(l)
+		}
+	}
+	for i := range out.Rows {
+		out.Rows[i].show()
+	}
+	return writeJSON(w, out)
+}
+
+// add puts a piece of a line to the others that have its number.
+func (o *Rows) add(l backend.Line) {
+	if len(o.Rows) == 0 || o.Rows[len(o.Rows)-1].Number != l.Number {
+		o.Rows = append(o.Rows, Row{Number: l.Number, Time: l.Time})
+	}
+	row := &o.Rows[len(o.Rows)-1]
+	if l.Stream == criline.Markers {
+		m, err := criline.ParseMarker(l.Text)
+		if err != nil {
+			row.Gaps = append(row.Gaps, "bytes are missing here")
+			return
+		}
+		row.Gaps = append(row.Gaps, backend.DescribeGap(m))
+		return
+	}
+	row.Stderr = row.Stderr || l.Stream == criline.Stderr
+	room := max(0, maxRow-len(row.text))
+	n := min(len(l.Text), room)
+	row.text = append(row.text, l.Text[:n]...)
+	row.Cut += int64(len(l.Text) - n)
+}
+
+// command is a line that a workflow command begins, as GitHub Actions, Azure Pipelines and others write them.
+var command = regexp.MustCompile(`^\s*(?:::(group|endgroup|error|warning|notice|debug)(?: [^:]*)?::|##\[(group|endgroup|error|warning|debug|section)\])`)
+
+// show makes spans of a line's text.
+func (r *Row) show() {
+	if r.Cut > 0 { // not within a character
+		for i := len(r.text) - 1; i >= max(0, len(r.text)-utf8.UTFMax); i-- {
+			if utf8.RuneStart(r.text[i]) {
+				if !utf8.FullRune(r.text[i:]) {
+					r.Cut += int64(len(r.text) - i)
+					r.text = r.text[:i]
+				}
+				break
+			}
+		}
+	}
+	text := string(r.text)
+	if m := command.FindStringSubmatch(text); m != nil {
+		if r.Kind = cmp.Or(m[1], m[2]); r.Kind == "section" {
+			r.Kind = "notice"
+		}
+		text = text[len(m[0]):]
+	}
+	r.Spans = spans(text)
+	if r.Spans == nil {
+		r.Spans = []Span{}
+	}
+}
+
+// Mark is a line that one may want to jump to, or that begins or ends what can be folded.
+type Mark struct {
+	Number int64  `json:"n"`
+	Kind   string `json:"k"`
+}
+
+// Marks is the answer to where they are.
+type Marks struct {
+	Marks []Mark `json:"marks"`
+	Error int64  `json:"error,omitempty"` // the number of the first line that tells of an error
+	More  bool   `json:"more,omitempty"`  // there are more marks than are found
+}
+
+const (
+	markPattern = `^\s*(::(group|endgroup|error|warning)( [^:]*)?::|##\[(group|endgroup|error|warning)\])`
+	// errorPattern finds what most tools write of an error, where none is marked as one.
+	errorPattern = `(?i)\b(error|fatal|panic|failed|failure|exception|cannot|undefined)\b`
+)
+
+// marks answers with the marks of a log. All of it is read.
+func (p *page) marks(w http.ResponseWriter, r *http.Request) error {
+	c, err := p.container(r)
+	if err != nil {
+		return err
+	}
+	out := Marks{Marks: []Mark{}}
+	search, err := backend.NewSearch(backend.Query{Pattern: markPattern, Regexp: true})
+	if err != nil {
+		return err
+	}
+	for m, err := range search.In(r.Context(), p.Archive, c, backend.LogOptions{}) {
+		if err := found(err); err != nil {
+			return err
+		}
+		if len(out.Marks) == mostMarks {
+			out.More = true
+			break
+		}
+		groups := command.FindSubmatch(bytes.TrimSpace(m.Text))
+		if groups == nil {
+			continue
+		}
+		mark := Mark{m.Number, cmp.Or(string(groups[1]), string(groups[2]))}
+		if mark.Kind == "error" && out.Error == 0 {
+			out.Error = m.Number
+		}
+		out.Marks = append(out.Marks, mark)
+	}
+	if out.Error == 0 {
+		if search, err = backend.NewSearch(backend.Query{Pattern: errorPattern, Regexp: true}); err != nil {
+			return err
+		}
+		for m, err := range search.In(r.Context(), p.Archive, c, backend.LogOptions{}) {
+			if err := found(err); err != nil {
+				return err
+			}
+			out.Error = m.Number
+			break
+		}
+	}
+	return writeJSON(w, out)
+}
+
+func writeJSON(w http.ResponseWriter, v any) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", "application/json")
+	_, _ = w.Write(append(b, '\n')) // who asked may be gone: the viewer stops what it does not need any more
+	return nil
+}
+
+// found is an error of the store; that a log is damaged is said where it is shown.
+func found(err error) error {
+	var digest *backend.DigestError
+	if errors.As(err, &digest) {
+		return nil
+	}
+	return err
+}
+
+func (p *page) container(r *http.Request) (backend.Container, error) {
+	key, err := api.ContainerKey(r)
+	if err != nil {
+		return backend.Container{}, err
+	}
+	return p.Archive.Container(r.Context(), key)
+}
+
+// number reads a parameter.
+func number(r *http.Request, name string, least, most int64) (int64, error) {
+	v := r.URL.Query().Get(name)
+	n, err := strconv.ParseInt(v, 10, 64)
+	if err != nil || n < least || n > most {
+		return 0, &api.Error{Status: http.StatusBadRequest, Message: fmt.Sprintf("%s=%q: want a whole number from %d to %d", name, v, least, most)}
+	}
+	return n, nil
+}

@@ -1,0 +1,137 @@
+package page
+
+import (
+	"cmp"
+	"errors"
+	"io/fs"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/shiplog-dev/shiplog/backend"
+	"github.com/shiplog-dev/shiplog/backend/api"
+	"github.com/shiplog-dev/shiplog/internal/layout"
+	"github.com/shiplog-dev/shiplog/internal/record"
+)
+
+type runPage struct {
+	Title, Namespace, Name, UID string
+	Kind                        string // pipelineruns or taskruns: as the API has it
+	Record                      record.Run
+	State                       string // of the run
+	Logs                        string // the worst of its logs' states
+	Took                        time.Duration
+	Over                        bool
+	Tasks                       []task
+	Failed                      string // the first step that failed, as the fragment names it
+	Others                      []layout.Run
+}
+
+type task struct {
+	Name, TaskRun string
+	Retry         int
+	Steps         []step
+}
+
+type step struct {
+	Task, Name string
+	Retry      int
+	ID         string // task/name, and the retry if there is one: what stands in the fragment
+	Path       string // in the API
+	Kind       string
+	Status     string
+	Says       string
+	Bytes      int64
+	Lines      int64
+	Exit       *record.Exit
+	Took       time.Duration // from its first line to its last
+	Empty      bool
+	Failed     bool
+	Estimated  bool
+}
+
+// run shows a run as a tree, whose steps can be opened.
+func (p *page) run(w http.ResponseWriter, r *http.Request) error {
+	namespace, ref := r.PathValue("namespace"), r.PathValue("run")
+	target, err := p.Archive.FindPipelineRun(r.Context(), namespace, ref)
+	kind := "pipelineruns"
+	var notFound *backend.NotFoundError
+	if errors.As(err, &notFound) {
+		kind = "taskruns"
+		target, err = p.Archive.FindTaskRun(r.Context(), namespace, ref)
+	}
+	if err != nil {
+		return err
+	}
+	tree, err := p.Archive.Tree(r.Context(), target)
+	if errors.Is(err, fs.ErrNotExist) {
+		return &api.Error{Status: http.StatusNotFound, Message: "the archive has nothing of this run"}
+	}
+	if err != nil {
+		return err
+	}
+	data := runPageOf(tree, kind, time.Now())
+	data.Others = target.Others
+	return p.show(w, http.StatusOK, "run.html", data)
+}
+
+func runPageOf(tree *backend.Tree, kind string, now time.Time) runPage {
+	data := runPage{Namespace: tree.Run.Namespace, Name: tree.Run.Name, UID: tree.Run.UID, Kind: kind, Over: tree.Over(now), State: "running"}
+	if tree.Record != nil {
+		data.Record, data.Name = *tree.Record, tree.Record.Name
+		if data.Record.State != "" {
+			data.State = string(data.Record.State)
+		} else if data.Over {
+			data.State = "ended" // and nobody has recorded how
+		}
+		if !data.Record.Completed.IsZero() && !data.Record.Started.IsZero() {
+			data.Took = data.Record.Completed.Sub(data.Record.Started)
+		}
+	}
+	data.Title = data.Name
+	worst := backend.Verified
+	for place := range tree.Containers() {
+		c := place.Container
+		if c.Kind == record.Init && c.Bytes == 0 { // Tekton's own: there is nothing to say of them
+			continue
+		}
+		name := place.TaskRun.Label()
+		if n := len(data.Tasks); n == 0 || data.Tasks[n-1].TaskRun != place.TaskRun.Name || data.Tasks[n-1].Retry != place.Retry {
+			data.Tasks = append(data.Tasks, task{Name: name, TaskRun: place.TaskRun.Name, Retry: place.Retry})
+		}
+		s := stepOf(place, name)
+		t := &data.Tasks[len(data.Tasks)-1]
+		t.Steps = append(t.Steps, s)
+		if c.Status != backend.NotCaptured {
+			worst = backend.Worse(worst, c.Status)
+		}
+		if s.Failed && data.Failed == "" {
+			data.Failed = s.ID
+		}
+	}
+	data.Logs = string(worst)
+	return data
+}
+
+func stepOf(place backend.Place, task string) step {
+	c := place.Container
+	s := step{
+		Task: task, Name: c.Label(), Retry: place.Retry, Path: api.PathOf(c.Key), Kind: string(c.Kind), Status: string(c.Status), Says: c.Describe(), Bytes: c.Bytes, Lines: c.Lines,
+		Empty: c.Bytes == 0, Estimated: c.Estimated, Took: -1,
+	}
+	s.ID = task + "/" + s.Name
+	if s.Retry > 0 {
+		s.ID += "&retry=" + strconv.Itoa(s.Retry)
+	}
+	s.Kind = cmp.Or(s.Kind, string(record.Step))
+	if c.Seal != nil {
+		s.Exit = c.Seal.Exit
+		s.Failed = s.Kind == string(record.Step) && (s.Exit != nil && s.Exit.Code != 0 || c.Seal.End == record.EndKilled)
+		if !c.Seal.First.IsZero() {
+			s.Took = c.Seal.Last.Sub(c.Seal.First)
+		}
+	} else if len(c.Segments) > 0 && !c.LastSeen.IsZero() {
+		s.Took = c.LastSeen.Sub(c.Segments[0].First)
+	}
+	return s
+}
