@@ -45,7 +45,7 @@ static() {
   go vet -tags e2e ./tests/...
   if [ "$(uname)" = Linux ] && [ "$(id -u)" = 0 ]; then
     say 'binaries for tests'
-    go run ./tests/cluster build versitygw minio crane kubernetes results chromium
+    go run ./tests/cluster build versitygw minio crane kubernetes results chromium tkn
   fi
 }
 

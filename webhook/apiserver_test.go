@@ -69,7 +69,8 @@ func TestRBAC(t *testing.T) {
 		{APIGroups: []string{""}, Resources: []string{"pods"}, Verbs: []string{"get", "list", "watch"}},                   // tickets; pods that are held back
 		{APIGroups: []string{""}, Resources: []string{"pods/eviction", "events"}, Verbs: []string{"create"}},              // these, too
 		{APIGroups: []string{""}, Resources: []string{"limitranges", "resourcequotas"}, Verbs: []string{"list", "watch"}}, // pods that would not fit
-		{APIGroups: []string{"tekton.dev"}, Resources: []string{"taskruns", "pipelineruns"}, Verbs: []string{"get"}},      // names in the archive
+		// names in the archive; annotations and states of runs
+		{APIGroups: []string{"tekton.dev"}, Resources: []string{"taskruns", "pipelineruns"}, Verbs: []string{"get", "list", "watch", "patch"}},
 	}
 	got := roles[rbacv1.ClusterRole](t, "ClusterRole")
 	if len(got) != 1 {
@@ -151,6 +152,7 @@ func TestOnAPIServer(t *testing.T) {
 	t.Run("what does not fit is foreseen", func(t *testing.T) { misfitsAreForeseen(t, api) })
 	t.Run("pods that are held back", func(t *testing.T) { podsHeldBack(t, api) })
 	t.Run("containers that wait are recorded", func(t *testing.T) { waitingIsRecorded(t, api) })
+	t.Run("runs are annotated", func(t *testing.T) { runsAreAnnotated(t, api) })
 	t.Run("a webhook behind ours", func(t *testing.T) { webhooksBehindOurs(t, api) })
 }
 

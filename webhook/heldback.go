@@ -232,14 +232,8 @@ func (w *waitingPods) tell(ctx context.Context, h heldPod) bool {
 func (w *waitingPods) event(ctx context.Context, name, reason string, about corev1.ObjectReference, message string) bool {
 	ctx, cancel := context.WithTimeout(ctx, kubernetesTimeout)
 	defer cancel()
-	now := metav1.NewTime(w.guard.now())
-	_, err := w.core.CoreV1().Events(about.Namespace).Create(ctx, &corev1.Event{
-		ObjectMeta:     metav1.ObjectMeta{Name: name, Namespace: about.Namespace},
-		InvolvedObject: about, Type: corev1.EventTypeWarning, Reason: reason, Message: message[:min(len(message), maxFailure)],
-		Source: corev1.EventSource{Component: "shiplog-webhook"}, ReportingController: "shiplog.dev/webhook", ReportingInstance: "shiplog-webhook",
-		FirstTimestamp: now, LastTimestamp: now, Count: 1,
-	}, metav1.CreateOptions{})
-	if err != nil && !apierrors.IsAlreadyExists(err) {
+	err := warn(ctx, w.core, w.guard.now(), name, reason, about, message)
+	if err != nil {
 		w.log.Warn("no event could be made", "namespace", about.Namespace, "about", about.Name, "error", err)
 		return apierrors.IsForbidden(err) // such as in a namespace that is being deleted: it will not get better
 	}

@@ -2,7 +2,7 @@
 // tokens for upload tickets. It is stateless; two or more replicas run side by side.
 //
 // A pod's way through it: main.go serves, handler.go answers and fails open, decide.go says what to do, inject.go makes the patch. The ticket
-// service begins in tickets.go.
+// service begins in tickets.go. What becomes of the runs is told in annotate.go.
 package main
 
 import (
@@ -52,6 +52,8 @@ type options struct {
 	heldBackAfter time.Duration // see guard
 	heldBackRetry time.Duration
 	replaceHeld   bool
+
+	pageURL string // see annotator
 }
 
 // kubernetesTimeout bounds each request to the API server.
@@ -98,6 +100,7 @@ func parseFlags(args []string) (options, error) {
 	flags.DurationVar(&o.heldBackAfter, "held-back-after", 20*time.Second, "stop injecting when a pod has waited so long for the shipper's container, which cannot be started")
 	flags.DurationVar(&o.heldBackRetry, "held-back-retry", 5*time.Minute, "then let one pod through after so long, to see whether it can be started again")
 	flags.BoolVar(&o.replaceHeld, "replace-held-pods", true, "evict pods that wait for the shipper's container and of which nothing has run, so that Tekton makes them anew without it")
+	flags.StringVar(&o.pageURL, "page-url", os.Getenv("SHIPLOG_PAGE_URL"), "address of the web page, such as https://logs.example.com: PipelineRuns and TaskRuns get the annotation shiplog.dev/logs with theirs")
 	flags.DurationVar(&o.shutdownDelay, "shutdown-delay", 5*time.Second, "time to go on serving after SIGTERM, while the Service still routes here")
 	if err := flags.Parse(args); err != nil {
 		return o, err
@@ -114,7 +117,9 @@ func parseFlags(args []string) (options, error) {
 	if o.heldBackAfter <= 0 || o.heldBackRetry <= 0 {
 		err = errors.Join(err, fmt.Errorf("--held-back-after %v and --held-back-retry %v must be positive", o.heldBackAfter, o.heldBackRetry))
 	}
-	return o, err
+	base, pageErr := checkPageURL(o.pageURL)
+	o.pageURL = base
+	return o, errors.Join(err, pageErr)
 }
 
 // run serves until ctx ends, and returns when all requests are answered. From when leaving ends it says that it is not ready, so that the Service
@@ -133,11 +138,19 @@ func run(ctx, leaving context.Context, o options, registry ctrlmetrics.Registere
 		log.Warn("pods are left alone until it is known", "error", err)
 	}
 
-	tickets, closeStore, err := newTickets(ctx, config, registry, log)
+	store, err := newStore(ctx)
 	if err != nil {
 		return err
 	}
-	defer closeStore()
+	defer store.Close()
+	runs, err := newAnnotator(config, store, o.pageURL, registry, log)
+	if err != nil {
+		return err
+	}
+	tickets, err := newTicketService(ticketConfig{REST: config, Store: store, Issued: runs.ticketIssued, Metrics: registry, Log: log})
+	if err != nil {
+		return err
+	}
 	g := newGuard(o.heldBackAfter, o.heldBackRetry)
 	pods, err := newWaitingPods(config, g, o.replaceHeld, tickets.recordWaiting, registry, log)
 	if err != nil {
@@ -199,6 +212,7 @@ func run(ctx, leaving context.Context, o options, registry ctrlmetrics.Registere
 	group.Go(func() error { gate.run(serving); return nil })
 	group.Go(func() error { pods.run(serving); return nil })
 	group.Go(func() error { fits.run(serving); return nil })
+	group.Go(func() error { runs.run(serving); return nil })
 	group.Go(func() error {
 		if err := side.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
 			return fmt.Errorf("serve metrics and health: %w", err)
@@ -218,22 +232,13 @@ func newVersionGate(config *rest.Config, log *slog.Logger) (*versionGate, error)
 	return &versionGate{lookUp: client.ServerVersion, log: log}, nil
 }
 
-// newTickets makes the ticket service on the object store that the environment names.
-func newTickets(ctx context.Context, config *rest.Config, registry prometheus.Registerer, log *slog.Logger) (tickets *ticketService, closeStore func(), err error) {
-	s3, err := objectstore.ConfigFromEnv()
+// newStore opens the object store that the environment names. It sends nothing yet.
+func newStore(ctx context.Context) (*objectstore.Store, error) {
+	config, err := objectstore.ConfigFromEnv()
 	if err != nil {
-		return nil, nil, fmt.Errorf("S3 settings: %w", err)
+		return nil, fmt.Errorf("S3 settings: %w", err)
 	}
-	store, err := objectstore.New(ctx, s3)
-	if err != nil {
-		return nil, nil, err
-	}
-	handler, err := newTicketService(ticketConfig{REST: config, Store: store, Metrics: registry, Log: log})
-	if err != nil {
-		store.Close()
-		return nil, nil, err
-	}
-	return handler.(*ticketService), store.Close, nil
+	return objectstore.New(ctx, config)
 }
 
 // newCertWatcher reads the serving certificate, reads it again when it changes, and shows its expiry as a metric.

@@ -183,12 +183,68 @@ func (r ownedPod) runRecord() record.Run {
 	}
 	// Absent, or of another shape in a version to come: the field stays empty, the logs are archived all the same.
 	out.Pipeline, _, _ = unstructured.NestedString(obj.Object, "spec", ref, "name")
+	endOf(obj).in(&out)
 	if r.pipelineRun != nil {
 		for _, list := range []string{"tasks", "finally"} {
 			out.Tasks = append(out.Tasks, taskNames(obj, list)...)
 		}
 	}
 	return out
+}
+
+// ending is how a run ended. Without a state it has not ended yet.
+type ending struct {
+	state              record.RunState
+	reason             string
+	started, completed time.Time
+}
+
+func (e ending) over() bool { return e.state != "" }
+
+// in puts it into run.json.
+func (e ending) in(r *record.Run) {
+	r.State, r.Reason, r.Started, r.Completed = e.state, e.reason, e.started, e.completed
+}
+
+// endOf reads how a PipelineRun or TaskRun ended: from its condition Succeeded, which Tekton sets to True or False once (IsDone in pkg/apis/pipeline/v1). While a TaskRun has retries left it stays Unknown.
+func endOf(obj *unstructured.Unstructured) ending {
+	status, _ := obj.Object["status"].(map[string]any)
+	conditions, _ := status["conditions"].([]any)
+	for _, c := range conditions {
+		condition, _ := c.(map[string]any)
+		if condition["type"] != "Succeeded" {
+			continue
+		}
+		var e ending
+		e.reason, _ = condition["reason"].(string)
+		switch {
+		case condition["status"] == "True":
+			e.state = record.Succeeded
+		case condition["status"] != "False":
+			return ending{}
+		// PipelineRunReasonCancelled, which a PipelineRun that was stopped gracefully has too, and TaskRunReasonCancelled.
+		case e.reason == "Cancelled" || e.reason == "TaskRunCancelled":
+			e.state = record.Cancelled
+		default:
+			e.state = record.Failed
+		}
+		e.started, e.completed = statusTime(status["startTime"]), statusTime(status["completionTime"])
+		if e.completed.IsZero() { // a run that was refused before it began has none
+			e.completed = statusTime(condition["lastTransitionTime"])
+		}
+		return e
+	}
+	return ending{}
+}
+
+// statusTime reads a time of an object, or gives the zero time.
+func statusTime(v any) time.Time {
+	text, _ := v.(string)
+	t, err := time.Parse(time.RFC3339, text)
+	if err != nil {
+		return time.Time{}
+	}
+	return t.UTC()
 }
 
 // taskNames reads the names of the tasks that Tekton resolved, which are there as soon as it has created the first TaskRun.

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 
@@ -24,6 +25,12 @@ func TestRecords(t *testing.T) {
 	}{
 		{"pipelinerun", func(*fakeAPI) {}},
 		{"taskrun", func(f *fakeAPI) { delete(f.at(taskRunPath, "metadata"), "ownerReferences") }},
+		// As after a renewed ticket of a shipper that is still at it.
+		{"ended", func(f *fakeAPI) {
+			status := f.at(pipelineRunPath, "status")
+			status["conditions"] = []any{object{"type": "Succeeded", "status": "False", "reason": "Cancelled"}}
+			status["startTime"], status["completionTime"] = "2026-03-04T05:06:08Z", "2026-03-04T05:16:08Z"
+		}},
 		// What a later Tekton might make of its objects must not cost the logs.
 		{"odd-shapes", func(f *fakeAPI) {
 			f.at(pipelineRunPath)["spec"] = object{"pipelineRef": "a string"}
@@ -58,6 +65,38 @@ func TestRecords(t *testing.T) {
 			}
 			if got.String() != string(want) {
 				t.Errorf("%s differs (go test ./webhook -update takes it over); got:\n%s", file, got.String())
+			}
+		})
+	}
+}
+
+func TestEndOf(t *testing.T) {
+	begin := time.Date(2026, 3, 4, 5, 6, 7, 0, time.UTC)
+	condition := func(status, reason string) string {
+		return `{"conditions":[{"type":"Succeeded","status":"` + status + `","reason":"` + reason + `","lastTransitionTime":"2026-03-04T05:06:09Z"}],"startTime":"2026-03-04T05:06:07Z","completionTime":"2026-03-04T05:06:08Z"}`
+	}
+	for _, c := range []struct {
+		name, status string
+		want         ending
+	}{
+		{"not begun", `{}`, ending{}},
+		{"running", condition("Unknown", "Running"), ending{}},
+		{"finally tasks of a cancelled one", condition("Unknown", "CancelledRunningFinally"), ending{}},
+		{"to be retried", condition("Unknown", "ToBeRetried"), ending{}},
+		{"well", condition("True", "Completed"), ending{record.Succeeded, "Completed", begin, begin.Add(time.Second)}},
+		{"failed", condition("False", "Failed"), ending{record.Failed, "Failed", begin, begin.Add(time.Second)}},
+		{"PipelineRun cancelled", condition("False", "Cancelled"), ending{record.Cancelled, "Cancelled", begin, begin.Add(time.Second)}},
+		{"TaskRun cancelled", condition("False", "TaskRunCancelled"), ending{record.Cancelled, "TaskRunCancelled", begin, begin.Add(time.Second)}},
+		{"timed out", condition("False", "TaskRunTimeout"), ending{record.Failed, "TaskRunTimeout", begin, begin.Add(time.Second)}},
+		{
+			"refused before it began", `{"conditions":[{"type":"Succeeded","status":"False","reason":"CouldntGetPipeline","lastTransitionTime":"2026-03-04T05:06:07Z"}]}`,
+			ending{record.Failed, "CouldntGetPipeline", time.Time{}, begin},
+		},
+		{"no times", `{"conditions":[{"type":"Succeeded","status":"True","lastTransitionTime":7}],"completionTime":"yesterday"}`, ending{state: record.Succeeded}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			if got := endOf(fromJSON(t, `{"status":`+c.status+`}`)); got != c.want {
+				t.Errorf("%+v, want %+v", got, c.want)
 			}
 		})
 	}

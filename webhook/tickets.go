@@ -48,6 +48,8 @@ type ticketConfig struct {
 	Concurrency int
 	// Timeout bounds a request; 0 means 20 seconds.
 	Timeout time.Duration
+	// Issued, if not nil, hears of the pod of each ticket. It must not wait: the answer does.
+	Issued func(ownedPod)
 	// Metrics nil means controller-runtime's registry, which its metrics server shows.
 	Metrics prometheus.Registerer
 	// Log nil means slog's default.
@@ -134,7 +136,7 @@ type ticketService struct {
 }
 
 // newTicketService makes the handler of ticket.Path. It sends nothing yet.
-func newTicketService(cfg ticketConfig) (http.Handler, error) {
+func newTicketService(cfg ticketConfig) (*ticketService, error) {
 	if cfg.REST == nil || cfg.Store == nil {
 		return nil, errors.New("ticket service: no cluster or no store")
 	}
@@ -236,6 +238,9 @@ func (s *ticketService) serve(ctx context.Context, r *http.Request) (boundPod, t
 	t, err := s.cfg.Store.SignUpload(ctx, owned.pod.Prefix(), s.cfg.MaxBytes, s.cfg.Lifetime)
 	if err != nil {
 		return fail(&refusedError{refusedStoreDown, "no upload ticket could be signed", err})
+	}
+	if s.cfg.Issued != nil {
+		s.cfg.Issued(owned)
 	}
 	return pod, t, nil
 }

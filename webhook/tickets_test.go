@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"iter"
 	"log/slog"
 	"maps"
 	"net/http"
@@ -184,12 +185,14 @@ func (f *fakeAPI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 // memoryStore keeps what is put, and signs anything.
 type memoryStore struct {
-	putErr, signErr error
+	putErr, signErr, readErr error
 
-	mu      sync.Mutex
-	objects map[string]string
-	puts    []string
-	signed  []string
+	mu       sync.Mutex
+	objects  map[string]string
+	modified map[string]time.Time
+	puts     []string
+	reads    int
+	signed   []string
 }
 
 func (m *memoryStore) Put(_ context.Context, key string, body []byte) error {
@@ -199,11 +202,57 @@ func (m *memoryStore) Put(_ context.Context, key string, body []byte) error {
 		return m.putErr
 	}
 	if m.objects == nil {
-		m.objects = map[string]string{}
+		m.objects, m.modified = map[string]string{}, map[string]time.Time{}
 	}
-	m.objects[key] = string(body)
+	m.objects[key], m.modified[key] = string(body), time.Now()
 	m.puts = append(m.puts, key)
 	return nil
+}
+
+func (m *memoryStore) Get(_ context.Context, key string) (io.ReadCloser, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.reads++
+	if m.readErr != nil {
+		return nil, m.readErr
+	}
+	body, ok := m.objects[key]
+	if !ok {
+		return nil, fmt.Errorf("get %s: %w", key, fs.ErrNotExist)
+	}
+	return io.NopCloser(strings.NewReader(body)), nil
+}
+
+// List lists what is there when it is called. What reads a run's tree needs no more of it than the prefix.
+func (m *memoryStore) List(_ context.Context, prefix, _, startAfter string, limit int) iter.Seq2[objectstore.Entry, error] {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.reads++
+	var entries []objectstore.Entry
+	for _, key := range slices.Sorted(maps.Keys(m.objects)) {
+		if strings.HasPrefix(key, prefix) && key > startAfter && (limit == 0 || len(entries) < limit) {
+			entries = append(entries, objectstore.Entry{Key: key, Size: int64(len(m.objects[key])), LastModified: m.modified[key]})
+		}
+	}
+	err := m.readErr
+	return func(yield func(objectstore.Entry, error) bool) {
+		if err != nil {
+			yield(objectstore.Entry{}, err)
+			return
+		}
+		for _, e := range entries {
+			if !yield(e, nil) {
+				return
+			}
+		}
+	}
+}
+
+// fail sets the errors of all that follows.
+func (m *memoryStore) fail(read, put error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.readErr, m.putErr = read, put
 }
 
 func (m *memoryStore) SignUpload(_ context.Context, prefix string, maxBytes int64, lifetime time.Duration) (ticket.Ticket, error) {
@@ -245,7 +294,7 @@ func startService(t *testing.T, api *fakeAPI, store uploadStore) service {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return service{h.(*ticketService), api, &log}
+	return service{h, api, &log}
 }
 
 // ask sends a request as a shipper does.
@@ -395,6 +444,25 @@ func TestTicketRefusals(t *testing.T) {
 	}
 }
 
+// TestTicketIsTold: who wants to know hears of each ticket that is given, with the owners, and of no other request.
+func TestTicketIsTold(t *testing.T) {
+	var told []ownedPod
+	store := &memoryStore{}
+	s := startService(t, newFakeAPI(), store)
+	s.cfg.Issued = func(pod ownedPod) { told = append(told, pod) }
+	s.ask(t, authorization("Bearer forged"))
+	store.signErr = errors.New("credentials are gone")
+	s.ask(t)
+	if len(told) != 0 {
+		t.Errorf("told of %d tickets that were not given", len(told))
+	}
+	store.signErr = nil
+	s.ask(t)
+	if len(told) != 1 || told[0].taskRun.GetUID() != taskRunUID || told[0].pipelineRun.GetUID() != pipelineRunUID {
+		t.Errorf("told of %+v, want the pod's owners once", told)
+	}
+}
+
 func TestTicketServiceDown(t *testing.T) {
 	t.Run("API server gone", func(t *testing.T) {
 		server := httptest.NewServer(newFakeAPI())
@@ -403,7 +471,7 @@ func TestTicketServiceDown(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if w := (service{ticketService: h.(*ticketService)}).ask(t); w.Code != 503 {
+		if w := (service{ticketService: h}).ask(t); w.Code != 503 {
 			t.Errorf("status %d, want 503", w.Code)
 		}
 	})
@@ -462,7 +530,7 @@ func TestTicketConfig(t *testing.T) {
 			if err != nil {
 				return
 			}
-			got := h.(*ticketService).cfg
+			got := h.cfg
 			if got.Lifetime != 6*time.Hour || got.MaxBytes != 64<<20 {
 				t.Errorf("lifetime %s, largest object %d; want 6h and 64 MiB", got.Lifetime, got.MaxBytes)
 			}

@@ -1,5 +1,6 @@
 // Package contract owns what the webhook and the containers it injects agree on: the names in a pod, the paths in its containers, tee's
-// flags, and the one environment variable that configures the shipper. The webhook encodes, tee and the shipper decode.
+// flags, and the one environment variable that configures the shipper. The webhook encodes, tee and the shipper decode. It also owns the
+// annotations that people and other tools see, and the address of the web page that one of them holds.
 package contract
 
 import (
@@ -20,6 +21,18 @@ const (
 	InjectDisabled = "false"
 	// SkippedAnnotation on a pod says what was left alone and why: "container=reason" pairs joined by ",", or "pod=reason".
 	SkippedAnnotation = "shiplog.dev/skipped"
+
+	// LogsAnnotation on a PipelineRun or TaskRun is the address of the page that shows its logs; see Page.
+	LogsAnnotation = "shiplog.dev/logs"
+	// SealedAnnotation on a PipelineRun or TaskRun that has ended says that no more of its logs will come: with SealedTrue every captured container's log is sealed and durable, with
+	// SealedPartial some are not and will not be, and SealedReasonAnnotation says which and why.
+	SealedAnnotation       = "shiplog.dev/sealed"
+	SealedTrue             = "true"
+	SealedPartial          = "partial"
+	SealedReasonAnnotation = "shiplog.dev/sealed-reason"
+	// SealedUIDAnnotation is the UID of the object that SealedAnnotation was set on. Tekton copies annotations from PipelineRun to TaskRun, and tools that run something again copy them to the new run: there
+	// SealedAnnotation means nothing, and shiplog removes it.
+	SealedUIDAnnotation = "shiplog.dev/sealed-uid"
 
 	// Audience is the audience of the service-account token that the shipper trades for an upload ticket.
 	Audience = "shiplog"

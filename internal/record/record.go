@@ -12,7 +12,7 @@ import (
 	"github.com/shiplog-dev/shiplog/internal/layout"
 )
 
-// Run is run.json, written with the first ticket of a run.
+// Run is run.json, written with the first ticket of each pod of a run, and once more when the run has ended.
 type Run struct {
 	Kind      layout.RunKind    `json:"kind"`
 	Namespace string            `json:"namespace"`
@@ -22,11 +22,11 @@ type Run struct {
 	Pipeline  string            `json:"pipeline,omitempty"` // the Pipeline or Task it refers to by name
 	Tasks     []string          `json:"tasks,omitempty"`    // names of the pipeline's tasks in spec order, as far as known, with finally tasks last
 	Labels    map[string]string `json:"labels,omitempty"`
-	// What follows is there once the run has ended.
+	// What follows is there once the run has ended, and somebody saw it.
 	State     RunState  `json:"state,omitempty"`
-	Reason    string    `json:"reason,omitempty"` // Tekton's, of the condition Succeeded, such as "Completed" or "PipelineRunTimeout"
-	Started   time.Time `json:"started,omitzero"`
-	Completed time.Time `json:"completed,omitzero"`
+	Reason    string    `json:"reason,omitempty"`   // Tekton's, of the condition Succeeded, such as "Completed" or "PipelineRunTimeout"
+	Started   time.Time `json:"started,omitzero"`   // zero for a run that was refused before it began
+	Completed time.Time `json:"completed,omitzero"` // logs may be sealed later: a shipper is still at it when the run has ended
 }
 
 // RunState is how a run stands, by its condition Succeeded.

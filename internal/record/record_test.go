@@ -25,6 +25,10 @@ var (
 		Kind: layout.PipelineRun, Namespace: "team", Name: "build-7", UID: "uid-1", Created: created,
 		Pipeline: "build", Tasks: []string{"clone", "compile", "report"}, Labels: map[string]string{"b": "2", "a": "1"},
 	}
+	endedRun = Run{
+		Kind: layout.TaskRun, Namespace: "team", Name: "lint", UID: "uid-4", Created: created,
+		State: Failed, Reason: "TaskRunTimeout", Started: created.Add(time.Second), Completed: created.Add(time.Hour),
+	}
 	pod = Pod{
 		Namespace: "team", PodName: "build-7-compile-pod", PodUID: "uid-2", TaskRun: "build-7-compile", TaskRunUID: "uid-3", PipelineTask: "compile", Created: created,
 		Containers: []Container{
@@ -44,6 +48,7 @@ var (
 
 func TestGolden(t *testing.T) {
 	t.Run("run", func(t *testing.T) { golden(t, run) })
+	t.Run("run-ended", func(t *testing.T) { golden(t, endedRun) })
 	t.Run("pod", func(t *testing.T) { golden(t, pod) })
 	t.Run("alive", func(t *testing.T) { golden(t, alive) })
 	t.Run("waiting", func(t *testing.T) { golden(t, waiting) })

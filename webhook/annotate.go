@@ -1,0 +1,542 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"math/rand/v2"
+	"runtime/debug"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/util/workqueue"
+
+	"github.com/shiplog-dev/shiplog/backend"
+	"github.com/shiplog-dev/shiplog/internal/contract"
+	"github.com/shiplog-dev/shiplog/internal/record"
+)
+
+const (
+	annotateWorkers = 4
+	// lookTimeout bounds all that is done for a run at a time.
+	lookTimeout = 2 * time.Minute
+	// firstPoll and slowPoll are the pauses between looks at a run that has ended and whose logs are still coming. A shipper is done a second or two after the last step.
+	firstPoll = 2 * time.Second
+	slowPoll  = 30 * time.Second
+	// stuckPoll is the pause where a TaskRun of a run that has ended has not ended itself.
+	stuckPoll = 5 * time.Minute
+	// certainAfter is how long logs have to look as if they would never be whole before that is said. Seen once is not enough: when a store is back that nobody could reach for a while, the first look is before the
+	// shippers' next try; and a listing of many pages may have the seal and not the segments that came with it.
+	certainAfter = backend.AliveWithin
+	// recordSettle is how long after a run's end its run.json is looked at once more; see recordEnding. It is longer than a request for a ticket can take.
+	recordSettle = time.Minute
+	// retryFirst and retryMost are the pauses after failures.
+	retryFirst = time.Second
+	retryMost  = 5 * time.Minute
+	// backlogPause spreads the runs that were there before this process: each costs a request to the store or a few.
+	backlogPause = 50 * time.Millisecond
+	// maxPending is how many runs may wait for something before tickets add no more: they come back when the run ends. It bounds memory where nothing gets done for long.
+	maxPending = 20_000
+)
+
+// recordStore is where run.json is.
+type recordStore interface {
+	backend.Store
+	Put(ctx context.Context, key string, body []byte) error
+}
+
+// annotator tells the cluster what the archive holds of its runs, and the archive how the runs ended. A run gets the address of its logs with its first ticket. When it has ended, run.json gets its state, and when
+// nothing more will come of its logs, run and TaskRuns get contract.SealedAnnotation, and the run an event if something was lost.
+//
+// Every replica does all of it, and none leads. All that is done has the same outcome whoever does it and however often: a run.json has the same bytes, an event the same name, an annotation the same value. A leader would
+// need rights to a Lease and leave gaps when it changes, to save what little is done twice: the replicas look at different moments, and who comes second sees in its watch that it is done.
+//
+// Nobody waits for it. It has goroutines and clients of its own; where the API server or the store is away, runs wait in its queue, and pods and tickets do not notice.
+type annotator struct {
+	pageURL string // empty: no addresses
+	store   recordStore
+	archive *backend.Archive
+	core    kubernetes.Interface
+	tekton  dynamic.Interface
+	watch   *runWatch
+	queue   workqueue.TypedRateLimitingInterface[runKey]
+	log     *slog.Logger
+
+	done     *prometheus.CounterVec
+	failures prometheus.Counter
+	waiting  prometheus.GaugeFunc
+
+	mu      sync.Mutex
+	backlog int // runs that were there before
+	pending map[runKey]*pendingRun
+}
+
+// pendingRun is what is known of a run that something is to be done about.
+type pendingRun struct {
+	// links are the objects that a ticket was given for and that lack their address; gone is the run as it was when it was deleted. Both under the annotator's lock.
+	links map[types.UID]*runObject
+	gone  *runObject
+
+	// The rest belongs to the worker that has the run.
+	looks    int       // at logs that are still coming
+	badSince time.Time // since when every look found that logs are not whole, and that none is growing
+}
+
+// poll is the pause until the next look.
+func (p *pendingRun) poll() time.Duration {
+	p.looks++
+	return min(firstPoll<<min(p.looks-1, 10), slowPoll)
+}
+
+// newAnnotator makes an annotator. It sends nothing before run.
+func newAnnotator(config *rest.Config, store recordStore, pageURL string, registry prometheus.Registerer, log *slog.Logger) (*annotator, error) {
+	conf := rest.CopyConfig(config)
+	conf.Timeout = 0 // a watch has no end
+	conf.QPS, conf.Burst = 50, 100
+	core, err := kubernetes.NewForConfig(conf)
+	if err != nil {
+		return nil, fmt.Errorf("annotate runs: API client: %w", err)
+	}
+	tekton, err := dynamic.NewForConfig(conf)
+	if err != nil {
+		return nil, fmt.Errorf("annotate runs: API client: %w", err)
+	}
+	a := &annotator{
+		pageURL: pageURL, store: store, archive: backend.New(store), core: core, tekton: tekton, log: log, pending: map[runKey]*pendingRun{},
+		queue: workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[runKey](retryFirst, retryMost)),
+		done: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "shiplog_runs_sealed_total", Help: "Runs that this replica annotated when no more of their logs was to come, by the annotation's value: true, or partial.",
+		}, []string{"sealed"}),
+		failures: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "shiplog_run_annotation_failures_total", Help: "Failed attempts to annotate a run or to record its state. They are repeated.",
+		}),
+	}
+	a.watch = newRunWatch(tekton, a.changed)
+	for _, value := range []string{contract.SealedTrue, contract.SealedPartial} {
+		a.done.WithLabelValues(value)
+	}
+	a.waiting = prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "shiplog_runs_pending", Help: "Runs that this replica has something to do about, or whose logs it waits for.",
+	}, func() float64 { a.mu.Lock(); defer a.mu.Unlock(); return float64(len(a.pending)) })
+	for _, c := range []prometheus.Collector{a.done, a.failures, a.waiting} {
+		if err := registry.Register(c); err != nil {
+			return nil, fmt.Errorf("annotate runs: metrics: %w", err)
+		}
+	}
+	return a, nil
+}
+
+// run works until the context ends, and returns when all that it has begun has ended.
+func (a *annotator) run(ctx context.Context) {
+	var group sync.WaitGroup
+	group.Go(func() { a.watch.run(ctx) })
+	for range annotateWorkers {
+		group.Go(func() { a.work(ctx) })
+	}
+	<-ctx.Done()
+	a.queue.ShutDown()
+	group.Wait()
+}
+
+// ticketIssued hears of a ticket. It never waits.
+func (a *annotator) ticketIssued(pod ownedPod) {
+	if a.pageURL == "" {
+		return
+	}
+	task := slimOf(pod.taskRun)
+	run := task
+	if pod.pipelineRun != nil {
+		run = slimOf(pod.pipelineRun)
+	}
+	key := run.key()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	p := a.pending[key]
+	if p == nil && len(a.pending) >= maxPending {
+		return
+	}
+	for _, o := range []*runObject{run, task} {
+		if logs, _ := o.annotation(contract.LogsAnnotation); logs == a.address(o) {
+			continue
+		}
+		if p == nil {
+			p = &pendingRun{}
+			a.pending[key] = p
+		}
+		if p.links == nil {
+			p.links = map[types.UID]*runObject{}
+		}
+		p.links[o.UID] = o
+	}
+	if p != nil && len(p.links) > 0 {
+		a.queue.Add(key)
+	}
+}
+
+// changed hears of a change of a run or TaskRun.
+func (a *annotator) changed(before, after *runObject, initial bool) {
+	if after == nil { // another one of the run may have waited for it
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		key := before.key()
+		p := a.pending[key]
+		if p == nil {
+			return
+		}
+		if key.uid == before.UID {
+			p.gone = before
+		}
+		a.queue.Add(key)
+		return
+	}
+	ended := before != nil && !before.over() && after.over()
+	if !ended && (!a.due(after) || before != nil && a.due(before)) {
+		return
+	}
+	key, pause := after.key(), time.Duration(0)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	switch {
+	case a.pending[key] != nil && initial:
+		return // in the queue for another object of the run
+	case initial:
+		a.backlog++
+		pause = time.Duration(a.backlog) * backlogPause
+	}
+	if a.pending[key] == nil {
+		a.pending[key] = &pendingRun{}
+	}
+	a.queue.AddAfter(key, pause)
+}
+
+// due says whether the object by itself is a reason to look at its run.
+func (a *annotator) due(o *runObject) bool {
+	switch {
+	case !o.over():
+		return len(foreign(o)) > 0
+	case o.pipelineRun == nil && (!marked(o) || time.Since(o.completed) < recordSettle):
+		return true
+	}
+	logs, _ := o.annotation(contract.LogsAnnotation)
+	return marked(o) && a.pageURL != "" && logs != a.address(o)
+}
+
+// work takes runs from the queue until that is shut down. All failures end here, and are tried again from here.
+func (a *annotator) work(ctx context.Context) {
+	for {
+		key, ended := a.queue.Get()
+		if ended {
+			return
+		}
+		again, err := a.lookSafely(ctx, key)
+		switch {
+		case ctx.Err() != nil:
+		case err != nil && final(err):
+			a.failures.Inc()
+			a.log.Warn("a run is not annotated: the API server does not take it, and is not asked again", append(key.attrs(), "error", err)...)
+			a.drop(key)
+		case err != nil:
+			a.failures.Inc()
+			if a.queue.NumRequeues(key) == 0 { // and not each time: a store that is away for long fails for every run
+				a.log.Warn("a run could not be annotated, or its state not be recorded; it is tried again", append(key.attrs(), "error", err)...)
+			}
+			a.queue.AddRateLimited(key)
+		case again > 0:
+			a.queue.Forget(key)
+			a.queue.AddAfter(key, again+rand.N(again/2+1)) // so that replicas look at different moments
+		default:
+			a.queue.Forget(key)
+			a.forget(key)
+		}
+		a.queue.Done(key)
+	}
+}
+
+// final says that trying again is of no use: the object does not fit Tekton's schema or its webhook's rules, which may be stricter than when it was made, or it is another one of that name.
+func final(err error) bool { return apierrors.IsInvalid(err) || apierrors.IsBadRequest(err) }
+
+// lookSafely is look, where a fault of ours costs the run's annotations and not the process: admission runs in it.
+func (a *annotator) lookSafely(ctx context.Context, key runKey) (again time.Duration, err error) {
+	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
+	defer cancel()
+	defer func() {
+		if r := recover(); r != nil {
+			err = fmt.Errorf("panic: %v\n%s", r, debug.Stack())
+		}
+	}()
+	return a.look(ctx, key)
+}
+
+// state returns what is pending of a run.
+func (a *annotator) state(key runKey) *pendingRun {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.pending[key] == nil {
+		a.pending[key] = &pendingRun{}
+	}
+	return a.pending[key]
+}
+
+// forget ends what was pending of a run, unless something has come meanwhile.
+func (a *annotator) forget(key runKey) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if p := a.pending[key]; p != nil && len(p.links) == 0 && p.gone == nil {
+		delete(a.pending, key)
+	}
+}
+
+// drop ends it in any case.
+func (a *annotator) drop(key runKey) {
+	a.queue.Forget(key)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	delete(a.pending, key)
+}
+
+// look does what there is to do about a run, and says after which time to look again; 0 means when something changes.
+func (a *annotator) look(ctx context.Context, key runKey) (again time.Duration, err error) {
+	p := a.state(key)
+	defer func() {
+		if err != nil {
+			p.badSince = time.Time{} // what was not seen in between is not known
+		}
+	}()
+	if err := a.link(ctx, p); err != nil {
+		return 0, err
+	}
+	a.mu.Lock()
+	gone := p.gone
+	a.mu.Unlock()
+	if gone != nil {
+		return 0, a.recordGone(ctx, p, gone)
+	}
+	run := a.watch.get(key)
+	switch {
+	case run == nil:
+		return 0, nil // it comes again with the watch's first list, or is gone
+	case !a.watch.synced():
+		return firstPoll, nil
+	}
+	tasks, err := a.watch.tasks(ctx, run)
+	if err != nil {
+		return 0, err
+	}
+	if !run.over() {
+		return 0, a.clean(ctx, run, tasks)
+	}
+	return a.conclude(ctx, p, run, tasks)
+}
+
+// conclude does what there is to do about a run that has ended.
+func (a *annotator) conclude(ctx context.Context, p *pendingRun, run *runObject, tasks []*runObject) (again time.Duration, err error) {
+	archived, err := a.recordEnding(ctx, run)
+	if err != nil {
+		return 0, err
+	}
+	if marked(run) {
+		rest := min(recordSettle-time.Since(run.completed), recordSettle)
+		return max(rest, 0), a.keepLinks(ctx, run, tasks)
+	}
+	for _, t := range tasks {
+		if !t.over() {
+			return stuckPoll, nil // such as one that is being cancelled. Its end or its deletion is a change, for which nobody has to wait so long
+		}
+	}
+	v, captured, err := a.inspect(ctx, run, tasks, archived)
+	switch {
+	case err != nil:
+		return 0, err
+	case !captured:
+		return 0, a.mark(ctx, run, tasks, verdict{})
+	case v.standing < damaged:
+	case v.standing == growing:
+		p.badSince = time.Time{}
+		return p.poll(), nil
+	case p.badSince.IsZero():
+		p.badSince = time.Now()
+		return p.poll(), nil
+	case time.Since(p.badSince) < certainAfter:
+		return p.poll(), nil
+	}
+	if err := a.mark(ctx, run, tasks, v); err != nil {
+		return 0, err
+	}
+	return recordSettle, nil
+}
+
+// link gives those objects their address for which a ticket was given.
+func (a *annotator) link(ctx context.Context, p *pendingRun) error {
+	a.mu.Lock()
+	var links []*runObject
+	for _, o := range p.links {
+		links = append(links, o)
+	}
+	a.mu.Unlock()
+	for _, o := range links {
+		if _, err := a.annotate(ctx, o, map[string]string{contract.LogsAnnotation: a.address(o)}); err != nil {
+			return err
+		}
+		a.mu.Lock()
+		if p.links[o.UID] == o {
+			delete(p.links, o.UID)
+		}
+		a.mu.Unlock()
+	}
+	return nil
+}
+
+// recordGone records how a run ended that has been deleted since.
+func (a *annotator) recordGone(ctx context.Context, p *pendingRun, gone *runObject) error {
+	if gone.over() {
+		if _, err := a.recordEnding(ctx, gone); err != nil {
+			return err
+		}
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	p.gone = nil
+	return nil
+}
+
+// clean takes from a run that has not ended, and from its TaskRuns, what is not true of them.
+func (a *annotator) clean(ctx context.Context, run *runObject, tasks []*runObject) error {
+	for _, o := range append(tasks[:len(tasks):len(tasks)], run) {
+		if o.over() {
+			continue
+		}
+		if _, err := a.annotate(ctx, o, foreign(o)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// keepLinks gives a run that is done its address again, and its TaskRuns: since when it was done the address was another, or none.
+func (a *annotator) keepLinks(ctx context.Context, run *runObject, tasks []*runObject) error {
+	if a.pageURL == "" {
+		return nil
+	}
+	for _, o := range append(tasks[:len(tasks):len(tasks)], run) {
+		if !marked(o) {
+			continue
+		}
+		if _, err := a.annotate(ctx, o, map[string]string{contract.LogsAnnotation: a.address(o)}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// recordEnding puts how a run ended into its run.json, and says whether there is one: a run without has nothing in the archive, since the first ticket is given after it is written.
+//
+// The ticket service writes the same object, at each first ticket of a pod, as the run is when it asks for it. Once the run has ended, that has the same ending. A request that asked just before the end and writes after
+// what is written here puts the older state back: until the next look, which is at the latest recordSettle after the end. It is left so if no replica runs until then.
+// Two replicas write the same, or one of them writes what a ticket has put meanwhile back to what it was a moment before: labels that somebody has changed just then.
+func (a *annotator) recordEnding(ctx context.Context, run *runObject) (bool, error) {
+	key := run.archived().RunKey()
+	have, err := a.readRun(ctx, key)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err != nil {
+		return false, err
+	}
+	want := have
+	run.in(&want)
+	if want.State == have.State && want.Reason == have.Reason && want.Started.Equal(have.Started) && want.Completed.Equal(have.Completed) {
+		return true, nil
+	}
+	body, err := record.Encode(want)
+	if err != nil {
+		return true, err
+	}
+	if err := a.store.Put(ctx, key, body); err != nil {
+		return true, fmt.Errorf("record the run's state: %w", err)
+	}
+	return true, nil
+}
+
+// readRun reads a run.json.
+func (a *annotator) readRun(ctx context.Context, key string) (record.Run, error) {
+	r, err := a.store.Get(ctx, key)
+	if err != nil {
+		return record.Run{}, err
+	}
+	defer r.Close()
+	body, err := io.ReadAll(r)
+	if err != nil {
+		return record.Run{}, err
+	}
+	return record.Decode[record.Run](body)
+}
+
+// inspect holds a run that has ended against the archive. It says whether anything of it was captured, as far as can be known.
+func (a *annotator) inspect(ctx context.Context, run *runObject, tasks []*runObject, archived bool) (v verdict, captured bool, err error) {
+	tree := &backend.Tree{}
+	if archived {
+		if tree, err = a.archive.Tree(ctx, backend.Target{Run: run.archived()}); err != nil {
+			return verdict{}, false, err
+		}
+	}
+	var missing []missingPod
+	for _, t := range tasks {
+		for _, pod := range t.pods {
+			if !pod.ran || inTree(tree, t.Name, pod.name) {
+				continue
+			}
+			m := missingPod{taskRun: t.Name, task: t.task, name: pod.name}
+			object, err := a.core.CoreV1().Pods(run.Namespace).Get(ctx, pod.name, metav1.GetOptions{})
+			switch {
+			case apierrors.IsNotFound(err):
+				// Most runs without an archive are none of ours. Of one that has an archive, all pods should be there.
+				m.gone = true
+				if inject, _ := t.annotation(contract.InjectKey); !archived || inject == contract.InjectDisabled {
+					continue
+				}
+			case err != nil:
+				return verdict{}, false, fmt.Errorf("get pod %s/%s: %w", run.Namespace, pod.name, err)
+			case !injected(object) || !capturesAny(object):
+				continue
+			}
+			missing = append(missing, m)
+		}
+	}
+	return judge(tree, missing, time.Now()), archived || len(missing) > 0, nil
+}
+
+// inTree says whether the archive has a TaskRun's pod. A pod without a record may be any of that TaskRun's.
+func inTree(tree *backend.Tree, taskRun, pod string) bool {
+	for _, t := range tree.TaskRuns {
+		if t.Name != taskRun {
+			continue
+		}
+		for _, p := range t.Pods {
+			if p.Record == nil || p.Record.PodName == pod {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// capturesAny says whether any container of an injected pod is captured.
+func capturesAny(pod *corev1.Pod) bool {
+	for _, c := range containers(pod) {
+		if c.Captured {
+			return true
+		}
+	}
+	return false
+}

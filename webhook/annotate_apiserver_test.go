@@ -1,0 +1,256 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/rest"
+	"sigs.k8s.io/yaml"
+
+	"github.com/shiplog-dev/shiplog/internal/contract"
+	"github.com/shiplog-dev/shiplog/internal/layout"
+	"github.com/shiplog-dev/shiplog/internal/record"
+)
+
+// tektonOn installs Tekton's own definitions of PipelineRun and TaskRun, and returns the administrator's client of them. Tekton's controller and webhook are not there: the tests are these.
+func (a realAPI) tektonOn(t *testing.T) dynamic.Interface {
+	t.Helper()
+	out, err := exec.CommandContext(t.Context(), "go", "list", "-m", "-f", "{{.Dir}}", "github.com/tektoncd/pipeline").Output()
+	if err != nil {
+		t.Fatalf("find Tekton's module: %v", err)
+	}
+	client, err := dynamic.NewForConfig(a.Admin)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, o := range []owner{pipelineRunOwner, taskRunOwner} {
+		text, err := os.ReadFile(filepath.Join(strings.TrimSpace(string(out)), "config", "300-crds", "300-"+strings.ToLower(o.kind)+".yaml"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		crd := &unstructured.Unstructured{}
+		if err := yaml.Unmarshal(text, crd); err != nil {
+			t.Fatal(err)
+		}
+		unstructured.RemoveNestedField(crd.Object, "spec", "conversion") // by Tekton's webhook
+		crds := client.Resource(schema.GroupVersionResource{Group: "apiextensions.k8s.io", Version: "v1", Resource: "customresourcedefinitions"})
+		if _, err := crds.Create(t.Context(), crd, metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		until(t, "the API server to serve "+o.resource, func() bool {
+			_, err := client.Resource(tektonV1.WithResource(o.resource)).List(t.Context(), metav1.ListOptions{})
+			return err == nil
+		})
+	}
+	return client
+}
+
+// realRuns makes and changes runs as Tekton does.
+type realRuns struct {
+	client dynamic.Interface
+	t      *testing.T
+}
+
+func (r realRuns) of(kind string) dynamic.ResourceInterface {
+	resource := taskRunOwner.resource
+	if kind == pipelineRunOwner.kind {
+		resource = pipelineRunOwner.resource
+	}
+	return r.client.Resource(tektonV1.WithResource(resource)).Namespace("runs")
+}
+
+// create makes one of a minimal spec.
+func (r realRuns) create(kind, name string, meta object) *unstructured.Unstructured {
+	r.t.Helper()
+	spec := object{"taskRef": object{"name": "t"}}
+	if kind == pipelineRunOwner.kind {
+		spec = object{"pipelineRef": object{"name": "p"}}
+	}
+	meta["name"], meta["namespace"] = name, "runs"
+	made, err := r.of(kind).Create(r.t.Context(), &unstructured.Unstructured{Object: object{"apiVersion": "tekton.dev/v1", "kind": kind, "metadata": meta, "spec": spec}}, metav1.CreateOptions{})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return made
+}
+
+// status sets fields of the status.
+func (r realRuns) status(kind, name string, fields object) *unstructured.Unstructured {
+	r.t.Helper()
+	current, err := r.of(kind).Get(r.t.Context(), name, metav1.GetOptions{})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	for field, v := range fields {
+		if err := unstructured.SetNestedField(current.Object, v, "status", field); err != nil {
+			r.t.Fatal(err)
+		}
+	}
+	updated, err := r.of(kind).UpdateStatus(r.t.Context(), current, metav1.UpdateOptions{})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return updated
+}
+
+// ended is the status of a run that has ended well.
+func ended() object {
+	now := stamp(time.Now())
+	return object{"startTime": now, "completionTime": now, "conditions": []any{object{"type": "Succeeded", "status": "True", "reason": "Completed", "lastTransitionTime": now}}}
+}
+
+func (r realRuns) annotations(kind, name string) map[string]string {
+	r.t.Helper()
+	o, err := r.of(kind).Get(r.t.Context(), name, metav1.GetOptions{})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	return o.GetAnnotations()
+}
+
+// runsAreAnnotated follows a run on a real API server with Tekton's own definitions and the rights of the manifest, with two replicas, from its first ticket to the event on what it lost.
+func runsAreAnnotated(t *testing.T, api realAPI) {
+	api.namespace(t, "runs")
+	runs := realRuns{api.tektonOn(t), t}
+	store := &memoryStore{}
+	put := func(key string, body []byte, err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := store.Put(t.Context(), key, body); err != nil {
+			t.Fatal(err)
+		}
+	}
+	start := func(config *rest.Config) *annotator {
+		a, err := newAnnotator(config, store, testPage, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, stop := context.WithCancel(t.Context())
+		var group sync.WaitGroup
+		group.Go(func() { a.run(ctx) })
+		t.Cleanup(func() { stop(); group.Wait() })
+		return a
+	}
+	one := start(api.asWebhook(t))
+
+	// A run that somebody makes again with all its annotations.
+	pr := runs.create("PipelineRun", "r", object{"annotations": object{
+		"example.com/mine": "stays", contract.SealedAnnotation: "true", contract.SealedUIDAnnotation: "another", contract.LogsAnnotation: testPage + "/ui/runs/another",
+	}})
+	until(t, "what was copied to be taken away", func() bool {
+		a := runs.annotations("PipelineRun", "r")
+		return len(a) == 1 && a["example.com/mine"] == "stays"
+	})
+	tr := runs.create("TaskRun", "r-build", object{
+		"labels":          object{pipelineTaskLabel: "build"},
+		"ownerReferences": []any{object{"apiVersion": "tekton.dev/v1", "kind": "PipelineRun", "name": "r", "uid": string(pr.GetUID()), "controller": true}},
+	})
+	runs.status("PipelineRun", "r", object{"childReferences": []any{object{"apiVersion": "tekton.dev/v1", "kind": "TaskRun", "name": "r-build", "pipelineTaskName": "build"}}})
+	one.ticketIssued(ownedPod{taskRun: tr, pipelineRun: pr})
+	link := contract.Page{Namespace: "runs", UID: string(pr.GetUID())}.Address(testPage)
+	until(t, "both to have their address", func() bool {
+		return runs.annotations("PipelineRun", "r")[contract.LogsAnnotation] == link && runs.annotations("TaskRun", "r-build")[contract.LogsAnnotation] == link+"#task=build"
+	})
+
+	place := layout.Container{Pod: layout.Pod{Run: layout.Run{Namespace: "runs", Name: "r", UID: string(pr.GetUID())}, TaskRun: "r-build", PodUID: "pod-uid"}, Container: "step-a"}
+	runJSON, err := record.Encode(record.Run{Kind: layout.PipelineRun, Namespace: "runs", Name: "r", UID: place.UID, Created: time.Now()})
+	put(place.RunKey(), runJSON, err)
+	podJSON, err := record.Encode(record.Pod{PodName: "r-build-pod", TaskRun: "r-build", PipelineTask: "build", Containers: []record.Container{{Name: "step-a", Kind: record.Step, Captured: true}}})
+	put(place.PodKey(), podJSON, err)
+	sealJSON, err := record.Encode(record.Seal{End: record.EndExited, GapCount: 1, Lost: record.Printed{Stdout: 9}})
+	put(place.SealKey(), sealJSON, err)
+
+	two := start(api.asWebhook(t)) // which lists what the other one saw come
+	until(t, "both replicas to know the runs", func() bool { return one.watch.synced() && two.watch.synced() })
+	fields := ended()
+	fields["podName"] = "r-build-pod"
+	runs.status("TaskRun", "r-build", fields)
+	runs.status("PipelineRun", "r", ended())
+	for kind, name := range map[string]string{"PipelineRun": "r", "TaskRun": "r-build"} {
+		until(t, kind+" to be sealed", func() bool { return runs.annotations(kind, name)[contract.SealedAnnotation] == contract.SealedTrue })
+	}
+	if a := runs.annotations("PipelineRun", "r"); a[contract.SealedUIDAnnotation] != string(pr.GetUID()) || a["example.com/mine"] != "stays" || a[contract.LogsAnnotation] != link {
+		t.Errorf("annotations of the PipelineRun: %v", a)
+	}
+	body, err := store.Get(t.Context(), place.RunKey())
+	if err != nil {
+		t.Fatal(err)
+	}
+	text, err := io.ReadAll(body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := record.Decode[record.Run](text); err != nil || got.State != record.Succeeded || got.Reason != "Completed" || got.Completed.IsZero() {
+		t.Errorf("run.json %s, %v, want the state", text, err)
+	}
+	until(t, "both replicas to have seen that it is done", func() bool {
+		for _, a := range []*annotator{one, two} {
+			if run := a.watch.get(runKey{pipelineRunOwner, "runs", "r", pr.GetUID()}); run == nil || !marked(run) {
+				return false
+			}
+		}
+		return true
+	})
+	events, err := api.Core.CoreV1().Events("runs").List(t.Context(), metav1.ListOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(events.Items) != 1 || events.Items[0].InvolvedObject.UID != pr.GetUID() || events.Items[0].Reason != "ShiplogLost" || !strings.Contains(events.Items[0].Message, "build/a: 9 bytes lost") {
+		t.Errorf("events %+v, want one on the PipelineRun", events.Items)
+	}
+
+	t.Run("another one of the name", func(t *testing.T) {
+		old := two.watch.get(runKey{pipelineRunOwner, "runs", "r", pr.GetUID()}).DeepCopyObject().(*runObject)
+		old.UID = "another"
+		if changed, err := two.annotate(t.Context(), old, map[string]string{contract.SealedReasonAnnotation: "x"}); changed || err == nil || !final(err) {
+			t.Errorf("annotated: %t, %v, want an error that is final", changed, err)
+		}
+	})
+	t.Run("pages", func(t *testing.T) {
+		for i := range runPage + 5 {
+			runs.create("TaskRun", fmt.Sprintf("many-%d", i), object{})
+		}
+		pages := &pageCounter{}
+		conf := api.asWebhook(t)
+		conf.Wrap(func(next http.RoundTripper) http.RoundTripper { pages.next = next; return pages })
+		client, err := dynamic.NewForConfig(conf)
+		if err != nil {
+			t.Fatal(err)
+		}
+		list, err := listSlim(t.Context(), client.Resource(tektonV1.WithResource(taskRunOwner.resource)), metav1.ListOptions{ResourceVersion: "0"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(list.Items) != runPage+6 || list.ResourceVersion == "" || pages.n != 2 {
+			t.Errorf("%d TaskRuns at version %q in %d requests, want %d in 2", len(list.Items), list.ResourceVersion, pages.n, runPage+6)
+		}
+	})
+}
+
+// pageCounter counts requests.
+type pageCounter struct {
+	next http.RoundTripper
+	n    int
+}
+
+func (p *pageCounter) RoundTrip(r *http.Request) (*http.Response, error) {
+	p.n++
+	return p.next.RoundTrip(r)
+}
