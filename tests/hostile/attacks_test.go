@@ -173,6 +173,9 @@ var ends = []string{
 	`{"exit":{"code":0},"bytes":99999999999999999999}`, `{"exit":`, "no JSON", "", "null", "[]", "\x00", strings.Repeat("[", spool.MaxEnd), `{"exit":{"code":0}}` + strings.Repeat(" ", spool.MaxEnd),
 }
 
+// making is what is called so until all of it is there. The shipper may remove a thing at once that has the name of one of its files and is none.
+const making = "making"
+
 func attacks() []attack {
 	long := strings.Repeat("n", 255)
 	return []attack{
@@ -207,20 +210,20 @@ func attacks() []attack {
 		}},
 		{name: "FIFOs", plant: each(func(_ int, name string) error { return unix.Mkfifo(name, 0o666) })},
 		{name: "FIFOs-with-a-writer", plant: each(func(_ int, name string) error {
-			if err := unix.Mkfifo(name, 0o666); err != nil {
+			if err := unix.Mkfifo(making, 0o666); err != nil {
 				return err
 			}
-			fd, err := unix.Open(name, unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0) // open for as long as the step lives
+			fd, err := unix.Open(making, unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0) // open for as long as the step lives
 			if err != nil {
 				return err
 			}
 			_, err = unix.Write(fd, lines(3, "in a FIFO"))
-			return err
+			return errors.Join(err, os.Rename(making, name))
 		})},
 		{name: "sockets", plant: each(func(_ int, name string) error { return socket(name) })},
 		{name: "devices", root: true, plant: each(func(_ int, name string) error { return unix.Mknod(name, unix.S_IFCHR|0o666, int(unix.Mkdev(1, 5))) })}, // /dev/zero
 		{name: "folders", plant: each(func(_ int, name string) error {
-			return errors.Join(os.Mkdir(name, 0o777), os.WriteFile(name+"/"+spool.LogName(0), lines(3, "in a folder"), 0o666))
+			return errors.Join(os.Mkdir(making, 0o777), os.WriteFile(making+"/"+spool.LogName(0), lines(3, "in a folder"), 0o666), os.Rename(making, name))
 		})},
 		{name: "offers-that-are-none", plant: func() error { return offer() }, loop: func(round int) error {
 			fd := int(os.Stdin.Fd())
