@@ -38,8 +38,8 @@ func (b bearer) RoundTrip(r *http.Request) (*http.Response, error) {
 	return b.next.RoundTrip(r)
 }
 
-// reader makes a service account in nsOn, which may read its logs or not, and a client of the backend that is this account.
-func reader(t *testing.T, name string, may bool) *backendclient.Client {
+// readerToken makes a service account in nsOn, which may read its logs or not, and a token of it.
+func readerToken(t *testing.T, name string, may bool) string {
 	t.Helper()
 	ctx := t.Context()
 	account := &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Namespace: nsOn, Name: name}}
@@ -61,6 +61,13 @@ func reader(t *testing.T, name string, may bool) *backendclient.Client {
 	if err := env.client.SubResource("token").Create(ctx, account, request); err != nil {
 		t.Fatal(err)
 	}
+	return request.Status.Token
+}
+
+// reader makes a service account as readerToken does, and a client of the backend that is this account.
+func reader(t *testing.T, name string, may bool) *backendclient.Client {
+	t.Helper()
+	ctx, token := t.Context(), readerToken(t, name, may)
 	var certificate corev1.Secret
 	if err := env.client.Get(ctx, client.ObjectKey{Namespace: "shiplog-system", Name: "shiplog-backend-tls"}, &certificate); err != nil {
 		t.Fatal(err)
@@ -78,7 +85,7 @@ func reader(t *testing.T, name string, may bool) *backendclient.Client {
 		},
 	}
 	t.Cleanup(transport.CloseIdleConnections)
-	c, err := backendclient.New("https://shiplog-backend.shiplog-system.svc", &http.Client{Transport: bearer{request.Status.Token, transport}})
+	c, err := backendclient.New("https://shiplog-backend.shiplog-system.svc", &http.Client{Transport: bearer{token, transport}})
 	if err != nil {
 		t.Fatal(err)
 	}
