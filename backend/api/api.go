@@ -146,9 +146,8 @@ func (a *answer) Write(b []byte) (int, error) {
 // Unwrap is for http.ResponseController.
 func (a *answer) Unwrap() http.ResponseWriter { return a.ResponseWriter }
 
-// WriteError answers with an error as JSON. What is not the sender's fault is logged, and the sender is not told of it more than that.
-func WriteError(w http.ResponseWriter, r *http.Request, err error, log *slog.Logger) {
-	status, message := http.StatusServiceUnavailable, "the archive cannot be read now: try again later"
+// Told is what the sender of a request is told of an error. Of what is not their fault it tells no more than that, and says so with known.
+func Told(err error) (status int, message string, known bool) {
 	var told interface {
 		error
 		HTTPStatus() int
@@ -156,19 +155,26 @@ func WriteError(w http.ResponseWriter, r *http.Request, err error, log *slog.Log
 	var notFound *backend.NotFoundError
 	var pattern *backend.PatternError
 	switch {
-	case errors.Is(err, context.Canceled) && r.Context().Err() != nil:
-		return // nobody listens any more
 	case errors.As(err, &told):
-		status, message = told.HTTPStatus(), told.Error()
-	case errors.As(err, &pattern):
-		status, message = http.StatusBadRequest, err.Error()
+		return told.HTTPStatus(), told.Error(), true
+	case errors.As(err, &pattern), errors.Is(err, layout.ErrName):
+		return http.StatusBadRequest, err.Error(), true
 	case errors.As(err, &notFound):
-		status, message = http.StatusNotFound, err.Error()
+		return http.StatusNotFound, err.Error(), true
 	case errors.Is(err, fs.ErrNotExist):
-		status, message = http.StatusNotFound, "the archive holds nothing of this name"
-	case errors.Is(err, layout.ErrName):
-		status, message = http.StatusBadRequest, err.Error()
+		return http.StatusNotFound, "the archive holds nothing of this name", true
 	default:
+		return http.StatusServiceUnavailable, "the archive cannot be read now: try again later", false
+	}
+}
+
+// WriteError answers with an error as JSON. What is not the sender's fault is logged.
+func WriteError(w http.ResponseWriter, r *http.Request, err error, log *slog.Logger) {
+	if errors.Is(err, context.Canceled) && r.Context().Err() != nil {
+		return // nobody listens any more
+	}
+	status, message, known := Told(err)
+	if !known {
 		w.Header().Set("Retry-After", "5")
 		log.Error("request failed", "path", r.URL.Path, "error", err)
 	}

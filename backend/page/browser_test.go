@@ -448,6 +448,13 @@ func TestBrowser(t *testing.T) {
 		b.until("the end", `[...document.querySelectorAll(".row .number")].some((e) => e.innerText === "1201")`)
 		b.do(chromedp.KeyEvent("g"))
 		b.until("the begin", `[...document.querySelectorAll(".row .number")].some((e) => e.innerText === "1")`)
+		if got := run(b, chromedp.Evaluate[string](`fetch(document.querySelector(".logbar a[download]").href).then((r) => r.status + " " + r.headers.get("content-disposition"))`, chromedp.EvalAwaitPromise)); got != `200 attachment; filename="build-7-build-step-compile.log"` {
+			b.Errorf("the download is %s", got)
+		}
+		b.do(chromedp.KeyEvent("k"))
+		b.until("the step before", `document.activeElement.closest(".step").dataset.step === "clone/quiet"`)
+		b.do(chromedp.KeyEvent("k"), chromedp.KeyEvent("j"), chromedp.KeyEvent(kb.Enter))
+		b.until("the step that was opened", `document.activeElement.getAttribute("aria-expanded") === "true" && document.activeElement.closest(".step").dataset.step === "clone/quiet"`)
 		b.do(chromedp.KeyEvent("?"), chromedp.WaitVisible("#help"), chromedp.KeyEvent(kb.Escape), chromedp.WaitNotVisible("#help"))
 		b.do(chromedp.KeyEvent("w"), chromedp.KeyEvent("t"), chromedp.Click("#theme"))
 	})

@@ -148,24 +148,11 @@ func (p *page) fail(w http.ResponseWriter, r *http.Request, err error) {
 		api.WriteError(w, r, err, p.Log)
 		return
 	}
-	status, message := http.StatusServiceUnavailable, "the archive cannot be read now: try again later"
-	var told interface {
-		error
-		HTTPStatus() int
+	if errors.Is(err, context.Canceled) && r.Context().Err() != nil {
+		return // nobody listens any more
 	}
-	var notFound *backend.NotFoundError
-	switch {
-	case errors.Is(err, context.Canceled) && r.Context().Err() != nil:
-		return
-	case errors.As(err, &told):
-		status, message = told.HTTPStatus(), told.Error()
-	case errors.As(err, &notFound):
-		status, message = http.StatusNotFound, err.Error()
-	case errors.Is(err, fs.ErrNotExist):
-		status, message = http.StatusNotFound, "the archive has nothing of this name"
-	case errors.Is(err, layout.ErrName):
-		status, message = http.StatusBadRequest, err.Error()
-	default:
+	status, message, known := api.Told(err)
+	if !known {
 		p.Log.Error("cannot show a page", "path", r.URL.Path, "error", err)
 	}
 	if status == http.StatusUnauthorized && r.Method == http.MethodGet && r.URL.Path != own+"/login" {
@@ -192,16 +179,12 @@ func (p *page) loggedIn(w http.ResponseWriter, r *http.Request) error {
 		return &api.Error{Status: http.StatusBadRequest, Message: "the form cannot be read"}
 	}
 	next := nextOf(r.PostForm.Get("next"))
-	err := p.Gate.Login(w, r, r.PostForm.Get("token"))
-	var told interface {
-		error
-		HTTPStatus() int
-	}
-	if errors.As(err, &told) && told.HTTPStatus() == http.StatusUnauthorized {
-		return p.show(w, http.StatusUnauthorized, "login.html", loginPage{"Log in", next, told.Error()})
-	}
-	if err != nil {
-		return err
+	if err := p.Gate.Login(w, r, r.PostForm.Get("token")); err != nil {
+		status, message, known := api.Told(err)
+		if !known || status != http.StatusUnauthorized {
+			return err
+		}
+		return p.show(w, status, "login.html", loginPage{"Log in", next, message})
 	}
 	http.Redirect(w, r, next, http.StatusSeeOther)
 	return nil
