@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
 	"iter"
 	"slices"
@@ -59,6 +60,7 @@ func (r *Reader) Look(ctx context.Context, namespace string, kind layout.RunKind
 	v := &View{pods: map[layout.Pod]corev1.Pod{}, kept: map[layout.Container]bool{}}
 	var now *present
 	var clusterErr, archiveErr error
+	var notFound *backend.NotFoundError // in the archive
 	if r.Cluster != nil {
 		now, clusterErr = r.Cluster.look(ctx, namespace, kind, ref)
 	}
@@ -70,7 +72,6 @@ func (r *Reader) Look(ctx context.Context, namespace string, kind layout.RunKind
 		var target backend.Target
 		v.Tree, target, archiveErr = r.Archive.Tree(ctx, namespace, kind, asked)
 		v.Others = target.Others
-		var notFound *backend.NotFoundError
 		if errors.As(archiveErr, &notFound) {
 			archiveErr = nil
 		}
@@ -80,12 +81,14 @@ func (r *Reader) Look(ctx context.Context, namespace string, kind layout.RunKind
 		return nil, context.Cause(ctx)
 	case now == nil && v.Tree == nil && clusterErr == nil && archiveErr == nil:
 		return nil, &backend.NotFoundError{Namespace: namespace, Ref: ref}
+	case now == nil && v.Tree == nil && notFound != nil: // and what the cluster has is not known
+		return nil, fmt.Errorf("%w; pods were not looked for: %w", notFound, clusterErr)
 	case now == nil && v.Tree == nil:
 		return nil, errors.Join(clusterErr, archiveErr)
 	case clusterErr != nil:
-		r.notice(clusterErr)
+		r.notice(fmt.Errorf("only the archive is read: %w", clusterErr))
 	case archiveErr != nil:
-		r.notice(archiveErr)
+		r.notice(fmt.Errorf("only pods are read: %w", archiveErr))
 	}
 	if v.Tree != nil {
 		for p := range v.Tree.Containers() {

@@ -102,6 +102,25 @@ func TestThroughServer(t *testing.T) {
 			t.Errorf("%q, exit code %d, want %q", got, code, want)
 		}
 	})
+	t.Run("no right but to logs", func(t *testing.T) {
+		if _, err := cluster.Core.CoreV1().ServiceAccounts("default").Create(t.Context(), &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: "log-reader"}}, metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		request, err := cluster.Core.CoreV1().ServiceAccounts("default").CreateToken(t.Context(), "log-reader", &authenticationv1.TokenRequest{}, metav1.CreateOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		server := httptest.NewTLSServer(api.New(api.Options{Archive: backend.New(store), Gate: bearer(request.Status.Token), Log: slog.New(slog.DiscardHandler)}))
+		defer server.Close()
+		t.Setenv("KUBECONFIG", kubeconfig(t, cluster, request.Status.Token))
+		ca := caFile(t, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw}))
+		for run, want := range map[string]string{"run": "shiplog: only the archive is read: ", "none": `nothing in namespace "ns" is named "none"`} {
+			got, code := said(t, []string{"logs", "-n", "ns", "--server", server.URL, "--server-ca", ca, run})
+			if wantCode := map[string]int{"run": exitLost, "none": exitFailed}[run]; code != wantCode || !strings.Contains(got, want) || !strings.Contains(got, "forbidden") {
+				t.Errorf("%s: exit code %d, want %d; %q does not say %q", run, code, wantCode, got, want)
+			}
+		}
+	})
 	t.Run("no token", func(t *testing.T) {
 		t.Setenv("KUBECONFIG", kubeconfig(t, cluster, "wrong"))
 		got, code := said(t, []string{"logs", "-n", "ns", "--server", server.URL, "--server-ca", caFile(t, certificate), "run"})
