@@ -125,6 +125,10 @@ func (p *page) files() http.Handler {
 	serve := http.StripPrefix(own+"/static/", http.FileServerFS(files))
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		header(w)
+		if strings.HasSuffix(r.URL.Path, "/") { // of which there would be a list
+			p.fail(w, r, &api.Error{Status: http.StatusNotFound, Message: "there is no such page"})
+			return
+		}
 		w.Header().Set("Cache-Control", "no-cache")
 		serve.ServeHTTP(w, r)
 	})

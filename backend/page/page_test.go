@@ -153,6 +153,7 @@ func TestAnswers(t *testing.T) {
 		{"a cursor that is none", "/ui/builds?continue=x", 400, "continue"},
 		{"no page", "/ui/builds/run/more", 404, "no such page"},
 		{"the style", own + "/static/page.css", 200, ".row"},
+		{"no list of files", own + "/static/", 404, "no such page"},
 		{"no file", own + "/static/../page.go", 307, ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {
