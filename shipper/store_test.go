@@ -224,7 +224,6 @@ func (f *fakeServer) log(container string) []byte {
 			f.t.Fatal(err)
 		}
 		b, err := io.ReadAll(r)
-		r.Close()
 		if err != nil {
 			f.t.Fatalf("%s: %v", name, err)
 		}

@@ -12,6 +12,7 @@
 package criline
 
 import (
+	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -117,36 +118,85 @@ func Parse(line []byte) (Line, error) {
 	return l, nil
 }
 
+// Parser parses lines that stand one behind another. Output that was read at once has one prefix on all of its lines, which a Parser reads once. The zero value is ready to use.
+type Parser struct {
+	prefix [PrefixLen]byte
+	line   Line // that prefix; no stream is none yet
+}
+
+// Parse is the function Parse.
+func (p *Parser) Parse(line []byte) (Line, error) {
+	if len(line) >= PrefixLen && len(line) < MaxLen && string(line[:PrefixLen]) == string(p.prefix[:]) && p.line.Stream != "" {
+		l := p.line
+		l.Text = line[PrefixLen:]
+		return l, nil
+	}
+	l, err := Parse(line)
+	if err == nil {
+		copy(p.prefix[:], line)
+		p.line = Line{Time: l.Time, Stream: l.Stream, Full: l.Full}
+	}
+	return l, err
+}
+
+// Run returns how many lines at the beginning of b, with their newlines, have the prefix of the last line that was good, and their length in bytes.
+func (p *Parser) Run(b []byte) (lines, length int) {
+	if p.line.Stream == "" {
+		return 0, 0
+	}
+	prefix := string(p.prefix[:])
+	for {
+		rest := b[length:]
+		if len(rest) <= PrefixLen || string(rest[:PrefixLen]) != prefix {
+			return lines, length
+		}
+		i := bytes.IndexByte(rest[PrefixLen:], '\n')
+		if i < 0 || i > MaxText {
+			return lines, length
+		}
+		lines++
+		length += PrefixLen + i + 1
+	}
+}
+
 // parseTime is time.Parse(TimeLayout) for the one shape that is allowed; it is on the path of every line.
 func parseTime(b []byte) (time.Time, error) {
-	bad := func() (time.Time, error) {
+	n := digits{b: b}
+	year, month, day := n.two(0)*100+n.two(2), n.two(5), n.two(8)
+	hour, minute, sec := n.two(11), n.two(14), n.two(17)
+	nano := n.two(20)*10_000_000 + n.two(22)*100_000 + n.two(24)*1000 + n.two(26)*10 + n.one(28)
+	if n.bad || b[4] != '-' || b[7] != '-' || b[10] != 'T' || b[13] != ':' || b[16] != ':' || b[19] != '.' || b[29] != 'Z' ||
+		month < 1 || month > 12 || day < 1 || day > daysIn(month, year) || hour > 23 || minute > 59 || sec > 59 {
 		return time.Time{}, fmt.Errorf("%w: time %q is not like %s", ErrMalformed, b, TimeLayout)
 	}
-	if b[4] != '-' || b[7] != '-' || b[10] != 'T' || b[13] != ':' || b[16] != ':' || b[19] != '.' || b[29] != 'Z' {
-		return bad()
-	}
-	ok := true
-	num := func(from, to int) int {
-		n := 0
-		for _, c := range b[from:to] {
-			if c < '0' || c > '9' {
-				ok = false
-				return 0
-			}
-			n = n*10 + int(c-'0')
+	return time.Date(year, time.Month(month), day, hour, minute, sec, nano, time.UTC), nil
+}
+
+// digits reads decimal digits. bad says that there was another character.
+type digits struct {
+	b   []byte
+	bad bool
+}
+
+func (d *digits) one(at int) int {
+	c := d.b[at] - '0'
+	d.bad = d.bad || c > 9
+	return int(c)
+}
+
+func (d *digits) two(at int) int { return d.one(at)*10 + d.one(at+1) }
+
+func daysIn(month, year int) int {
+	switch month {
+	case 4, 6, 9, 11:
+		return 30
+	case 2:
+		if year%4 == 0 && (year%100 != 0 || year%400 == 0) {
+			return 29
 		}
-		return n
+		return 28
 	}
-	year, month, day := num(0, 4), num(5, 7), num(8, 10)
-	hour, minute, sec, nano := num(11, 13), num(14, 16), num(17, 19), num(20, 29)
-	if !ok || month < 1 || month > 12 || day < 1 || day > 31 || hour > 23 || minute > 59 || sec > 59 {
-		return bad()
-	}
-	t := time.Date(year, time.Month(month), day, hour, minute, sec, nano, time.UTC)
-	if t.Day() != day { // 31 February
-		return bad()
-	}
-	return t, nil
+	return 31
 }
 
 // Marker is a notice of shiplog's own within a log, the JSON text of a full line of the stream "marker".

@@ -3,6 +3,8 @@ package criline
 import (
 	"bytes"
 	"errors"
+	"fmt"
+	"reflect"
 	"strings"
 	"testing"
 	"time"
@@ -167,6 +169,83 @@ func TestParseMarkerRefuses(t *testing.T) {
 	}
 }
 
+// A Parser says of each line what Parse does, whatever came before.
+func TestParser(t *testing.T) {
+	line := func(sec int, s Stream, full bool, text string) string {
+		b := Append(nil, noon.Add(time.Duration(sec)*time.Second), s, full, []byte(text))
+		return string(b[:len(b)-1])
+	}
+	a := line(0, Stdout, true, "a")
+	for _, tc := range []struct {
+		name  string
+		lines []string
+	}{
+		{"one prefix", []string{a, a, line(0, Stdout, true, ""), line(0, Stdout, true, strings.Repeat("x", MaxText))}},
+		{"another time, and back", []string{a, line(1, Stdout, true, "b"), a}},
+		{"another stream, and back", []string{a, line(0, Stderr, true, "b"), line(0, Markers, true, "{}"), a}},
+		{"another tag, and back", []string{a, line(0, Stdout, false, "b"), a}},
+		{"too long behind a known prefix", []string{a, a + strings.Repeat("x", MaxText), a}},
+		{"torn behind a known prefix", []string{a, a[:PrefixLen-1], a}},
+		{"malformed first", []string{strings.Repeat("\x00", PrefixLen), a}},
+		{"malformed later", []string{a, strings.Replace(a, "T12", "T24", 1), a}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			var p Parser
+			for i, line := range tc.lines {
+				got, gotErr := p.Parse([]byte(line))
+				want, err := Parse([]byte(line))
+				if !reflect.DeepEqual(got, want) || fmt.Sprint(gotErr) != fmt.Sprint(err) {
+					t.Errorf("line %d: got %v, %v, want %v, %v", i, got, gotErr, want, err)
+				}
+			}
+		})
+	}
+}
+
+func TestRun(t *testing.T) {
+	full := func(text string) string { return string(Append(nil, noon, Stdout, true, []byte(text))) }
+	piece := string(Append(nil, noon, Stdout, false, []byte("p")))
+	for _, tc := range []struct {
+		name, first, rest string
+		lines             int
+	}{
+		{"nothing", full("a"), "", 0},
+		{"all", full("a"), full("b") + full("") + full(strings.Repeat("x", MaxText)), 3},
+		{"up to another tag", full("a"), full("b") + piece + full("c"), 1},
+		{"pieces", piece, piece + piece + full("c"), 2},
+		{"up to a line that is too long", full("a"), full("b") + full(strings.Repeat("x", MaxText+1)) + full("c"), 1},
+		{"up to a torn line", full("a"), full("b") + full("c")[:PrefixLen+1], 1},
+		{"up to a torn prefix", full("a"), full("b") + full("c")[:PrefixLen-1], 1},
+		{"nothing before", "no line", full("b"), 0},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			var p Parser
+			like, err := p.Parse([]byte(strings.TrimSuffix(tc.first, "\n")))
+			lines, length := p.Run([]byte(tc.rest))
+			if lines != tc.lines || strings.Count(tc.rest[:length], "\n") != lines {
+				t.Fatalf("got %d lines of %d bytes, want %d lines", lines, length, tc.lines)
+			}
+			if err != nil {
+				return
+			}
+			var got, want Tally
+			got.Add(like)
+			got.AddRun(like, lines, length)
+			want.Add(like)
+			for line := range strings.Lines(tc.rest[:length]) {
+				l, err := Parse([]byte(strings.TrimSuffix(line, "\n")))
+				if err != nil {
+					t.Fatal(err)
+				}
+				want.Add(l)
+			}
+			if !reflect.DeepEqual(got, want) {
+				t.Errorf("counted %+v, one by one %+v", got, want)
+			}
+		})
+	}
+}
+
 // Whatever is parsed and written again is the same line, byte by byte: no two lines mean the same.
 func FuzzParse(f *testing.F) {
 	f.Add([]byte("2026-05-17T12:00:00.000000042Z stdout F hello"))
@@ -176,6 +255,12 @@ func FuzzParse(f *testing.F) {
 	f.Add([]byte("2026-05-17T12:00:00.000000042Z stdout F"))
 	f.Fuzz(func(t *testing.T, line []byte) {
 		l, err := Parse(line)
+		var p Parser
+		for range 2 {
+			if again, parserErr := p.Parse(line); !reflect.DeepEqual(again, l) || (parserErr == nil) != (err == nil) {
+				t.Fatalf("the Parser says %v, %v, Parse %v, %v", again, parserErr, l, err)
+			}
+		}
 		if err != nil {
 			if !errors.Is(err, ErrMalformed) {
 				t.Fatalf("error %v is not ErrMalformed", err)
@@ -242,12 +327,20 @@ func FuzzParseMarker(f *testing.F) {
 func BenchmarkParse(b *testing.B) {
 	line := Append(nil, noon, Stdout, true, bytes.Repeat([]byte("x"), 100))
 	line = line[:len(line)-1]
-	b.SetBytes(int64(len(line)))
-	b.ReportAllocs()
-	for b.Loop() {
-		if _, err := Parse(line); err != nil {
-			b.Fatal(err)
-		}
+	var p Parser
+	for _, tc := range []struct {
+		name  string
+		parse func([]byte) (Line, error)
+	}{{"each", Parse}, {"same prefix", p.Parse}} {
+		b.Run(tc.name, func(b *testing.B) {
+			b.SetBytes(int64(len(line)))
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := tc.parse(line); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
 	}
 }
 

@@ -34,5 +34,22 @@ func (t *Tally) Add(l Line) {
 	}
 }
 
+// AddRun counts more lines of that length in bytes, with their newlines, that have the prefix of a printed line that was added.
+func (t *Tally) AddRun(like Line, lines, length int) {
+	printed := int64(length - lines*PrefixLen)
+	t.Bytes += int64(length)
+	if like.Full {
+		t.Lines += int64(lines)
+	} else {
+		printed -= int64(lines) // their newlines were not printed
+	}
+	switch like.Stream {
+	case Stdout:
+		t.Stdout += printed
+	case Stderr:
+		t.Stderr += printed
+	}
+}
+
 // Printed is what was printed on both streams.
 func (t Tally) Printed() int64 { return t.Stdout + t.Stderr }

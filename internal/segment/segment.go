@@ -84,20 +84,33 @@ func (e *CorruptError) Unwrap() error { return e.Err }
 // errLength is the cause of a CorruptError where the frame is whole but not of the length in the name.
 var errLength = errors.New("length differs from the name")
 
-// Reader reads the archive bytes of one segment. Its memory does not depend on the segment's size.
+// Reader reads the archive bytes of one segment after another. Its memory does not depend on their size. The zero value is ready for Open.
 type Reader struct {
-	decoder *zstd.Decoder
+	decoder *zstd.Decoder // nil before the first Open: to make one costs more than to read a small segment
 	segment layout.Segment
 	read    int64
 }
 
-// NewReader reads a segment whose name said want. An error of r is returned as it is; one of the bytes is a *CorruptError.
+// NewReader is Open of a new Reader.
 func NewReader(r io.Reader, want layout.Segment) (*Reader, error) {
-	decoder, err := zstd.NewReader(source{r}, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(8<<20))
-	if err != nil {
-		return nil, &CorruptError{want, err}
+	reader := &Reader{}
+	return reader, reader.Open(r, want)
+}
+
+// Open begins with a segment whose name said want. An error of r is returned as it is; one of the bytes is a *CorruptError.
+func (r *Reader) Open(from io.Reader, want layout.Segment) error {
+	r.segment, r.read = want, 0
+	if r.decoder == nil {
+		var err error
+		// One at a time: it has no goroutines that someone would have to end.
+		if r.decoder, err = zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(false), zstd.WithDecoderMaxWindow(8<<20)); err != nil {
+			return fmt.Errorf("make zstd decoder: %w", err)
+		}
 	}
-	return &Reader{decoder: decoder, segment: want}, nil
+	if err := r.decoder.Reset(source{from}); err != nil {
+		return &CorruptError{want, err}
+	}
+	return nil
 }
 
 // Read implements io.Reader. io.EOF says that the segment was as long as its name says.
@@ -118,9 +131,6 @@ func (r *Reader) Read(p []byte) (int, error) {
 		return n, &CorruptError{r.segment, err}
 	}
 }
-
-// Close frees the decoder. It does not close the source.
-func (r *Reader) Close() { r.decoder.Close() }
 
 // source marks the errors of the store, so that they are not taken for corruption.
 type source struct{ r io.Reader }

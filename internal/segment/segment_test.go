@@ -70,7 +70,6 @@ func read(s layout.Segment, src io.Reader) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer r.Close()
 	return io.ReadAll(r)
 }
 
@@ -308,6 +307,5 @@ func BenchmarkReader(b *testing.B) {
 		if _, err := io.Copy(io.Discard, r); err != nil {
 			b.Fatal(err)
 		}
-		r.Close()
 	}
 }

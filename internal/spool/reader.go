@@ -50,8 +50,9 @@ type Reader struct {
 	base int64
 	next int64 // base of the following file, or -1
 	// ahead are the bases behind next, as far as the last look kept them. They save a look for each file: a step can make a hundred thousand.
-	ahead []int64
-	mem   *Buffers
+	ahead  []int64
+	mem    *Buffers
+	parser criline.Parser
 }
 
 // Buffers is the memory that Next works in. Readers that are used one after the other can share it, so that memory does not grow with their number.
@@ -358,21 +359,30 @@ func (r *Reader) Next(at Position, limit int, final bool, now time.Time) (lines 
 			}
 			return r.mem.out, tally, at, mark()
 		}
-		for len(chunk) > 0 && len(r.mem.out) < limit {
-			i := bytes.IndexByte(chunk, '\n')
-			line, err := criline.Parse(chunk[:i])
+		good, seen := 0, 0 // chunk[good:seen] are lines that are not in out yet
+		for seen < len(chunk) && len(r.mem.out)+seen-good < limit {
+			from, to := seen, seen+bytes.IndexByte(chunk[seen:], '\n')
+			seen = to + 1
+			line, err := r.parser.Parse(chunk[from:to])
 			if err != nil {
-				lost.add(criline.ReasonMalformed, int64(i)+1, false)
-			} else {
-				if err := mark(); err != nil {
-					return nil, tally, at, err
-				}
-				r.mem.out = append(r.mem.out, chunk[:i+1]...)
-				tally.Add(line)
+				r.mem.out = append(r.mem.out, chunk[good:from]...)
+				lost.add(criline.ReasonMalformed, int64(seen-from), false)
+				good = seen
+				continue
 			}
-			at.Offset += int64(i) + 1
-			chunk = chunk[i+1:]
+			if err := mark(); err != nil {
+				return nil, tally, at, err
+			}
+			tally.Add(line)
+			if line.Stream != criline.Markers {
+				most := min(len(chunk)-seen, limit-len(r.mem.out)-(seen-good)) // a run ends before the limit, and one more line with it
+				lines, length := r.parser.Run(chunk[seen:][:max(0, most)])
+				tally.AddRun(line, lines, length)
+				seen += length
+			}
 		}
+		r.mem.out = append(r.mem.out, chunk[good:seen]...)
+		at.Offset += int64(seen)
 	}
 	return r.mem.out, tally, at, mark()
 }

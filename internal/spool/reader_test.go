@@ -489,3 +489,43 @@ func TestReaderComesBackFromGarbage(t *testing.T) {
 		})
 	}
 }
+
+// BenchmarkNext reads a spool of 8 MiB as the shipper does: lines of many times, as they come from many reads, and such that all have one.
+func BenchmarkNext(b *testing.B) {
+	for _, c := range []struct {
+		name string
+		run  int // lines of one time
+	}{{"each line at its own time", 1}, {"100 lines at a time", 100}} {
+		b.Run(c.name, func(b *testing.B) {
+			dir := b.TempDir()
+			var whole []byte
+			text := bytes.Repeat([]byte("x"), 100)
+			for i := 0; len(whole) < 8<<20; i++ {
+				whole = criline.Append(whole, readTime.Add(time.Duration(i/c.run)), criline.Stdout, true, text)
+			}
+			if err := os.WriteFile(filepath.Join(dir, LogName(0)), whole, 0o600); err != nil {
+				b.Fatal(err)
+			}
+			r, err := OpenReader(dir, &Buffers{})
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer r.Close()
+			b.SetBytes(int64(len(whole)))
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := r.Look(Position{}); err != nil {
+					b.Fatal(err)
+				}
+				n := 0
+				for at := (Position{}); n < len(whole); {
+					lines, _, behind, err := r.Next(at, 128<<10, false, readTime)
+					if err != nil || len(lines) == 0 {
+						b.Fatalf("%d bytes at %d, %v", len(lines), n, err)
+					}
+					n, at = n+len(lines), behind
+				}
+			}
+		})
+	}
+}

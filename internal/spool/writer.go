@@ -434,7 +434,9 @@ func (w *Writer) next() error {
 		_ = w.f.Close() // each write has said its own errors
 	}
 	w.f, w.base, w.size = f, w.end(), 0
-	w.count(time.Now())
+	if w.unshipped > w.limit/2 { // before, it does not matter what the shipper has deleted, and to look costs time and memory
+		w.count(time.Now())
+	}
 	w.takeReserve()
 	return nil
 }

@@ -263,7 +263,6 @@ func noSecret(t *testing.T, p *rig.Pod, all map[string][]byte) {
 				continue
 			}
 			b, err = io.ReadAll(r)
-			r.Close()
 			if err != nil {
 				t.Errorf("%s: %v", key, err)
 			}
