@@ -81,7 +81,7 @@ var (
 
 func archive(m memory) *Archive { return &Archive{store: m, now: func() time.Time { return now }} }
 
-func (m memory) put(t *testing.T, key string, modified time.Time, v any) {
+func (m memory) put(t testing.TB, key string, modified time.Time, v any) {
 	t.Helper()
 	var b []byte
 	var err error
@@ -117,7 +117,7 @@ func lines(n int) []byte {
 }
 
 // segmentOf makes the segment of whole[from:to], which must be at line ends.
-func segmentOf(t *testing.T, whole []byte, from, to int) (layout.Segment, []byte) {
+func segmentOf(t testing.TB, whole []byte, from, to int) (layout.Segment, []byte) {
 	t.Helper()
 	tally := func(b []byte) (tally criline.Tally) {
 		for line := range bytes.Lines(b) {
@@ -146,7 +146,7 @@ func segmentOf(t *testing.T, whole []byte, from, to int) (layout.Segment, []byte
 }
 
 // putLog stores a log in segments that end at the given offsets.
-func (m memory) putLog(t *testing.T, c layout.Container, modified time.Time, whole []byte, ends ...int) {
+func (m memory) putLog(t testing.TB, c layout.Container, modified time.Time, whole []byte, ends ...int) {
 	t.Helper()
 	from := 0
 	for _, to := range ends {

@@ -18,7 +18,7 @@ type Content struct {
 
 	offset int64 // of the next Read
 	rest   []byte
-	next   func() (Line, error, bool) // nil while nothing is read
+	next   func() ([]byte, error, bool) // nil while nothing is read
 	stop   func()
 }
 
@@ -59,33 +59,57 @@ var errChanged = errors.New("bytes of the archive are missing")
 // Read implements io.Reader.
 func (c *Content) Read(p []byte) (int, error) {
 	if c.next == nil {
-		lines := c.archive.Lines(c.ctx, c.container, LogOptions{FromByte: c.offset})
-		c.next, c.stop = iter.Pull2(lines)
+		c.next, c.stop = iter.Pull2(c.text())
 	}
 	for len(c.rest) == 0 {
-		l, err, ok := c.next()
-		switch {
-		case !ok:
+		text, err, ok := c.next()
+		if !ok {
 			return 0, io.EOF
-		case err != nil:
+		}
+		if err != nil {
 			return 0, err
-		case l.Stream == criline.Markers:
-			m, err := criline.ParseMarker(l.Text)
-			if err == nil && m.Reason == ReasonMissing && c.container.Status != Damaged {
-				return 0, fmt.Errorf("read %s at %d: %w: %s", c.container.Key.Prefix(), c.offset, errChanged, m.Detail)
-			}
-			continue
 		}
-		c.rest = l.Text
-		if l.Full {
-			c.rest = append(c.rest, '\n') // where it is in the segment, too
-		}
-		if before := c.offset - l.Offset; before > 0 { // Lines gives whole lines
-			c.rest = c.rest[min(before, int64(len(c.rest))):]
-		}
+		c.rest = text
 	}
 	n := copy(p, c.rest)
 	c.rest = c.rest[n:]
 	c.offset += int64(n)
 	return n, nil
+}
+
+// text yields what was printed behind the offset, as many lines at once as were read at once: to change between reading and writing costs more than a line, and to read another segment costs a
+// request that may be one too many. What is yielded is good until the next.
+func (c *Content) text() iter.Seq2[[]byte, error] {
+	from := c.offset
+	return func(yield func([]byte, error) bool) {
+		text := make([]byte, 0, blockBytes)
+		o := LogOptions{FromByte: from, block: func() bool {
+			more := len(text) == 0 || yield(text, nil)
+			text = text[:0]
+			return more
+		}}
+		for l, err := range c.archive.Lines(c.ctx, c.container, o) {
+			if err == nil && l.Stream == criline.Markers {
+				m, markerErr := criline.ParseMarker(l.Text)
+				if markerErr != nil || m.Reason != ReasonMissing || c.container.Status == Damaged {
+					continue
+				}
+				err = fmt.Errorf("read %s at %d: %w: %s", c.container.Key.Prefix(), l.Offset, errChanged, m.Detail)
+			}
+			if err != nil {
+				if len(text) == 0 || yield(text, nil) {
+					yield(nil, err)
+				}
+				return
+			}
+			before := len(text)
+			text = append(text, l.Text...)
+			if l.Full {
+				text = append(text, '\n')
+			}
+			if skip := from - l.Offset; skip > 0 { // Lines gives whole lines
+				text = append(text[:before], text[before+int(min(skip, int64(len(text)-before))):]...)
+			}
+		}
+	}
 }

@@ -1,7 +1,7 @@
 package backend
 
 import (
-	"bufio"
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -52,6 +52,13 @@ type LogOptions struct {
 	Since time.Time
 	// Idle, if set, is called by Follow and FollowRun each time when all that is there was yielded. Its error ends them.
 	Idle func() error
+
+	// unchecked leaves out the comparison with the seal's digest. Each segment has a checksum of its own.
+	unchecked bool
+	// dull, if set, says of whole lines with their prefixes that none of them is of interest by itself. Then of these only lines are yielded that are put together of pieces.
+	dull func(block []byte) bool
+	// block, if set, is called behind lines that were read at once, where those that follow take longer. It returns false where no more are wanted.
+	block func() bool
 }
 
 // Lines yields a container's lines in the order of the archive, and gaps as lines of the stream "marker" where they are. It reads one segment at a time: memory does not depend on the
@@ -77,7 +84,10 @@ type reading struct {
 	named   int64    // printed bytes before end, as the names of segments count them
 	digest  hash.Hash
 	whole   bool // nothing is missing up to end
-	since   bool // a line at or behind options.Since was there
+	blocks  blocks
+	parser  criline.Parser
+	pieces  map[criline.Stream]bool // the last line of that stream has not ended; where options.dull is set
+	since   bool                    // a line at or behind options.Since was there
 
 	dropped layout.Segment // corrupt, and the one of these that goes furthest
 	why     error
@@ -88,7 +98,7 @@ func (a *Archive) begin(c Container, o LogOptions) *reading {
 	if o.Tail > 0 {
 		o.FromLine = max(o.FromLine, c.Lines-o.Tail+1)
 	}
-	r := &reading{archive: a, options: o, digest: sha256.New(), since: o.Since.IsZero()}
+	r := &reading{archive: a, options: o, digest: sha256.New(), since: o.Since.IsZero(), pieces: map[criline.Stream]bool{}}
 	if first := c.first(o); first > 0 {
 		before := c.Segments[first-1]
 		r.end, r.named = before.End(), before.PrintedOffset+before.Printed
@@ -134,7 +144,10 @@ func (r *reading) read(ctx context.Context, c Container, yield func(Line, error)
 		wanted, more := r.wants(placed)
 		return more && (!wanted || yield(placed, nil))
 	}
-	for _, p := range c.readingOrder() {
+	var next window
+	defer next.drop()
+	order, reads := c.readingOrder(), 0
+	for i, p := range order {
 		s := p.Segment
 		if s.End() <= r.end {
 			continue // others held it
@@ -165,7 +178,15 @@ func (r *reading) read(ctx context.Context, c Container, yield func(Line, error)
 		}
 		r.at = p.start
 		offset, shown := s.Offset, int64(0)
-		for raw, err := range r.archive.segmentLines(ctx, c.Key, s) {
+		get := next.take(s)
+		if get == nil {
+			get = func() (io.ReadCloser, error) { return r.archive.store.Get(ctx, c.Key.SegmentKey(s)) }
+		}
+		// Who wants a little has it in the first segment.
+		if reads++; reads > 1 && r.options.ToLine <= 0 && r.options.ToByte <= 0 {
+			next.fill(ctx, r.archive, c.Key, order[i+1:], s.End())
+		}
+		for block, err := range segmentBlocks(get, s, &r.blocks) {
 			var corrupt *segment.CorruptError
 			if errors.As(err, &corrupt) {
 				if !missing(s.First, s.Printed-shown, err) {
@@ -177,26 +198,7 @@ func (r *reading) read(ctx context.Context, c Container, yield func(Line, error)
 				yield(Line{}, err)
 				return false
 			}
-			offset += int64(len(raw))
-			parsed, err := criline.Parse(raw[:len(raw)-1])
-			l := Line{Line: parsed, Number: r.at.lines + 1, Offset: r.at.printed}
-			shown += l.Printed()
-			r.at.printed += l.Printed()
-			if l.Full && l.Stream != criline.Markers {
-				r.at.lines++
-			}
-			if offset <= r.end {
-				continue // an earlier segment held it
-			}
-			r.digest.Write(raw)
-			if err != nil {
-				if !missing(s.First, int64(len(raw)), err) {
-					return false
-				}
-				continue
-			}
-			wanted, more := r.wants(l)
-			if !more || wanted && !yield(l, nil) {
+			if !r.lines(block, &offset, &shown, func(raw []byte, err error) bool { return missing(s.First, int64(len(raw)), err) }, yield) {
 				return false
 			}
 		}
@@ -210,9 +212,65 @@ func (r *reading) read(ctx context.Context, c Container, yield func(Line, error)
 	return true
 }
 
+// lines yields the lines of a block that begins at an offset in the archive bytes, and adds to that offset and to the printed bytes of the segment.
+func (r *reading) lines(block []byte, offset, shown *int64, malformed func([]byte, error) bool, yield func(Line, error) bool) bool {
+	known := *offset < r.end // an earlier segment held some of it
+	if !known && r.whole && !r.options.unchecked {
+		r.digest.Write(block)
+	}
+	dull := r.options.dull != nil && r.options.dull(block)
+	for len(block) > 0 {
+		raw := block[:bytes.IndexByte(block, '\n')+1]
+		block = block[len(raw):]
+		*offset += int64(len(raw))
+		parsed, err := r.parser.Parse(raw[:len(raw)-1])
+		l := Line{Line: parsed, Number: r.at.lines + 1, Offset: r.at.printed}
+		printed := l.Printed()
+		*shown += printed
+		r.at.printed += printed
+		if l.Full && l.Stream != criline.Markers {
+			r.at.lines++
+		}
+		if known {
+			if *offset <= r.end {
+				continue
+			}
+			if r.whole && !r.options.unchecked {
+				r.digest.Write(raw)
+			}
+		}
+		if err != nil {
+			if !malformed(raw, err) {
+				return false
+			}
+			continue
+		}
+		if dull && l.Full && !r.pieces[l.Stream] {
+			if !known && l.Stream != criline.Markers {
+				lines, length := r.parser.Run(block)
+				block = block[length:]
+				*offset += int64(length)
+				printed := int64(length - lines*criline.PrefixLen)
+				*shown += printed
+				r.at.printed += printed
+				r.at.lines += int64(lines)
+			}
+			continue
+		}
+		if r.options.dull != nil {
+			r.pieces[l.Stream] = !l.Full
+		}
+		wanted, more := r.wants(l)
+		if !more || wanted && !yield(l, nil) {
+			return false
+		}
+	}
+	return r.options.block == nil || r.options.block()
+}
+
 // check compares the digest of what was read with the seal's. A shipper that had lost its state, and went on, has no digest of the whole.
 func (r *reading) check(c Container, yield func(Line, error) bool) {
-	if c.Seal == nil || c.Seal.SHA256 == "" || !r.whole || r.end != c.Seal.Bytes {
+	if r.options.unchecked || c.Seal == nil || c.Seal.SHA256 == "" || !r.whole || r.end != c.Seal.Bytes {
 		return
 	}
 	if have := fmt.Sprintf("%x", r.digest.Sum(nil)); have != c.Seal.SHA256 {
@@ -257,7 +315,8 @@ func (c Container) readingOrder() []placed {
 
 // checkSegment reads a segment to its end.
 func (a *Archive) checkSegment(ctx context.Context, c layout.Container, s layout.Segment) error {
-	for _, err := range a.segmentLines(ctx, c, s) {
+	get := func() (io.ReadCloser, error) { return a.store.Get(ctx, c.SegmentKey(s)) }
+	for _, err := range segmentBlocks(get, s, &blocks{}) {
 		if err != nil {
 			return err
 		}
@@ -276,35 +335,139 @@ func missingLine(at time.Time, n int64, why error) (criline.Line, error) {
 	return criline.Parse(marked[:len(marked)-1])
 }
 
-// segmentLines yields the lines of one segment with their newlines.
-func (a *Archive) segmentLines(ctx context.Context, c layout.Container, s layout.Segment) iter.Seq2[[]byte, error] {
+// blockBytes is how much of a segment is decompressed at once. A line always fits.
+const blockBytes = 4 * criline.MaxLen
+
+// blocks is what decompresses one segment after another, and into what.
+type blocks struct {
+	reader segment.Reader
+	memory []byte
+}
+
+// A window is of so many segments, but only of one where they are large: several hide a store's delay, which for the small ones of a slow step is nearly all of their time.
+const (
+	mostAhead  = 8
+	bytesAhead = 4 << 20 // of archive
+)
+
+// window holds the segments that are asked for while one is read, in the order in which they will be.
+type window struct{ queue []*ahead }
+
+// ahead is one of them.
+type ahead struct {
+	segment layout.Segment
+	cancel  context.CancelFunc
+	done    chan struct{} // closed when what follows is set
+	object  io.ReadCloser
+	err     error
+}
+
+// fill asks for what is behind end, as the reading will.
+func (w *window) fill(ctx context.Context, a *Archive, c layout.Container, behind []placed, end int64) {
+	n, bytes := 0, int64(0)
+	for _, p := range behind {
+		if p.End() <= end {
+			continue // others held it
+		}
+		end = p.End()
+		bytes += p.Length
+		if n == mostAhead || n > 0 && bytes > bytesAhead {
+			return
+		}
+		if n == len(w.queue) {
+			w.queue = append(w.queue, a.fetchAhead(ctx, c, p.Segment))
+		}
+		n++
+	}
+}
+
+func (a *Archive) fetchAhead(ctx context.Context, c layout.Container, s layout.Segment) *ahead {
+	ctx, cancel := context.WithCancel(ctx)
+	f := &ahead{segment: s, cancel: cancel, done: make(chan struct{})}
+	go func() { // ends with the answer; take's function and drop wait for it
+		defer close(f.done)
+		f.object, f.err = a.store.Get(ctx, c.SegmentKey(s))
+	}()
+	return f
+}
+
+// take returns what waits for the segment's object, or nil if another one is next: where one was corrupt, what others held of it is read.
+func (w *window) take(s layout.Segment) func() (io.ReadCloser, error) {
+	if len(w.queue) == 0 || w.queue[0].segment != s {
+		w.drop()
+		return nil
+	}
+	f := w.queue[0]
+	w.queue = w.queue[1:]
+	return func() (io.ReadCloser, error) {
+		<-f.done
+		if f.err != nil {
+			f.cancel()
+			return nil, f.err
+		}
+		return &cancelling{f.object, f.cancel}, nil
+	}
+}
+
+// drop ends all that was asked for and is not wanted.
+func (w *window) drop() {
+	for _, f := range w.queue {
+		f.cancel()
+		<-f.done
+		if f.err == nil {
+			f.object.Close() // opened for reading: there is nothing to lose
+		}
+	}
+	w.queue = nil
+}
+
+// cancelling ends a context when it is closed.
+type cancelling struct {
+	io.ReadCloser
+	cancel context.CancelFunc
+}
+
+func (c *cancelling) Close() error {
+	defer c.cancel()
+	return c.ReadCloser.Close()
+}
+
+// segmentBlocks yields the lines of one segment with their newlines, many at once. They are good until the next ones.
+func segmentBlocks(get func() (io.ReadCloser, error), s layout.Segment, b *blocks) iter.Seq2[[]byte, error] {
 	return func(yield func([]byte, error) bool) {
-		object, err := a.store.Get(ctx, c.SegmentKey(s))
+		object, err := get()
 		if err != nil {
 			yield(nil, err)
 			return
 		}
 		defer object.Close()
-		r, err := segment.NewReader(object, s)
-		if err != nil {
+		if err := b.reader.Open(object, s); err != nil {
 			yield(nil, err)
 			return
 		}
-		defer r.Close()
-		lines := bufio.NewReaderSize(r, criline.MaxLen)
+		if b.memory == nil {
+			b.memory = make([]byte, blockBytes)
+		}
+		block, held := b.memory, 0 // held bytes are the beginning of a line
 		for {
-			raw, err := lines.ReadSlice('\n')
-			switch {
-			case err == nil:
-				if !yield(raw, nil) {
+			n, err := b.reader.Read(block[held:])
+			have := held + n
+			end := held + bytes.LastIndexByte(block[held:have], '\n') + 1
+			if end > held {
+				if !yield(block[:end], nil) {
 					return
 				}
-			case errors.Is(err, io.EOF) && len(raw) == 0:
+				held = copy(block, block[end:have])
+			} else {
+				held = have
+			}
+			switch {
+			case errors.Is(err, io.EOF) && held == 0:
 				return
-			case errors.Is(err, io.EOF), errors.Is(err, bufio.ErrBufferFull):
+			case errors.Is(err, io.EOF), err == nil && held >= criline.MaxLen:
 				yield(nil, &segment.CorruptError{Segment: s, Err: criline.ErrMalformed})
 				return
-			default:
+			case err != nil:
 				yield(nil, err)
 				return
 			}

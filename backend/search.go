@@ -9,6 +9,7 @@ import (
 	"regexp"
 	"regexp/syntax"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/shiplog-dev/shiplog/internal/criline"
@@ -47,8 +48,9 @@ type Query struct {
 
 // Search finds a query in logs. It may be used for several at the same time.
 type Search struct {
-	query Query
-	find  func([]byte) []int // where the first match is, or nil
+	query   Query
+	find    func([]byte) []int // where the first match is, or nil
+	literal literal            // what is in each match; empty if that is not known
 }
 
 // NewSearch checks a query. What is wrong with it is a *PatternError.
@@ -66,6 +68,7 @@ func NewSearch(q Query) (*Search, error) {
 	s := &Search{query: q}
 	if !q.Regexp && !q.IgnoreCase {
 		needle := []byte(q.Pattern)
+		s.literal = newLiteral(q.Pattern)
 		s.find = func(b []byte) []int {
 			if i := bytes.Index(b, needle); i >= 0 {
 				return []int{i, i + len(needle)}
@@ -97,7 +100,53 @@ func NewSearch(q Query) (*Search, error) {
 		return bad(err)
 	}
 	s.find = re.FindIndex
+	prefix, _ := re.LiteralPrefix()
+	s.literal = newLiteral(prefix)
 	return s, nil
+}
+
+// literal is a text to be found in others. bytes.Index looks for its first byte, and stops at each of them; in a log, there is an "e" every 20 bytes.
+type literal struct {
+	text []byte
+	rare int // where its rarest byte is
+}
+
+// frequent are the bytes of logs, the most frequent first. Others are rare.
+const frequent = "e taoinrsclpm/dug.-0hfb1k2_v:y3=45698wx7"
+
+func newLiteral(s string) literal {
+	l := literal{text: []byte(s)}
+	least := -1
+	for i := range len(s) {
+		rank := strings.IndexByte(frequent, s[i])
+		if rank < 0 {
+			rank = len(frequent)
+		}
+		if rank > least {
+			l.rare, least = i, rank
+		}
+	}
+	return l
+}
+
+// in says whether it is in b.
+func (l literal) in(b []byte) bool {
+	at, stops := l.rare, 0
+	for at < len(b) {
+		i := bytes.IndexByte(b[at:], l.text[l.rare])
+		if i < 0 {
+			return false
+		}
+		at += i
+		if bytes.HasPrefix(b[at-l.rare:], l.text) {
+			return true
+		}
+		at++
+		if stops++; stops > 16+at/16 { // not rare here
+			return bytes.Contains(b[at-l.rare:], l.text)
+		}
+	}
+	return false
 }
 
 // MatchLine is a line that a search shows.
@@ -116,10 +165,15 @@ type Match struct {
 	Before, After []MatchLine
 }
 
-// In yields the matches in a container's log, in its order. Pieces of a line are put together; the lines of the two streams are not mixed. Errors are those of Lines.
+// In yields the matches in a container's log, in its order. Pieces of a line are put together; the lines of the two streams are not mixed. Errors are those of Lines, but that the log's digest is not compared.
 func (s *Search) In(ctx context.Context, a *Archive, c Container, o LogOptions) iter.Seq2[Match, error] {
 	return func(yield func(Match, error) bool) {
 		f := finder{search: s, open: map[criline.Stream]*openLine{}}
+		o.unchecked = true
+		// Most lines hold nothing. They are looked through many at once, where nothing depends on each: no context, and no end but the log's.
+		if len(s.literal.text) > 0 && s.query.Before == 0 && s.query.After == 0 && o.ToLine <= 0 && o.ToByte <= 0 && o.Since.IsZero() {
+			o.dull = func(block []byte) bool { return !s.literal.in(block) }
+		}
 		for l, err := range a.Lines(ctx, c, o) {
 			if err != nil {
 				if f.flush(yield) {
