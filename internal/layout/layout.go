@@ -270,7 +270,8 @@ const (
 	TaskRun     RunKind = "taskrun" // without a PipelineRun
 )
 
-// RunIndex is an index object by start time, whose name says all that a listing of runs needs. Names sort newest first.
+// RunIndex is an index object by start time, whose name says all that a listing of runs needs. Names sort newest first. They are in folders of 1,000 s each: the order is the same, but a
+// server that keeps objects as files reads all names of a folder to answer with the first of them (see docs/decisions.md).
 type RunIndex struct {
 	Namespace string
 	Created   time.Time // creationTimestamp: whole seconds, which never change, so the name is the same whoever writes it
@@ -287,7 +288,8 @@ func RunIndexPrefix(namespace string) string { return IndexVersion + "/" + names
 
 // Key formats the object name. "_" separates the fields, since no Kubernetes name contains it.
 func (x RunIndex) Key() string {
-	return fmt.Sprintf("%s%010d_%s_%s_%s.json", RunIndexPrefix(x.Namespace), maxUnix-x.Created.Unix(), x.Kind, x.Name, x.UID)
+	inverted := maxUnix - x.Created.Unix()
+	return fmt.Sprintf("%s%07d/%03d_%s_%s_%s.json", RunIndexPrefix(x.Namespace), inverted/1000, inverted%1000, x.Kind, x.Name, x.UID)
 }
 
 // Run is the run that the index object stands for.
@@ -302,19 +304,23 @@ func (x RunIndex) Run() Run {
 func ParseRunIndexKey(key string) (RunIndex, error) {
 	bad := func(err error) (RunIndex, error) { return RunIndex{}, fmt.Errorf("%w: %q: %w", ErrName, key, err) }
 	part := strings.Split(key, "/")
-	if len(part) != 4 || part[0] != IndexVersion || part[2] != "runs" {
-		return bad(errors.New("is not like " + IndexVersion + "/<namespace>/runs/<name>"))
+	if len(part) != 5 || part[0] != IndexVersion || part[2] != "runs" {
+		return bad(errors.New("is not like " + IndexVersion + "/<namespace>/runs/<thousands of seconds>/<name>"))
 	}
-	name, ok := strings.CutSuffix(part[3], ".json")
+	thousands, err := parseFixed(part[3], 7)
+	if err != nil {
+		return bad(err)
+	}
+	name, ok := strings.CutSuffix(part[4], ".json")
 	fields := strings.Split(name, "_")
 	if !ok || len(fields) != 4 {
 		return bad(errors.New("does not have 4 fields and .json"))
 	}
-	inverted, err := parseFixed(fields[0], 10)
+	seconds, err := parseFixed(fields[0], 3)
 	if err != nil {
 		return bad(err)
 	}
-	x := RunIndex{Namespace: part[1], Created: time.Unix(maxUnix-inverted, 0).UTC(), Kind: RunKind(fields[1]), Name: fields[2], UID: fields[3]}
+	x := RunIndex{Namespace: part[1], Created: time.Unix(maxUnix-thousands*1000-seconds, 0).UTC(), Kind: RunKind(fields[1]), Name: fields[2], UID: fields[3]}
 	if x.Kind != PipelineRun && x.Kind != TaskRun {
 		return bad(fmt.Errorf("unknown kind of run %q", fields[1]))
 	}
