@@ -154,11 +154,7 @@ func (a *annotator) ticketIssued(pod ownedPod) {
 	if a.pageURL == "" {
 		return
 	}
-	task := slimOf(pod.taskRun)
-	run := task
-	if pod.pipelineRun != nil {
-		run = slimOf(pod.pipelineRun)
-	}
+	task, run := pod.taskRun, pod.run()
 	key := run.key()
 	a.mu.Lock()
 	defer a.mu.Unlock()

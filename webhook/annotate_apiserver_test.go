@@ -163,7 +163,7 @@ func runsAreAnnotated(t *testing.T, api realAPI) {
 		"ownerReferences": []any{object{"apiVersion": "tekton.dev/v1", "kind": "PipelineRun", "name": "r", "uid": string(pr.GetUID()), "controller": true}},
 	})
 	runs.status("PipelineRun", "r", object{"childReferences": []any{object{"apiVersion": "tekton.dev/v1", "kind": "TaskRun", "name": "r-build", "pipelineTaskName": "build"}}})
-	one.ticketIssued(ownedPod{taskRun: tr, pipelineRun: pr})
+	one.ticketIssued(ownedPod{taskRun: slimOf(tr), pipelineRun: slimOf(pr)})
 	link := contract.Page{Namespace: "runs", UID: string(pr.GetUID())}.Address(testPage)
 	until(t, "both to have their address", func() bool {
 		return runs.annotations("PipelineRun", "r")[contract.LogsAnnotation] == link && runs.annotations("TaskRun", "r-build")[contract.LogsAnnotation] == link+"#task=build"

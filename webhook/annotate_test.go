@@ -19,6 +19,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/shiplog-dev/shiplog/backend"
 	"github.com/shiplog-dev/shiplog/internal/contract"
@@ -730,12 +731,12 @@ func TestAnotherOfItsName(t *testing.T) {
 func (w *world) ticketFor(taskRun string) ownedPod {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	read := func(path string) *unstructured.Unstructured {
-		return &unstructured.Unstructured{Object: copied(w.objects[path])}
+	read := func(path string) *runObject {
+		return slimOf(&unstructured.Unstructured{Object: copied(w.objects[path])})
 	}
 	owned := ownedPod{taskRun: read(taskPath(taskRun))}
-	if ref := controlledBy(owned.taskRun.GetOwnerReferences(), pipelineRunOwner); ref != nil {
-		owned.pipelineRun = read(runPath(ref.Name))
+	if by := owned.taskRun.pipelineRun; by != nil {
+		owned.pipelineRun = read(runPath(by.name))
 	}
 	return owned
 }
@@ -847,8 +848,9 @@ func TestTicketsDoNotWait(t *testing.T) {
 		a := w.start(testPage)
 		begin := time.Now()
 		for i := range maxPending + 10 {
-			owned.pipelineRun.SetUID("")
-			owned.pipelineRun.Object["metadata"].(object)["uid"] = fmt.Sprintf("uid-%d", i)
+			another := *owned.pipelineRun
+			another.UID = types.UID(fmt.Sprintf("uid-%d", i))
+			owned.pipelineRun = &another
 			a.ticketIssued(owned)
 		}
 		if took := time.Since(begin); took != 0 {

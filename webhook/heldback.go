@@ -13,8 +13,11 @@ import (
 	policyv1 "k8s.io/api/policy/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/kubernetes"
+	typedcorev1 "k8s.io/client-go/kubernetes/typed/core/v1"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/utils/lru"
@@ -93,14 +96,23 @@ func newWaitingPods(config *rest.Config, g *guard, replace bool, write func(cont
 			return nil, fmt.Errorf("watch pods: metrics: %w", err)
 		}
 	}
-	lw := cache.NewFilteredListWatchFromClient(core.CoreV1().RESTClient(), "pods", metav1.NamespaceAll, func(o *metav1.ListOptions) {
+	pods := core.CoreV1().Pods(metav1.NamespaceAll)
+	pending := func(o metav1.ListOptions) metav1.ListOptions {
 		o.LabelSelector = "tekton.dev/taskRun"
 		o.FieldSelector = "status.phase=" + string(corev1.PodPending)
-	})
+		return o
+	}
 	w.store, w.informer = cache.NewInformerWithOptions(cache.InformerOptions{
-		ListerWatcher: lw,
-		ObjectType:    &corev1.Pod{},
-		Transform:     slimPod,
+		ListerWatcher: &cache.ListWatch{
+			ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+				return listPods(ctx, pods, pending(o))
+			},
+			WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+				return pods.Watch(ctx, pending(o))
+			},
+		},
+		ObjectType: &corev1.Pod{},
+		Transform:  slimPod,
 		Handler: cache.ResourceEventHandlerFuncs{
 			AddFunc:    func(o any) { w.noteFailures(o) },
 			UpdateFunc: func(_, o any) { w.noteFailures(o) },
@@ -109,12 +121,19 @@ func newWaitingPods(config *rest.Config, g *guard, replace bool, write func(cont
 	return w, nil
 }
 
+// ourContainer is in every pod that slimPod keeps and that is injected. It is never changed; one for each would be half of all that is kept.
+var ourContainer = []corev1.Container{{Name: contract.ShipperContainer}}
+
 // slimPod keeps of a pod what the guard looks at.
 func slimPod(o any) (any, error) {
 	pod, ok := o.(*corev1.Pod)
 	if !ok {
 		return o, nil // a notice of a deletion that was missed
 	}
+	return slimPodOf(pod), nil
+}
+
+func slimPodOf(pod *corev1.Pod) *corev1.Pod {
 	slim := &corev1.Pod{ObjectMeta: metav1.ObjectMeta{
 		Name: pod.Name, Namespace: pod.Namespace, UID: pod.UID, ResourceVersion: pod.ResourceVersion,
 		CreationTimestamp: pod.CreationTimestamp, DeletionTimestamp: pod.DeletionTimestamp,
@@ -123,7 +142,7 @@ func slimPod(o any) (any, error) {
 		slim.OwnerReferences = []metav1.OwnerReference{*owner}
 	}
 	if injected(pod) {
-		slim.Spec.InitContainers = []corev1.Container{{Name: contract.ShipperContainer}}
+		slim.Spec.InitContainers = ourContainer
 	}
 	slim.Status.Phase, slim.Status.StartTime = pod.Status.Phase, pod.Status.StartTime
 	for _, c := range pod.Status.Conditions {
@@ -148,7 +167,26 @@ func slimPod(o any) (any, error) {
 	}
 	slim.Status.InitContainerStatuses = statuses(pod.Status.InitContainerStatuses)
 	slim.Status.ContainerStatuses = statuses(pod.Status.ContainerStatuses)
-	return slim, nil
+	return slim
+}
+
+// listPods lists page by page, as listSlim does and for the same reason: where a cluster is full, 10,000 pods are pending.
+func listPods(ctx context.Context, client typedcorev1.PodInterface, o metav1.ListOptions) (*slimList, error) {
+	all := &slimList{}
+	o.ResourceVersion, o.ResourceVersionMatch, o.Limit, o.Continue = "", "", runPage, ""
+	for {
+		page, err := client.List(ctx, o)
+		if err != nil {
+			return nil, err
+		}
+		for i := range page.Items {
+			all.Items = append(all.Items, slimPodOf(&page.Items[i]))
+		}
+		if o.Continue = page.Continue; o.Continue == "" {
+			all.ResourceVersion = page.ResourceVersion
+			return all, nil
+		}
+	}
 }
 
 // run watches until the context ends, and returns when all that it has begun has ended.

@@ -18,6 +18,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime/debug"
 	"syscall"
 	"time"
 
@@ -25,6 +26,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"golang.org/x/sync/errgroup"
+	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/discovery"
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
@@ -62,6 +64,8 @@ const kubernetesTimeout = 10 * time.Second
 func main() {
 	log := slog.New(slog.NewJSONHandler(os.Stderr, nil))
 	slog.SetDefault(log)
+	// Much is read once and dropped, such as the lists of all pods and runs. Twice the collector's work is little here, and the default would leave as much garbage as there is in use.
+	debug.SetGCPercent(50)
 	ctrllog.SetLogger(logr.FromSlogHandler(log.Handler())) // controller-runtime's own
 	klog.SetSlogLogger(log)                                // client-go's
 
@@ -130,6 +134,7 @@ func run(ctx, leaving context.Context, o options, registry ctrlmetrics.Registere
 		return fmt.Errorf("find the API server: %w", err)
 	}
 	config.Timeout = kubernetesTimeout
+	config.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON // cheaper for both sides; what has no such form, as Tekton's objects, comes as JSON
 	gate, err := newVersionGate(config, log)
 	if err != nil {
 		return err
@@ -147,7 +152,7 @@ func run(ctx, leaving context.Context, o options, registry ctrlmetrics.Registere
 	if err != nil {
 		return err
 	}
-	tickets, err := newTicketService(ticketConfig{REST: config, Store: store, Issued: runs.ticketIssued, Metrics: registry, Log: log})
+	tickets, err := newTicketService(ticketConfig{REST: config, Store: store, Known: runs.watch.get, Issued: runs.ticketIssued, Metrics: registry, Log: log})
 	if err != nil {
 		return err
 	}

@@ -30,12 +30,21 @@ const (
 	reasonUnknown = "unknown"
 )
 
-// ownedPod is a pod with the objects that own it: all that its records are made of.
+// ownedPod is a pod with what owns it: all that its records are made of.
 type ownedPod struct {
 	pod         layout.Pod // where the logs are
 	object      *corev1.Pod
-	taskRun     *unstructured.Unstructured
-	pipelineRun *unstructured.Unstructured // nil for a TaskRun without one
+	taskRun     *runObject
+	pipelineRun *runObject                 // nil for a TaskRun without one
+	whole       *unstructured.Unstructured // the run, which is one of these two, if it was asked for
+}
+
+// run is the PipelineRun, or the TaskRun without one.
+func (r ownedPod) run() *runObject {
+	if r.pipelineRun != nil {
+		return r.pipelineRun
+	}
+	return r.taskRun
 }
 
 // owner is what an owner reference may point to.
@@ -60,17 +69,16 @@ func (s *ticketService) findOwners(ctx context.Context, bound boundPod) (ownedPo
 	if ref == nil {
 		return ownedPod{}, refuse(refusedNotTekton, "pod %s/%s is not controlled by a TaskRun", pod.Namespace, pod.Name)
 	}
-	if r.taskRun, err = s.getOwner(ctx, pod.Namespace, ref, taskRunOwner); err != nil {
+	if r.taskRun, r.whole, err = s.owner(ctx, pod.Namespace, ref, taskRunOwner); err != nil {
 		return ownedPod{}, err
 	}
-	in := layout.Run{Namespace: pod.Namespace, Name: layout.NoPipelineRun, UID: string(r.taskRun.GetUID())}
-	if ref := controlledBy(r.taskRun.GetOwnerReferences(), pipelineRunOwner); ref != nil {
-		if r.pipelineRun, err = s.getOwner(ctx, pod.Namespace, ref, pipelineRunOwner); err != nil {
+	if by := r.taskRun.pipelineRun; by != nil {
+		ref := &metav1.OwnerReference{APIVersion: tektonV1.String(), Name: by.name, UID: by.uid}
+		if r.pipelineRun, r.whole, err = s.owner(ctx, pod.Namespace, ref, pipelineRunOwner); err != nil {
 			return ownedPod{}, err
 		}
-		in.Name, in.UID = r.pipelineRun.GetName(), string(r.pipelineRun.GetUID())
 	}
-	r.pod = layout.Pod{Run: in, TaskRun: r.taskRun.GetName(), PodUID: string(pod.UID)}
+	r.pod = layout.Pod{Run: r.run().archived(), TaskRun: r.taskRun.Name, PodUID: string(pod.UID)}
 	if err := r.pod.Validate(); err != nil { // no API server lets such a name pass; if one does, it must not become a path
 		return ownedPod{}, refuse(refusedOwnerMismatch, "pod %s/%s: %v", pod.Namespace, pod.Name, err)
 	}
@@ -91,7 +99,22 @@ func controlledBy(refs []metav1.OwnerReference, o owner) *metav1.OwnerReference 
 // apiVersion is a version that can stand in an address. The API server does not check this in an owner reference.
 var apiVersion = regexp.MustCompile(`^v[0-9]+((alpha|beta)[0-9]+)?$`)
 
-// getOwner returns the owner that the reference points to, in whatever version it names, if it is still the one that it meant.
+// owner returns the owner that the reference points to, if it is still the one that it meant. What is known of it already is good enough: names and UIDs do not change. Otherwise it is asked for, and returned as
+// a whole, too.
+func (s *ticketService) owner(ctx context.Context, namespace string, ref *metav1.OwnerReference, o owner) (*runObject, *unstructured.Unstructured, error) {
+	if s.cfg.Known != nil {
+		if run := s.cfg.Known(runKey{o, namespace, ref.Name, ref.UID}); run != nil {
+			return run, nil, nil
+		}
+	}
+	whole, err := s.getOwner(ctx, namespace, ref, o)
+	if err != nil {
+		return nil, nil, err
+	}
+	return slimOf(whole), whole, nil
+}
+
+// getOwner asks for the owner that the reference points to, in whatever version it names.
 func (s *ticketService) getOwner(ctx context.Context, namespace string, ref *metav1.OwnerReference, o owner) (*unstructured.Unstructured, error) {
 	gv, err := schema.ParseGroupVersion(ref.APIVersion)
 	if err != nil || !apiVersion.MatchString(gv.Version) {
@@ -139,27 +162,27 @@ func (s *ticketService) recordWaiting(ctx context.Context, bound boundPod, failu
 	return nil
 }
 
-// objects are the run's and the pod's records and index objects, by key. They depend on nothing but the objects in the cluster, so whichever replica
-// writes them writes the same.
+// objects are the pod's record and the index objects, by key. They depend on nothing but the objects in the cluster, so whichever replica writes them writes the same.
 func (r ownedPod) objects() (map[string][]byte, error) {
-	runRecord := r.runRecord()
+	run := r.run()
+	kind := layout.TaskRun
+	if r.pipelineRun != nil {
+		kind = layout.PipelineRun
+	}
 	wholeRun := record.Pointer{Run: r.pod.Run}
 	wholeTask := record.Pointer{Run: r.pod.Run, TaskRun: r.pod.TaskRun}
 	onePod := record.Pointer{Run: r.pod.Run, TaskRun: r.pod.TaskRun, PodUID: r.pod.PodUID}
 	index := layout.RunIndex{
-		Namespace: runRecord.Namespace, Created: runRecord.Created, Kind: runRecord.Kind, Name: runRecord.Name, UID: runRecord.UID,
+		Namespace: run.Namespace, Created: createdAt(run.CreationTimestamp), Kind: kind, Name: run.Name, UID: string(run.UID),
 	}
 	pointers := map[string]record.Pointer{
 		index.Key(): wholeRun,
 		layout.PodIndexKey(r.pod.Namespace, r.object.Name, r.pod.PodUID): onePod,
 		layout.UIDIndexKey(r.pod.Namespace, r.pod.Run.UID):               wholeRun,
-		layout.UIDIndexKey(r.pod.Namespace, string(r.taskRun.GetUID())):  wholeTask, // without a PipelineRun it is the key above
+		layout.UIDIndexKey(r.pod.Namespace, string(r.taskRun.UID)):       wholeTask, // without a PipelineRun it is the key above
 	}
-	out := make(map[string][]byte, len(pointers)+2)
+	out := make(map[string][]byte, len(pointers)+1)
 	var err error
-	if out[r.pod.RunKey()], err = record.Encode(runRecord); err != nil {
-		return nil, err
-	}
 	if out[r.pod.PodKey()], err = record.Encode(r.podRecord()); err != nil {
 		return nil, err
 	}
@@ -171,11 +194,11 @@ func (r ownedPod) objects() (map[string][]byte, error) {
 	return out, nil
 }
 
-// runRecord makes run.json.
-func (r ownedPod) runRecord() record.Run {
-	obj, kind, ref := r.taskRun, layout.TaskRun, "taskRef"
-	if r.pipelineRun != nil {
-		obj, kind, ref = r.pipelineRun, layout.PipelineRun, "pipelineRef"
+// runRecord makes run.json of a PipelineRun, or of a TaskRun without one.
+func runRecord(obj *unstructured.Unstructured, o owner) record.Run {
+	kind, ref := layout.TaskRun, "taskRef"
+	if o == pipelineRunOwner {
+		kind, ref = layout.PipelineRun, "pipelineRef"
 	}
 	out := record.Run{
 		Kind: kind, Namespace: obj.GetNamespace(), Name: obj.GetName(), UID: string(obj.GetUID()),
@@ -184,7 +207,7 @@ func (r ownedPod) runRecord() record.Run {
 	// Absent, or of another shape in a version to come: the field stays empty, the logs are archived all the same.
 	out.Pipeline, _, _ = unstructured.NestedString(obj.Object, "spec", ref, "name")
 	endOf(obj).in(&out)
-	if r.pipelineRun != nil {
+	if o == pipelineRunOwner {
 		for _, list := range []string{"tasks", "finally"} {
 			out.Tasks = append(out.Tasks, taskNames(obj, list)...)
 		}
@@ -264,8 +287,8 @@ func taskNames(pipelineRun *unstructured.Unstructured, list string) []string {
 func (r ownedPod) podRecord() record.Pod {
 	return record.Pod{
 		Namespace: r.object.Namespace, PodName: r.object.Name, PodUID: string(r.object.UID),
-		TaskRun: r.taskRun.GetName(), TaskRunUID: string(r.taskRun.GetUID()),
-		PipelineTask: r.taskRun.GetLabels()[pipelineTaskLabel],
+		TaskRun: r.taskRun.Name, TaskRunUID: string(r.taskRun.UID),
+		PipelineTask: r.taskRun.task,
 		Created:      createdAt(r.object.CreationTimestamp),
 		Containers:   containers(r.object),
 		Labels:       r.object.Labels,

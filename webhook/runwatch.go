@@ -20,7 +20,7 @@ import (
 	"github.com/shiplog-dev/shiplog/internal/layout"
 )
 
-// runPage is how many runs are asked for at once where the API server cannot stream them. One has tens of kilobytes.
+// runPage is how many runs or pods are asked for at once. One has tens of kilobytes.
 const runPage = 100
 
 // runObject is what is kept of a PipelineRun or TaskRun. It is never changed. It holds no maps, which take more room than all else together.
@@ -247,15 +247,15 @@ func newRunWatch(tekton dynamic.Interface, changed func(before, after *runObject
 	return w
 }
 
-// runList is a list of runObjects.
-type runList struct {
+// slimList is a list of what is kept of objects. None of them keeps the others in memory, as items of a typed list do.
+type slimList struct {
 	metav1.TypeMeta
 	metav1.ListMeta
 	Items []runtime.Object
 }
 
 // DeepCopyObject is for runtime.Object.
-func (l *runList) DeepCopyObject() runtime.Object {
+func (l *slimList) DeepCopyObject() runtime.Object {
 	c := *l
 	c.Items = make([]runtime.Object, len(l.Items))
 	for i, o := range l.Items {
@@ -266,8 +266,8 @@ func (l *runList) DeepCopyObject() runtime.Object {
 
 // listSlim lists all runs page by page, so that no more than a page of whole runs is in memory. An API server that streams lists (Kubernetes 1.34 and newer) is not asked so. An older one sends all at once to
 // whoever takes what its cache holds: hundreds of megabytes where there are 10,000 runs.
-func listSlim(ctx context.Context, client dynamic.ResourceInterface, o metav1.ListOptions) (*runList, error) {
-	all := &runList{}
+func listSlim(ctx context.Context, client dynamic.ResourceInterface, o metav1.ListOptions) (*slimList, error) {
+	all := &slimList{}
 	o.ResourceVersion, o.ResourceVersionMatch, o.Limit, o.Continue = "", "", runPage, ""
 	for {
 		page, err := client.List(ctx, o)

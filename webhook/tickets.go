@@ -27,6 +27,7 @@ import (
 
 	"github.com/shiplog-dev/shiplog/internal/contract"
 	"github.com/shiplog-dev/shiplog/internal/layout"
+	"github.com/shiplog-dev/shiplog/internal/record"
 	"github.com/shiplog-dev/shiplog/internal/ticket"
 )
 
@@ -48,6 +49,8 @@ type ticketConfig struct {
 	Concurrency int
 	// Timeout bounds a request; 0 means 20 seconds.
 	Timeout time.Duration
+	// Known, if not nil, is what is known of a PipelineRun or TaskRun already, or nil. What it does not know is asked for.
+	Known func(runKey) *runObject
 	// Issued, if not nil, hears of the pod of each ticket. It must not wait: the answer does.
 	Issued func(ownedPod)
 	// Metrics nil means controller-runtime's registry, which its metrics server shows.
@@ -131,6 +134,7 @@ type ticketService struct {
 	tekton  dynamic.Interface
 	slots   chan struct{} // holds one value per request in work
 	written *lru.Cache    // object key → SHA-256 of what this process wrote there
+	told    *lru.Cache    // keys of the run.json that this process wrote, where nothing is to be added until the run has ended
 	issued  prometheus.Counter
 	refused *prometheus.CounterVec
 }
@@ -173,6 +177,7 @@ func newTicketService(cfg ticketConfig) (*ticketService, error) {
 		cfg: cfg, core: core, tekton: tekton,
 		slots:   make(chan struct{}, cfg.Concurrency),
 		written: lru.New(writtenEntries),
+		told:    lru.New(writtenEntries),
 		issued: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "shiplog_tickets_issued_total", Help: "Upload tickets given to shippers.",
 		}),
@@ -233,7 +238,7 @@ func (s *ticketService) serve(ctx context.Context, r *http.Request) (boundPod, t
 	// The ticket is given only when all of these are durable: a log that nobody can find is as good as lost, while a shipper that gets no ticket keeps
 	// what it has in the spool and asks again.
 	if err := s.writeRecords(ctx, owned); err != nil {
-		return fail(&refusedError{refusedStoreDown, "the object store does not take the index objects", err})
+		return fail(err)
 	}
 	t, err := s.cfg.Store.SignUpload(ctx, owned.pod.Prefix(), s.cfg.MaxBytes, s.cfg.Lifetime)
 	if err != nil {
@@ -309,7 +314,15 @@ func (s *ticketService) reviewToken(ctx context.Context, token string) (boundPod
 
 // getPod returns the token's pod, of which a ticket may be had.
 func (s *ticketService) getPod(ctx context.Context, bound boundPod) (*corev1.Pod, error) {
-	pod, err := s.core.CoreV1().Pods(bound.namespace).Get(ctx, bound.name, metav1.GetOptions{})
+	// "0" takes what the API server has in memory, and saves a read of etcd with a quorum (https://kubernetes.io/docs/reference/using-api/api-concepts/#semantics-for-get-and-list). That is a moment old,
+	// and can lack a pod, or be the one before it of the same name.
+	get := func(version string) (*corev1.Pod, error) {
+		return s.core.CoreV1().Pods(bound.namespace).Get(ctx, bound.name, metav1.GetOptions{ResourceVersion: version})
+	}
+	pod, err := get("0")
+	if apierrors.IsNotFound(err) || err == nil && string(pod.UID) != bound.uid {
+		pod, err = get("")
+	}
 	switch {
 	case apierrors.IsNotFound(err):
 		return nil, refuse(refusedNoPod, "there is no pod %s/%s", bound.namespace, bound.name)
@@ -352,7 +365,18 @@ func clusterDown(what string, err error) error {
 func (s *ticketService) writeRecords(ctx context.Context, owned ownedPod) error {
 	objects, err := owned.objects()
 	if err != nil {
-		return err
+		return &refusedError{refusedStoreDown, "the records cannot be made", err}
+	}
+	key, whole := owned.pod.RunKey(), true
+	if _, told := s.told.Get(key); !told {
+		run, err := s.runRecord(ctx, owned)
+		if err != nil {
+			return err
+		}
+		whole = run.Kind != layout.PipelineRun || len(run.Tasks) > 0
+		if objects[key], err = record.Encode(run); err != nil {
+			return &refusedError{refusedStoreDown, "the records cannot be made", err}
+		}
 	}
 	group, ctx := errgroup.WithContext(ctx)
 	for key, body := range objects {
@@ -368,7 +392,26 @@ func (s *ticketService) writeRecords(ctx context.Context, owned ownedPod) error 
 			return nil
 		})
 	}
-	return group.Wait()
+	if err := group.Wait(); err != nil {
+		return &refusedError{refusedStoreDown, "the object store does not take the index objects", err}
+	}
+	if whole {
+		s.told.Add(key, nil)
+	}
+	return nil
+}
+
+// runRecord makes run.json, and asks for the run if that was not done yet.
+func (s *ticketService) runRecord(ctx context.Context, owned ownedPod) (record.Run, error) {
+	run := owned.run()
+	if owned.whole == nil {
+		var err error
+		ref := &metav1.OwnerReference{APIVersion: tektonV1.String(), Name: run.Name, UID: run.UID}
+		if owned.whole, err = s.getOwner(ctx, run.Namespace, ref, run.owner); err != nil {
+			return record.Run{}, err
+		}
+	}
+	return runRecord(owned.whole, run.owner), nil
 }
 
 // answerRefusal logs, counts and answers a refusal.

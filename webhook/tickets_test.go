@@ -23,6 +23,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	"go.uber.org/goleak"
 	authenticationv1 "k8s.io/api/authentication/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/rest"
 
@@ -55,6 +56,7 @@ type object = map[string]any
 // fakeAPI is an API server that knows a few objects and one token.
 type fakeAPI struct {
 	objects map[string]object // by path
+	cached  map[string]object // what it answers to who takes what it has in memory, where that is older; nil is not there yet
 	status  map[string]int    // paths that answer with an error
 	review  authenticationv1.TokenReviewStatus
 
@@ -176,7 +178,11 @@ func (f *fakeAPI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		reply(http.StatusCreated, review)
 		return
 	}
-	if o := f.objects[r.URL.Path]; o != nil && r.Method == http.MethodGet {
+	o := f.objects[r.URL.Path]
+	if old, ok := f.cached[r.URL.Path]; ok && r.URL.Query().Get("resourceVersion") == "0" {
+		o = old
+	}
+	if o != nil && r.Method == http.MethodGet {
 		reply(http.StatusOK, o)
 		return
 	}
@@ -556,6 +562,50 @@ func TestTicketRequests(t *testing.T) {
 	}
 	if log := s.log.String(); strings.Contains(log, goodToken) || strings.Contains(log, "signed-policy") {
 		t.Errorf("the log holds a secret:\n%s", log)
+	}
+}
+
+// TestTicketKnownRuns: what the watch knows is not asked for again, but for what run.json needs, once.
+func TestTicketKnownRuns(t *testing.T) {
+	api, store := newFakeAPI(), &memoryStore{}
+	s := startService(t, api, store)
+	known := map[runKey]*runObject{}
+	for _, path := range []string{taskRunPath, pipelineRunPath} {
+		run := slimOf(&unstructured.Unstructured{Object: api.objects[path]})
+		known[runKey{run.owner, run.Namespace, run.Name, run.UID}] = run
+	}
+	s.cfg.Known = func(k runKey) *runObject { return known[k] }
+	for _, want := range [][]string{
+		{"POST " + reviewPath, "GET " + podPath, "GET " + pipelineRunPath},
+		{"POST " + reviewPath, "GET " + podPath},
+	} {
+		api.requests = nil
+		if w := s.ask(t); w.Code != 200 {
+			t.Fatalf("status %d: %s\n%s", w.Code, w.Body, s.log)
+		}
+		if !slices.Equal(api.requests, want) {
+			t.Errorf("requests\n%q, want\n%q", api.requests, want)
+		}
+	}
+	asked := &memoryStore{}
+	if w := startService(t, newFakeAPI(), asked).ask(t); w.Code != 200 || !maps.Equal(store.objects, asked.objects) {
+		t.Errorf("status %d; stored\n%q, want what is stored where nothing is known:\n%q", w.Code, store.objects, asked.objects)
+	}
+}
+
+// TestTicketPodBehind: an API server whose memory is a moment old gives no wrong answer.
+func TestTicketPodBehind(t *testing.T) {
+	before := newFakeAPI().objects[podPath]
+	before["metadata"].(object)["uid"] = "44444444-4444-4444-8444-444444444444"
+	for name, old := range map[string]object{"not there yet": nil, "the one before it": before} {
+		t.Run(name, func(t *testing.T) {
+			api := newFakeAPI()
+			api.cached = map[string]object{podPath: old}
+			s := startService(t, api, &memoryStore{})
+			if w := s.ask(t); w.Code != 200 {
+				t.Fatalf("status %d: %s\n%s", w.Code, w.Body, s.log)
+			}
+		})
 	}
 }
 
