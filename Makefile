@@ -65,8 +65,9 @@ fuzz: ## Each fuzz test for FUZZTIME (30s).
 	@tests/fuzz.sh '$(or $(FUZZTIME),30s)'
 
 .PHONY: bench
-bench: ## Measure on the local cluster and write docs/benchmarks.md.
-	@$(GO) run ./tests/bench
+bench: ## Measure beside what else there is, and write docs/benchmarks.md. RUN=ship for one part alone.
+	@$(CLUSTER) build bench
+	@$(GO) test -tags bench -count=1 -timeout 0 -v -run 'TestBench/$(or $(RUN),.*)' ./tests/bench
 
 .PHONY: loss-budget
 loss-budget: ## Break everything that the loss budget names, and write what was lost to docs/loss-budget.md.

@@ -59,10 +59,14 @@ var components = []component{
 	{name: "minio", packages: []string{"github.com/minio/minio"}, tests: true},
 	{name: "results", packages: []string{"github.com/tektoncd/results/cmd/api", "github.com/tektoncd/results/cmd/tkn-results"}, tests: true, debian: []string{"postgresql"}},
 	{name: "tkn", packages: []string{"github.com/shiplog-dev/shiplog/tests/cluster/components/tkn"}, tests: true},
+	{name: "otelcol", packages: []string{"github.com/shiplog-dev/shiplog/tests/cluster/components/otelcol"}, tests: true},
 }
 
 // tools are what tests alone take from Debian, by the name that "build" has for them.
-var tools = map[string][]string{"chromium": {"chromium", "fonts-dejavu-core"}}
+var tools = map[string][]string{
+	"chromium": {"chromium", "fonts-dejavu-core"},
+	"bench":    {"awscli", "curl", "ripgrep", "util-linux", "zstd"}, // what shiplog is measured beside
+}
 
 // debianPackages are what the node needs beside Go binaries, and what tests need: strace, to kill processes at one system call, and zstd, to read the archive as docs/format.md says.
 var debianPackages = []string{
