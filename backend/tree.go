@@ -381,6 +381,9 @@ func whyWaiting(w record.Waiting) string {
 	return what + " (" + strings.Join(strings.Fields(w.Reason+": "+w.Message), " ") + ")"
 }
 
+// Covered are the segments of which others hold every byte. A reader needs them where one of those is corrupt.
+func (c Container) Covered() []layout.Segment { return c.covered }
+
 // contiguous returns the segments in order, those that others cover apart, and says where bytes are missing. Segments that overlap hold the same bytes where they do, since what
 // was written at an offset never changes.
 func contiguous(segments []layout.Segment) (kept, covered []layout.Segment, hole string) {

@@ -193,6 +193,14 @@ func (s *Store) get(ctx context.Context, key, byteRange string) (io.ReadCloser, 
 	return &body{ReadCloser: out.Body, store: s, key: key}, nil
 }
 
+// Delete removes the object. That there is none is no error: S3 does not say.
+func (s *Store) Delete(ctx context.Context, key string) error {
+	if _, err := s.client.DeleteObject(ctx, &s3.DeleteObjectInput{Bucket: &s.cfg.Bucket, Key: aws.String(s.prefix + key)}); err != nil && errorCode(err) != "NoSuchKey" {
+		return s.fail("delete", key, err)
+	}
+	return nil
+}
+
 // body adds the key to the errors of a stream that breaks off.
 type body struct {
 	io.ReadCloser
@@ -302,7 +310,7 @@ func (s *Store) fail(op, key string, err error) error {
 // hints say what to do about the errors that an operator can mend.
 var hints = map[string]string{
 	"NoSuchBucket":          "create the bucket, or set " + EnvBucket,
-	"AccessDenied":          "allow the service's identity s3:PutObject, s3:GetObject and s3:ListBucket",
+	"AccessDenied":          "allow the service's identity s3:PutObject, s3:GetObject and s3:ListBucket, and for compaction s3:DeleteObject",
 	"InvalidAccessKeyId":    "check AWS_ACCESS_KEY_ID",
 	"SignatureDoesNotMatch": "check AWS_SECRET_ACCESS_KEY and " + EnvRegion,
 	"RequestTimeTooSkewed":  "set this machine's clock",

@@ -94,6 +94,19 @@ func objects(t *testing.T, cfg objectstore.Config) {
 			same(t, read(t, store, "overwrite"), []byte(want))
 		}
 	})
+	t.Run("delete", func(t *testing.T) {
+		if err := store.Put(ctx, "deleted", []byte("x")); err != nil {
+			t.Fatal(err)
+		}
+		for range 2 { // there is nothing to delete the second time
+			if err := store.Delete(ctx, "deleted"); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := store.Get(ctx, "deleted"); !errors.Is(err, fs.ErrNotExist) {
+				t.Fatalf("error %v, want that there is no such object", err)
+			}
+		}
+	})
 	t.Run("range", func(t *testing.T) {
 		content := []byte("0123456789")
 		if err := store.Put(ctx, "range", content); err != nil {

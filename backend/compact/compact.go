@@ -1,0 +1,188 @@
+// Package compact puts the many small segments of a slow step's log together, once the log is sealed.
+//
+// It needs nothing of the format but what is there (docs/format.md, "Order, overlap, holes"): of two segments at one offset a reader takes the longer one. So the large segments are stored first. Only in a later pass, when
+// nobody can still be at a list that was begun before, and when they were read back and their bytes have the seal's digest, the small ones are deleted. There is no moment at which a log has less. A reader that has an
+// older list of its objects lists them again. What is done twice, or by two at once, or broken off, has the same outcome: the same segments have the same names and bytes whoever makes them.
+package compact
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/shiplog-dev/shiplog/backend"
+	"github.com/shiplog-dev/shiplog/internal/criline"
+	"github.com/shiplog-dev/shiplog/internal/layout"
+	"github.com/shiplog-dev/shiplog/internal/segment"
+)
+
+const (
+	// segmentBytes is how many archive bytes a segment gets: as many as the shipper gives it where a step prints fast, so that a part of a log stays cheap to read.
+	segmentBytes = 8 << 20
+	// Segments are put together where that leaves at most a fourth of them, and saves at least so many.
+	leastSaved = 12
+	// settle is how long large segments are there beside the small ones: longer than a reader takes from one page of a list to the next.
+	settle = 15 * time.Minute
+)
+
+// Store is what has to be done beside listing. *objectstore.Store is one.
+type Store interface {
+	Get(ctx context.Context, key string) (io.ReadCloser, error)
+	Put(ctx context.Context, key string, body []byte) error
+	Delete(ctx context.Context, key string) error
+}
+
+// Outcome is what was done to a log.
+type Outcome struct {
+	Stored  int  // large segments
+	Deleted int  // small ones
+	Waits   bool // there is something left to do, later
+}
+
+// Log does the next thing that is to be done about a container's log, if there is any: it stores large segments, or deletes the small ones that these hold. Now is compared with when the store last got something of the pod.
+func Log(ctx context.Context, store Store, place backend.Place, now time.Time) (Outcome, error) {
+	c := place.Container
+	if !whole(c) {
+		return Outcome{}, nil
+	}
+	m := &maker{store: store, key: c.Key, buf: make([]byte, 128<<10)}
+	var o Outcome
+	var err error
+	switch groups := plan(c); {
+	case len(c.Covered()) > 0 && now.Sub(place.Pod.LastSeen) < settle:
+		o.Waits = true
+	case len(c.Covered()) > 0:
+		o.Deleted, err = m.drop(ctx, c)
+	case groups != nil:
+		o.Stored, err = m.combine(ctx, groups)
+		o.Waits = true
+	}
+	if err != nil {
+		return Outcome{Waits: true}, fmt.Errorf("compact %s: %w", c.Key.Prefix(), err)
+	}
+	return o, nil
+}
+
+// whole says whether a log is sealed with its digest, and its segments follow one another. Where a shipper had lost its state, numbers begin anew, or segments overlap; that is rare, and stays as it is.
+func whole(c backend.Container) bool {
+	if c.Status != backend.Verified && c.Status != backend.Gaps || c.Seal == nil || c.Seal.SHA256 == "" {
+		return false
+	}
+	var end layout.Segment
+	for _, s := range c.Segments {
+		if s.Offset != end.End() || s.PrintedOffset != end.PrintedOffset+end.Printed || s.Line != end.Line+end.Lines {
+			return false
+		}
+		end = s
+	}
+	return end.End() == c.Seal.Bytes
+}
+
+// plan says which segments are put together; a group of one stays as it is. It is nil where that is not worth it.
+func plan(c backend.Container) (groups [][]layout.Segment) {
+	for _, s := range c.Segments {
+		last := len(groups) - 1
+		if last >= 0 && s.End()-groups[last][0].Offset <= segmentBytes {
+			groups[last] = append(groups[last], s)
+		} else {
+			groups = append(groups, []layout.Segment{s})
+		}
+	}
+	if len(groups) > len(c.Segments)/4 || len(c.Segments)-len(groups) < leastSaved {
+		return nil
+	}
+	return groups
+}
+
+// maker works on one log.
+type maker struct {
+	store  Store
+	key    layout.Container
+	reader segment.Reader
+	buf    []byte
+}
+
+// combine stores each group as one segment.
+func (m *maker) combine(ctx context.Context, groups [][]layout.Segment) (stored int, err error) {
+	w, err := segment.NewWriter()
+	if err != nil {
+		return 0, err
+	}
+	for _, group := range groups {
+		if len(group) == 1 {
+			continue
+		}
+		w.Begin(group[0].Offset, group[0].PrintedOffset, group[0].Line)
+		for _, s := range group {
+			counts := criline.Tally{Stdout: s.Printed, Lines: s.Lines, First: s.First, Last: s.Last} // as its name has them, with its first bytes
+			err := m.read(ctx, s, func(b []byte) error {
+				counts.Bytes = int64(len(b))
+				err := w.Append(b, counts)
+				counts.Stdout, counts.Lines = 0, 0
+				return err
+			})
+			if err != nil {
+				return stored, err
+			}
+		}
+		made, body, err := w.Finish()
+		if err != nil {
+			return stored, err
+		}
+		if err := m.store.Put(ctx, m.key.SegmentKey(made), body); err != nil {
+			return stored, err
+		}
+		stored++
+	}
+	return stored, nil
+}
+
+// drop deletes what others hold, when these were read and have the seal's digest.
+func (m *maker) drop(ctx context.Context, c backend.Container) (deleted int, err error) {
+	digest := sha256.New()
+	for _, s := range c.Segments {
+		if err := m.read(ctx, s, func(b []byte) error { _, err := digest.Write(b); return err }); err != nil {
+			return 0, err
+		}
+	}
+	if sum := hex.EncodeToString(digest.Sum(nil)); sum != c.Seal.SHA256 {
+		return 0, &backend.DigestError{Container: c.Key, Want: c.Seal.SHA256, Have: sum}
+	}
+	for _, s := range c.Covered() {
+		if err := m.store.Delete(ctx, m.key.SegmentKey(s)); err != nil {
+			return deleted, err
+		}
+		deleted++
+	}
+	return deleted, nil
+}
+
+// read hands on the bytes of a segment, and fails where they are not what its name says.
+func (m *maker) read(ctx context.Context, s layout.Segment, to func([]byte) error) error {
+	object, err := m.store.Get(ctx, m.key.SegmentKey(s))
+	if err != nil {
+		return err
+	}
+	defer object.Close() // opened for reading: there is nothing to lose
+	if err := m.reader.Open(object, s); err != nil {
+		return err
+	}
+	for {
+		n, err := m.reader.Read(m.buf)
+		if n > 0 {
+			if err := to(m.buf[:n]); err != nil {
+				return err
+			}
+		}
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
