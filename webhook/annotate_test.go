@@ -564,6 +564,37 @@ func TestWaitsForTaskRuns(t *testing.T) {
 	}
 }
 
+// TestForgedOwner: a TaskRun that names a run as its owner from elsewhere neither holds it up nor spoils it, and learns nothing of it.
+func TestForgedOwner(t *testing.T) {
+	for _, c := range []struct {
+		name, namespace, owner string
+	}{
+		{"in another namespace", "other", "r"},
+		{"under another name", "team", "x"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			inWorld(t, func(t *testing.T, w *world) {
+				w.start("")
+				w.addRun("r", "build")
+				w.archive("r", "build")
+				w.segment("r", "build")
+				forged := created("TaskRun", "forged")
+				forged["metadata"].(object)["namespace"] = c.namespace
+				forged["metadata"].(object)["ownerReferences"] = []any{object{"apiVersion": "tekton.dev/v1", "kind": "PipelineRun", "name": c.owner, "uid": "r-uid", "controller": true}}
+				forged["status"] = triedOnce("forged-pod")
+				path := runsPath + "namespaces/" + c.namespace + "/taskruns/forged"
+				w.put(path, forged)
+				w.endRun("r", "build")
+				after(10 * time.Minute)
+				if got := w.annotations(t, runPath("r")); got["sealed"] != "partial" || strings.Contains(got["sealed-reason"], "forged") {
+					t.Errorf("the run has %v, want that it is partial by its own log alone", got)
+				}
+				w.expect(path)
+			})
+		})
+	}
+}
+
 // TestWatchBehind: the watch of TaskRuns may be behind that of PipelineRuns. A TaskRun that it does not know yet is not taken for one that is gone.
 func TestWatchBehind(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {

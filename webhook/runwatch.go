@@ -337,7 +337,10 @@ func (w *runWatch) tasks(ctx context.Context, run *runObject) ([]*runObject, err
 	}
 	var tasks []*runObject
 	for _, o := range found {
-		tasks = append(tasks, o.(*runObject))
+		// An owner reference is whatever a tenant types, also in another namespace.
+		if task := o.(*runObject); task.key() == run.key() {
+			tasks = append(tasks, task)
+		}
 	}
 	for _, name := range run.children {
 		if stored(w.taskRuns, run.Namespace, name, "") != nil {
