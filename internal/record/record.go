@@ -3,6 +3,7 @@
 package record
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"math"
@@ -67,7 +68,7 @@ type Pod struct {
 	TaskRunUID   string            `json:"taskRunUID"`
 	PipelineTask string            `json:"pipelineTask,omitempty"`
 	Created      time.Time         `json:"created"`
-	Containers   []Container       `json:"containers"` // in the pod's order: init containers, then the others
+	Containers   Containers        `json:"containers"` // in the pod's order: init containers, then the others
 	Labels       map[string]string `json:"labels,omitempty"`
 }
 
@@ -134,24 +135,84 @@ func (p Printed) Total() int64 {
 
 // Seal is seal.json, the last object of a container's log: the archive is complete up to Bytes, and nothing will follow.
 type Seal struct {
-	Bytes    int64            `json:"bytes"`    // archive bytes: the sum of the segments' lengths
-	Printed  Printed          `json:"printed"`  // archived bytes as printed
-	Lines    int64            `json:"lines"`    // newlines printed
-	Segments int64            `json:"segments"` // number of segments
-	SHA256   string           `json:"sha256"`   // of the archive bytes in hex: zstdcat *.log.zst | sha256sum
-	End      End              `json:"end"`
-	Exit     *Exit            `json:"exit,omitempty"`    // with EndExited
-	Drained  bool             `json:"drained,omitempty"` // with EndKilled: what the container had left in its pipes is archived, too. Without it, some of its last output may be missing
-	Gaps     []criline.Marker `json:"gaps,omitempty"`    // the first MaxGaps
-	GapCount int64            `json:"gapCount"`          // all of them
-	Lost     Printed          `json:"lost"`              // bytes printed and not archived, over all gaps
-	First    time.Time        `json:"first,omitzero"`    // time of the first and last line; zero for an empty log
-	Last     time.Time        `json:"last,omitzero"`
-	Sealed   time.Time        `json:"sealed"`
+	Bytes    int64     `json:"bytes"`    // archive bytes: the sum of the segments' lengths
+	Printed  Printed   `json:"printed"`  // archived bytes as printed
+	Lines    int64     `json:"lines"`    // newlines printed
+	Segments int64     `json:"segments"` // number of segments
+	SHA256   string    `json:"sha256"`   // of the archive bytes in hex: zstdcat *.log.zst | sha256sum
+	End      End       `json:"end"`
+	Exit     *Exit     `json:"exit,omitempty"`    // with EndExited
+	Drained  bool      `json:"drained,omitempty"` // with EndKilled: what the container had left in its pipes is archived, too. Without it, some of its last output may be missing
+	Gaps     Gaps      `json:"gaps,omitempty"`    // the first MaxGaps
+	GapCount int64     `json:"gapCount"`          // all of them
+	Lost     Printed   `json:"lost"`              // bytes printed and not archived, over all gaps
+	First    time.Time `json:"first,omitzero"`    // time of the first and last line; zero for an empty log
+	Last     time.Time `json:"last,omitzero"`
+	Sealed   time.Time `json:"sealed"`
 }
 
-// MaxGaps bounds Seal.Gaps, so that the seal stays small.
-const MaxGaps = 100
+const (
+	// MaxGaps bounds Seal.Gaps, so that the seal stays small.
+	MaxGaps = 100
+	// MaxContainers bounds Pod.Containers. Kubernetes has no bound of its own, but that of an object's size.
+	MaxContainers = 1000
+)
+
+// Gaps and Containers are lists that Decode reads no further than they may be long: whoever can write under a pod's prefix can write what decodes into a thousand times its own size.
+type (
+	Gaps       []criline.Marker
+	Containers []Container
+)
+
+// UnmarshalJSON implements json.Unmarshaler.
+func (g *Gaps) UnmarshalJSON(b []byte) (err error) {
+	*g, err = decodeList[criline.Marker](b, MaxGaps)
+	return err
+}
+
+// UnmarshalJSON implements json.Unmarshaler.
+func (c *Containers) UnmarshalJSON(b []byte) (err error) {
+	*c, err = decodeList[Container](b, MaxContainers)
+	return err
+}
+
+func decodeList[T any](b []byte, most int) ([]T, error) {
+	d := json.NewDecoder(bytes.NewReader(b))
+	begin, err := d.Token()
+	if err != nil || begin == nil { // null is no list
+		return nil, err
+	}
+	if begin != json.Delim('[') {
+		return nil, fmt.Errorf("%.20q is no list", b)
+	}
+	list := []T{}
+	for d.More() {
+		if len(list) == most {
+			return nil, fmt.Errorf("a list has more than the %d entries that are allowed", most)
+		}
+		var v T
+		if err := d.Decode(&v); err != nil {
+			return nil, err
+		}
+		list = append(list, v)
+	}
+	return list, nil
+}
+
+// Limit is the most bytes that a record of this kind may have. What is larger, Decode refuses.
+func Limit[T Run | Pod | Alive | Waiting | Pointer | Seal]() int64 {
+	var v T
+	switch any(v).(type) {
+	case Run:
+		return 2 << 20 // Kubernetes keeps no object over 1.5 MiB, and all that it holds is of one
+	case Pod:
+		return 1 << 20
+	case Seal:
+		return 256 << 10
+	default:
+		return 64 << 10
+	}
+}
 
 // Encode makes the object's bytes.
 func Encode[T Run | Pod | Alive | Waiting | Pointer | Seal](v T) ([]byte, error) {
@@ -165,6 +226,9 @@ func Encode[T Run | Pod | Alive | Waiting | Pointer | Seal](v T) ([]byte, error)
 // Decode reads the object's bytes.
 func Decode[T Run | Pod | Alive | Waiting | Pointer | Seal](b []byte) (T, error) {
 	var v T
+	if limit := Limit[T](); int64(len(b)) > limit {
+		return v, fmt.Errorf("decode %T: has more than the %d bytes that are allowed", v, limit)
+	}
 	if err := json.Unmarshal(b, &v); err != nil {
 		return v, fmt.Errorf("decode %T: %w", v, err)
 	}

@@ -118,6 +118,50 @@ func TestDecodeRefuses(t *testing.T) {
 	}
 }
 
+// TestLimits: what a tenant can write takes no more memory than a record may have.
+func TestLimits(t *testing.T) {
+	list := func(field string, n int) string { return `{"` + field + `":[{}` + strings.Repeat(`,{}`, n-1) + `]}` }
+	for _, c := range []struct {
+		name   string
+		decode func() (int, error)
+		want   int // -1: it is refused
+	}{
+		{"gaps at the limit", func() (int, error) { s, err := Decode[Seal]([]byte(list("gaps", MaxGaps))); return len(s.Gaps), err }, MaxGaps},
+		{"a gap more", func() (int, error) { s, err := Decode[Seal]([]byte(list("gaps", MaxGaps+1))); return len(s.Gaps), err }, -1},
+		{"as many gaps as fit", func() (int, error) { s, err := Decode[Seal]([]byte(list("gaps", 80_000))); return len(s.Gaps), err }, -1},
+		{"containers at the limit", func() (int, error) {
+			p, err := Decode[Pod]([]byte(list("containers", MaxContainers)))
+			return len(p.Containers), err
+		}, MaxContainers},
+		{"a container more", func() (int, error) {
+			p, err := Decode[Pod]([]byte(list("containers", MaxContainers+1)))
+			return len(p.Containers), err
+		}, -1},
+		{"no list of containers", func() (int, error) {
+			p, err := Decode[Pod]([]byte(`{"containers":null}`))
+			return len(p.Containers), err
+		}, 0},
+		{"containers that are no list", func() (int, error) { p, err := Decode[Pod]([]byte(`{"containers":{}}`)); return len(p.Containers), err }, -1},
+		{"a seal that is too large", func() (int, error) {
+			_, err := Decode[Seal]([]byte(`{"bytes":0}` + strings.Repeat(" ", 256<<10)))
+			return 0, err
+		}, -1},
+		{"a pod that is too large", func() (int, error) { _, err := Decode[Pod]([]byte(`{}` + strings.Repeat(" ", 1<<20))); return 0, err }, -1},
+		{"a run that is too large", func() (int, error) { _, err := Decode[Run]([]byte(`{}` + strings.Repeat(" ", 2<<20))); return 0, err }, -1},
+		{"a pointer that is too large", func() (int, error) {
+			_, err := Decode[Pointer]([]byte(`{}` + strings.Repeat(" ", 64<<10)))
+			return 0, err
+		}, -1},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			n, err := c.decode()
+			if c.want < 0 && (err == nil || n > 0) || c.want >= 0 && (err != nil || n != c.want) {
+				t.Errorf("%d entries, error %v, want %d", n, err, c.want)
+			}
+		})
+	}
+}
+
 func TestEncodeRefusesImpossibleTime(t *testing.T) {
 	if b, err := Encode(Alive{Time: time.Date(10000, 1, 1, 0, 0, 0, 0, time.UTC)}); err == nil {
 		t.Errorf("encoded %s", b)
@@ -169,6 +213,9 @@ func FuzzSeal(f *testing.F) {
 		again, err := Encode(first)
 		if err != nil {
 			t.Fatalf("encode what was decoded: %v", err)
+		}
+		if int64(len(again)) > Limit[Seal]() { // what was written with fewer escapes
+			return
 		}
 		second, err := Decode[Seal](again)
 		if err != nil {
