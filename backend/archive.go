@@ -40,9 +40,6 @@ type Archive struct {
 // New makes an Archive.
 func New(store Store) *Archive { return &Archive{store: store, now: time.Now} }
 
-// maxRecord bounds the JSON objects that are read into memory, in bytes.
-const maxRecord = 4 << 20
-
 // readRecord reads and decodes a JSON object.
 func readRecord[T record.Run | record.Pod | record.Alive | record.Waiting | record.Pointer | record.Seal](ctx context.Context, store Store, key string) (T, error) {
 	var zero T
@@ -51,7 +48,7 @@ func readRecord[T record.Run | record.Pod | record.Alive | record.Waiting | reco
 		return zero, err
 	}
 	defer r.Close()
-	b, err := io.ReadAll(io.LimitReader(r, maxRecord))
+	b, err := io.ReadAll(io.LimitReader(r, record.Limit[T]()+1)) // one more than Decode takes
 	if err != nil {
 		return zero, fmt.Errorf("read %s: %w", key, err)
 	}
@@ -154,7 +151,8 @@ func (a *Archive) FindPod(ctx context.Context, namespace, name string) (Target, 
 // firstOf returns what the first of them finds.
 func firstOf(ctx context.Context, namespace, ref string, finds ...find) (Target, error) {
 	notFound := &NotFoundError{namespace, ref}
-	if ref == "" || strings.ContainsAny(ref, "/") {
+	// What can be no name is in no key, and some stores fail on a key that is too long or holds a NUL, where others find nothing.
+	if layout.CheckName("name", ref) != nil && layout.CheckUID("UID", ref) != nil {
 		return Target{}, notFound
 	}
 	for _, f := range finds {
@@ -167,6 +165,9 @@ func firstOf(ctx context.Context, namespace, ref string, finds ...find) (Target,
 }
 
 func (a *Archive) findUID(ctx context.Context, namespace, uid string) (Target, error) {
+	if layout.CheckUID("UID", uid) != nil {
+		return Target{}, fs.ErrNotExist
+	}
 	p, err := readRecord[record.Pointer](ctx, a.store, layout.UIDIndexKey(namespace, uid))
 	return targetOf(p), err
 }
@@ -263,6 +264,9 @@ func (a *Archive) findPod(ctx context.Context, namespace, name string) (Target, 
 
 // findTaskRun uses that Tekton names a TaskRun's pods <TaskRun>-pod and <TaskRun>-pod-retry<N>.
 func (a *Archive) findTaskRun(ctx context.Context, namespace, name string) (Target, error) {
+	if layout.CheckName("pod", name+"-pod") != nil { // Tekton has shortened it
+		return Target{}, fs.ErrNotExist
+	}
 	var newest time.Time
 	var found *record.Pointer
 	prefix := strings.TrimSuffix(layout.PodIndexPrefix(namespace, name+"-pod"), "/")

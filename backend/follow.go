@@ -69,6 +69,10 @@ func (a *Archive) listContainer(ctx context.Context, c *Container, p *Pod) (seal
 		p.heard(e.LastModified)
 		switch key.Kind {
 		case layout.KindSegment:
+			if len(c.Segments) >= maxSegments {
+				c.over = overSegments
+				continue
+			}
 			c.Segments = append(c.Segments, key.Segment)
 			c.Stored += e.Size
 		case layout.KindSeal:

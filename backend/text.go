@@ -35,7 +35,7 @@ func (p Place) Label(run layout.Run) string {
 		}
 		return "[" + p.Container.Label() + "] "
 	}
-	task := p.TaskRun.Label()
+	task := p.TaskRun.UniqueLabel()
 	if p.Retry > 0 {
 		task += fmt.Sprintf(" retry %d", p.Retry)
 	}

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/shiplog-dev/shiplog/internal/layout"
+	"github.com/shiplog-dev/shiplog/internal/objectstore"
 	"github.com/shiplog-dev/shiplog/internal/record"
 )
 
@@ -51,10 +52,15 @@ type TaskRun struct {
 	Name         string `json:"name"`
 	PipelineTask string `json:"pipelineTask,omitempty"`
 	Pods         []Pod  `json:"pods"` // oldest first
+
+	unique string // see UniqueLabel; "" before Tree.Sort
 }
 
-// Label is what a person calls the TaskRun: the pipeline's task, if there is one.
+// Label is what a person calls the TaskRun: the pipeline's task, if there is one. The TaskRuns of a matrix have the same.
 func (t TaskRun) Label() string { return cmp.Or(t.PipelineTask, t.Name) }
+
+// UniqueLabel is Label where no other TaskRun of the tree could be meant, and otherwise the TaskRun's name: no two TaskRuns of a tree have the same. It is for names of files, and for what stands before lines of several logs.
+func (t TaskRun) UniqueLabel() string { return cmp.Or(t.unique, t.Label()) }
 
 // Pod is one pod of a TaskRun.
 type Pod struct {
@@ -82,6 +88,7 @@ type Container struct {
 	Seal      *record.Seal     `json:"seal,omitempty"`
 	Segments  []layout.Segment `json:"-"` // without those that others cover, in order
 
+	over    string           // what of it is not read, since it is more than a log can have
 	covered []layout.Segment // by Segments: read where one of these is corrupt
 	starts  []position       // where each of Segments begins
 	badSeal string           // why there is a seal and it is not in Seal
@@ -99,27 +106,98 @@ func (c Container) Label() string {
 // recordConcurrency is how many small objects are read at once.
 const recordConcurrency = 16
 
+// What a tree holds at most, far beyond what any run has: whoever can write under a pod's prefix can make as many objects as they like, and must not fill the memory of all who read.
+const (
+	maxSegments   = 200_000 // of a run. A step that prints all the time makes one in some seconds
+	maxContainers = record.MaxContainers
+	maxRecords    = 64 << 20 // bytes of a run's records
+)
+
+var (
+	overSegments   = fmt.Sprintf("there are more than %d segments: those of this log are not all read", maxSegments)
+	overContainers = fmt.Sprintf("the pod has objects of more than %d containers: this one and those behind it are not read", maxContainers)
+	overRecords    = fmt.Sprintf("seal.json is not read: the run's records have more than %d bytes together", maxRecords)
+)
+
+// listed is what the listing of a run holds.
+type listed struct {
+	pods            map[layout.Pod]*Pod
+	containers      map[layout.Container]int // where in their pods' Containers they are
+	sealed, waiting map[layout.Container]bool
+	records         map[layout.Pod]bool // pod.json is there
+	segments        int
+	recordBytes     int64
+}
+
+func (l *listed) pod(key layout.Pod) *Pod {
+	if l.pods[key] == nil {
+		l.pods[key] = &Pod{Key: key}
+	}
+	return l.pods[key]
+}
+
+// container returns nil where the pod has more than it can have; the last of those that it has says so.
+func (l *listed) container(p *Pod, key layout.Container) *Container {
+	if i, ok := l.containers[key]; ok {
+		return &p.Containers[i]
+	}
+	if len(p.Containers) > maxContainers {
+		return nil
+	}
+	l.containers[key] = len(p.Containers)
+	p.Containers = append(p.Containers, Container{Key: key, Name: key.Container})
+	c := &p.Containers[len(p.Containers)-1]
+	if len(p.Containers) > maxContainers {
+		c.over = overContainers
+	}
+	return c
+}
+
+// fits says whether another record can be read.
+func (l *listed) fits(e objectstore.Entry) bool {
+	l.recordBytes += e.Size
+	return l.recordBytes <= maxRecords
+}
+
+// add takes note of an object.
+func (l *listed) add(key layout.Key, e objectstore.Entry) {
+	p := l.pod(key.Container.Pod)
+	p.heard(e.LastModified)
+	if key.Kind == layout.KindPod {
+		l.records[p.Key] = l.fits(e)
+		return
+	}
+	if key.Kind != layout.KindSeal && key.Kind != layout.KindWaiting && key.Kind != layout.KindSegment {
+		return
+	}
+	c := l.container(p, key.Container)
+	if c == nil || c.over == overContainers {
+		return
+	}
+	switch key.Kind {
+	case layout.KindSeal:
+		if l.sealed[key.Container] = l.fits(e); !l.sealed[key.Container] {
+			c.badSeal = overRecords
+		}
+	case layout.KindWaiting:
+		l.waiting[key.Container] = l.fits(e)
+	case layout.KindSegment:
+		if l.segments++; l.segments > maxSegments {
+			c.over = overSegments
+			return
+		}
+		c.Segments = append(c.Segments, key.Segment)
+		c.Stored += e.Size
+	}
+}
+
 // Tree reads what there is of a target: one LIST for each 1000 objects, and a GET for run.json and for each pod's and container's record. An archive without any object
 // of the run is an error that wraps fs.ErrNotExist.
 func (a *Archive) Tree(ctx context.Context, target Target) (*Tree, error) {
 	tree := &Tree{Run: target.Run}
-	pods := map[layout.Pod]*Pod{}
-	podOf := func(key layout.Pod) *Pod {
-		if pods[key] == nil {
-			pods[key] = &Pod{Key: key}
-		}
-		return pods[key]
+	all := listed{
+		pods: map[layout.Pod]*Pod{}, containers: map[layout.Container]int{}, sealed: map[layout.Container]bool{}, waiting: map[layout.Container]bool{}, records: map[layout.Pod]bool{},
 	}
-	containerOf := func(p *Pod, name string) *Container {
-		i := slices.IndexFunc(p.Containers, func(c Container) bool { return c.Name == name })
-		if i < 0 {
-			p.Containers = append(p.Containers, Container{Key: layout.Container{Pod: p.Key, Container: name}, Name: name})
-			i = len(p.Containers) - 1
-		}
-		return &p.Containers[i]
-	}
-	sealed, waiting := map[layout.Container]bool{}, map[layout.Container]bool{}
-	records := map[layout.Pod]bool{}
 	found := false
 	for e, err := range a.store.List(ctx, target.Prefix(), "", "", 0) {
 		if err != nil {
@@ -130,24 +208,8 @@ func (a *Archive) Tree(ctx context.Context, target Target) (*Tree, error) {
 			continue // not ours; a later version may put other objects there
 		}
 		found = true
-		if key.Kind == layout.KindRun || !target.holds(key.Container.Pod) {
-			continue
-		}
-		p := podOf(key.Container.Pod)
-		p.heard(e.LastModified)
-		switch key.Kind {
-		case layout.KindPod:
-			records[p.Key] = true
-		case layout.KindSeal:
-			sealed[key.Container] = true
-			containerOf(p, key.Container.Container)
-		case layout.KindWaiting:
-			waiting[key.Container] = true
-			containerOf(p, key.Container.Container)
-		case layout.KindSegment:
-			c := containerOf(p, key.Container.Container)
-			c.Segments = append(c.Segments, key.Segment)
-			c.Stored += e.Size
+		if key.Kind != layout.KindRun && target.holds(key.Container.Pod) {
+			all.add(key, e)
 		}
 	}
 	if !found {
@@ -163,26 +225,27 @@ func (a *Archive) Tree(ctx context.Context, target Target) (*Tree, error) {
 		}
 		return ignoreAbsent(err)
 	})
-	for key, p := range pods {
+	for key, p := range all.pods {
 		group.Go(func() error {
-			if records[key] {
+			if all.records[key] {
 				r, err := readRecord[record.Pod](ctx, a.store, key.PodKey())
 				if ignoreAbsent(err) != nil {
 					return err
 				}
 				if err == nil {
+					r = known(r, key)
 					p.Record = &r
 				}
 			}
 			p.order()
 			for i := range p.Containers {
 				c := &p.Containers[i]
-				if sealed[c.Key] {
+				if all.sealed[c.Key] {
 					if err := a.readSeal(ctx, c); err != nil {
 						return err
 					}
 				}
-				if waiting[c.Key] && len(c.Segments) == 0 {
+				if all.waiting[c.Key] && len(c.Segments) == 0 {
 					w, err := readRecord[record.Waiting](ctx, a.store, c.Key.WaitingKey())
 					if ignoreAbsent(err) != nil {
 						return err
@@ -201,7 +264,7 @@ func (a *Archive) Tree(ctx context.Context, target Target) (*Tree, error) {
 	if err := group.Wait(); err != nil {
 		return nil, err
 	}
-	tree.arrange(pods)
+	tree.arrange(all.pods)
 	return tree, nil
 }
 
@@ -244,31 +307,61 @@ func (t Target) holds(p layout.Pod) bool {
 	return (t.TaskRun == "" || t.TaskRun == p.TaskRun) && (t.PodUID == "" || t.PodUID == p.PodUID)
 }
 
+// known leaves of a pod's record what can be so. A tenant can overwrite the record of its own pods, and what it names ends up in names of files: what the path says counts, and what is no name of Kubernetes is left out.
+func known(r record.Pod, key layout.Pod) record.Pod {
+	r.Namespace, r.TaskRun, r.PodUID = key.Namespace, key.TaskRun, key.PodUID
+	if layout.CheckName("pod", r.PodName) != nil {
+		r.PodName = ""
+	}
+	if layout.CheckName("task", r.PipelineTask) != nil {
+		r.PipelineTask = ""
+	}
+	if layout.CheckUID("TaskRun UID", r.TaskRunUID) != nil {
+		r.TaskRunUID = ""
+	}
+	seen := map[string]bool{}
+	r.Containers = slices.DeleteFunc(r.Containers, func(c record.Container) bool {
+		again := seen[c.Name]
+		seen[c.Name] = true
+		return again || layout.CheckName("container", c.Name) != nil
+	})
+	return r
+}
+
 // order puts the containers in the order of the pod's record, which also names those that have no object.
 func (p *Pod) order() {
 	if p.Record == nil {
 		return
 	}
+	listed := map[string]Container{}
+	for _, c := range p.Containers {
+		listed[c.Name] = c
+	}
 	var ordered []Container
 	for _, r := range p.Record.Containers {
-		c := Container{Key: layout.Container{Pod: p.Key, Container: r.Name}, Name: r.Name}
-		if i := slices.IndexFunc(p.Containers, func(c Container) bool { return c.Name == r.Name }); i >= 0 {
-			c = p.Containers[i]
-			p.Containers = slices.Delete(p.Containers, i, i+1)
+		c, ok := listed[r.Name]
+		if !ok {
+			c = Container{Key: layout.Container{Pod: p.Key, Container: r.Name}, Name: r.Name}
 		}
+		delete(listed, r.Name)
 		c.Kind = r.Kind
 		if !r.Captured {
 			c.Status, c.Why = NotCaptured, r.Skipped
 		}
 		ordered = append(ordered, c)
 	}
-	p.Containers = append(ordered, p.Containers...)
+	for _, c := range p.Containers {
+		if _, ok := listed[c.Name]; ok {
+			ordered = append(ordered, c)
+		}
+	}
+	p.Containers = ordered
 }
 
 // judge finds the container's status from its segments and its seal.
 func (c *Container) judge(p *Pod, now time.Time) {
 	c.heard = p.LastSeen
-	if c.Status == NotCaptured && len(c.Segments) == 0 && c.Seal == nil && c.badSeal == "" {
+	if c.Status == NotCaptured && len(c.Segments) == 0 && c.Seal == nil && c.badSeal == "" && c.over == "" {
 		return
 	}
 	c.Why = ""
@@ -280,6 +373,8 @@ func (c *Container) judge(p *Pod, now time.Time) {
 		end = segments[len(segments)-1].End()
 	}
 	switch {
+	case c.over != "":
+		c.Status, c.Why = Damaged, c.over
 	case hole != "":
 		c.Status, c.Why = Damaged, hole
 	case c.badSeal != "":
@@ -417,22 +512,25 @@ func (t *Tree) arrange(pods map[layout.Pod]*Pod) {
 			tr = &TaskRun{Name: p.Key.TaskRun}
 			byName[tr.Name] = tr
 		}
-		if p.Record != nil {
-			tr.PipelineTask = p.Record.PipelineTask
-		}
 		tr.Pods = append(tr.Pods, *p)
 	}
 	for _, tr := range byName {
 		slices.SortFunc(tr.Pods, func(a, b Pod) int {
 			return cmp.Or(a.created().Compare(b.created()), cmp.Compare(a.Key.PodUID, b.Key.PodUID))
 		})
+		for _, p := range tr.Pods {
+			if p.Record != nil {
+				tr.PipelineTask = cmp.Or(tr.PipelineTask, p.Record.PipelineTask)
+			}
+		}
 		t.TaskRuns = append(t.TaskRuns, *tr)
 	}
 	t.Sort()
 }
 
-// Sort puts the TaskRuns into the order of their start: as their first pods were made, and of those that were made within the same second, as the pipeline has them.
+// Sort finds out what each TaskRun is called, and puts them into the order of their start: as their first pods were made, and of those that were made within the same second, as the pipeline has them.
 func (t *Tree) Sort() {
+	t.label()
 	rank := func(tr TaskRun) int {
 		if t.Record != nil {
 			if i := slices.Index(t.Record.Tasks, tr.PipelineTask); i >= 0 {
@@ -450,6 +548,22 @@ func (t *Tree) Sort() {
 	slices.SortFunc(t.TaskRuns, func(a, b TaskRun) int {
 		return cmp.Or(unknown(a)-unknown(b), a.Pods[0].created().Compare(b.Pods[0].created()), cmp.Compare(rank(a), rank(b)), cmp.Compare(a.Name, b.Name))
 	})
+}
+
+// label sets UniqueLabel. A label that is another TaskRun's name is not used either, so that those that stand for themselves, and the names, are all different.
+func (t *Tree) label() {
+	labels, names := map[string]int{}, map[string]bool{}
+	for _, tr := range t.TaskRuns {
+		labels[tr.Label()]++
+		names[tr.Name] = true
+	}
+	for i := range t.TaskRuns {
+		tr := &t.TaskRuns[i]
+		tr.unique = tr.Label()
+		if labels[tr.unique] > 1 || names[tr.unique] {
+			tr.unique = tr.Name
+		}
+	}
 }
 
 func (p Pod) created() time.Time {

@@ -186,7 +186,7 @@ func (a *api) zipTree(ctx context.Context, z *zip.Writer, tree *backend.Tree, wa
 		if !wanted.Includes(place.TaskRun, place.Container) {
 			continue
 		}
-		folder := place.TaskRun.Label()
+		folder := place.TaskRun.UniqueLabel()
 		if place.Retry > 0 {
 			folder += fmt.Sprintf("-retry%d", place.Retry)
 		}
