@@ -19,7 +19,7 @@ type runPage struct {
 	Kind                        string // pipelineruns or taskruns: as the API has it
 	Record                      record.Run
 	State                       string // of the run
-	Logs                        string // the worst of its logs' states
+	Logs                        string // the worst of its logs' states; empty if there is none
 	Took                        time.Duration
 	Over                        bool
 	Tasks                       []task
@@ -28,13 +28,16 @@ type runPage struct {
 }
 
 type task struct {
-	Name, TaskRun string
-	Retry         int
-	Steps         []step
+	Name    string // what the fragment calls it: its label, where no other TaskRun has the same, as those of a matrix do, or else TaskRun
+	Label   string
+	TaskRun string
+	Retry   int
+	Steps   []step
 }
 
 type step struct {
 	Task, Name string
+	Container  string
 	Retry      int
 	ID         string // task/name, and the retry if there is one: what stands in the fragment
 	Path       string // in the API
@@ -89,20 +92,23 @@ func runPageOf(tree *backend.Tree, kind string, now time.Time) runPage {
 		}
 	}
 	data.Title = data.Name
-	worst := backend.Verified
+	var worst backend.Status
 	for place := range tree.Containers() {
 		c := place.Container
-		if c.Kind == record.Init && c.Bytes == 0 { // Tekton's own: there is nothing to say of them
+		if silent(c) {
 			continue
 		}
-		name := place.TaskRun.Label()
+		name := nameOf(tree, place.TaskRun)
 		if n := len(data.Tasks); n == 0 || data.Tasks[n-1].TaskRun != place.TaskRun.Name || data.Tasks[n-1].Retry != place.Retry {
-			data.Tasks = append(data.Tasks, task{Name: name, TaskRun: place.TaskRun.Name, Retry: place.Retry})
+			data.Tasks = append(data.Tasks, task{Name: name, Label: place.TaskRun.Label(), TaskRun: place.TaskRun.Name, Retry: place.Retry})
 		}
 		s := stepOf(place, name)
 		t := &data.Tasks[len(data.Tasks)-1]
 		t.Steps = append(t.Steps, s)
-		if c.Status != backend.NotCaptured {
+		switch {
+		case worst == "", worst == backend.NotCaptured: // a container that was left alone says nothing of the others
+			worst = c.Status
+		case c.Status != backend.NotCaptured:
 			worst = backend.Worse(worst, c.Status)
 		}
 		if s.Failed && data.Failed == "" {
@@ -113,10 +119,26 @@ func runPageOf(tree *backend.Tree, kind string, now time.Time) runPage {
 	return data
 }
 
+// silent says whether there is nothing to say of a container: Tekton's own init containers print nothing.
+func silent(c backend.Container) bool {
+	return c.Kind == record.Init && c.Bytes == 0 && c.Waiting == nil && c.Status != backend.Damaged && c.Status != backend.Gaps
+}
+
+// nameOf is what the fragment calls a TaskRun.
+func nameOf(tree *backend.Tree, tr backend.TaskRun) string {
+	label := tr.Label()
+	for _, other := range tree.TaskRuns {
+		if other.Name != tr.Name && (other.Label() == label || other.Name == label) {
+			return tr.Name
+		}
+	}
+	return label
+}
+
 func stepOf(place backend.Place, task string) step {
 	c := place.Container
 	s := step{
-		Task: task, Name: c.Label(), Retry: place.Retry, Path: api.PathOf(c.Key), Kind: string(c.Kind), Status: string(c.Status), Says: c.Describe(), Bytes: c.Bytes, Lines: c.Lines,
+		Task: task, Name: c.Label(), Container: c.Name, Retry: place.Retry, Path: api.PathOf(c.Key), Kind: string(c.Kind), Status: string(c.Status), Says: c.Describe(), Bytes: c.Bytes, Lines: c.Lines,
 		Empty: c.Bytes == 0, Estimated: c.Estimated, Took: -1,
 	}
 	s.ID = task + "/" + s.Name
