@@ -22,8 +22,10 @@ const (
 	mostRows = 1000
 	// maxRow is how much of a line is shown, in bytes. The rest is in the download.
 	maxRow = 8 << 10
-	// mostMarks is how many groups and messages of a log are found.
+	// mostMarks is how many beginnings and ends of groups are found in a log.
 	mostMarks = 5000
+	// maxMarked is how much of a line that came in pieces is looked at, in bytes.
+	maxMarked = 64 << 10
 )
 
 // Row is a line as the viewer shows it: all that has its number, as a terminal would have it, of both streams.
@@ -137,67 +139,92 @@ func (r *Row) show() {
 	}
 }
 
-// Mark is a line that one may want to jump to, or that begins or ends what can be folded.
+// Mark is a line that begins or ends what can be folded.
 type Mark struct {
-	Number int64  `json:"n"`
-	Kind   string `json:"k"`
+	Number int64     `json:"n"`
+	Kind   string    `json:"k"` // group or endgroup
+	Time   time.Time `json:"at"`
 }
 
 // Marks is the answer to where they are.
 type Marks struct {
-	Marks []Mark `json:"marks"`
-	Error int64  `json:"error,omitempty"` // the number of the first line that tells of an error
-	More  bool   `json:"more,omitempty"`  // there are more marks than are found
+	Marks  []Mark `json:"marks"`
+	Error  int64  `json:"error,omitempty"`  // the number of the first line that is marked as an error
+	Likely int64  `json:"likely,omitempty"` // the number of the first line that reads like one, if there was none before it that is marked
+	More   bool   `json:"more,omitempty"`   // there are more marks than are found
+	Lines  int64  `json:"lines"`            // of the log that have ended: what came later was not looked at
+	Status string `json:"status"`
 }
 
-const (
-	markPattern = `^\s*(::(group|endgroup|error|warning)( [^:]*)?::|##\[(group|endgroup|error|warning)\])`
-	// errorPattern finds what most tools write of an error, where none is marked as one.
-	errorPattern = `(?i)\b(error|fatal|panic|failed|failure|exception|cannot|undefined)\b`
-)
+// likelyError finds what most tools write of an error, where none is marked as one.
+var likelyError = regexp.MustCompile(`(?i)\b(error|fatal|panic|failed|failure|exception|cannot|undefined)\b`)
 
-// marks answers with the marks of a log. All of it is read.
+// marks answers with the marks of a log from a line on. All of it is read, once.
 func (p *page) marks(w http.ResponseWriter, r *http.Request) error {
 	c, err := p.container(r)
 	if err != nil {
 		return err
 	}
-	out := Marks{Marks: []Mark{}}
-	search, err := backend.NewSearch(backend.Query{Pattern: markPattern, Regexp: true})
+	from, err := number(r, "from", 1, 1<<60)
 	if err != nil {
 		return err
 	}
-	for m, err := range search.In(r.Context(), p.Archive, c, backend.LogOptions{}) {
-		if err := found(err); err != nil {
+	out := Marks{Marks: []Mark{}, Lines: c.Lines, Status: string(c.Status)}
+	open := map[criline.Stream]*backend.Line{} // lines of which there are pieces
+	for l, err := range p.Archive.Lines(r.Context(), c, backend.LogOptions{FromLine: from}) {
+		var digest *backend.DigestError
+		switch {
+		case errors.As(err, &digest): // that is said where the log is shown
+			continue
+		case err != nil:
 			return err
-		}
-		if len(out.Marks) == mostMarks {
-			out.More = true
-			break
-		}
-		groups := command.FindSubmatch(bytes.TrimSpace(m.Text))
-		if groups == nil {
+		case l.Stream == criline.Markers:
 			continue
 		}
-		mark := Mark{m.Number, cmp.Or(string(groups[1]), string(groups[2]))}
-		if mark.Kind == "error" && out.Error == 0 {
-			out.Error = m.Number
-		}
-		out.Marks = append(out.Marks, mark)
-	}
-	if out.Error == 0 {
-		if search, err = backend.NewSearch(backend.Query{Pattern: errorPattern, Regexp: true}); err != nil {
-			return err
-		}
-		for m, err := range search.In(r.Context(), p.Archive, c, backend.LogOptions{}) {
-			if err := found(err); err != nil {
-				return err
+		if before := open[l.Stream]; before != nil {
+			before.Text = append(before.Text, l.Text[:min(len(l.Text), max(0, maxMarked-len(before.Text)))]...)
+			if !l.Full {
+				continue
 			}
-			out.Error = m.Number
+			delete(open, l.Stream)
+			l = *before
+		} else if !l.Full {
+			l.Text = bytes.Clone(l.Text)
+			open[l.Stream] = &l
+			continue
+		}
+		if out.add(l); out.More && out.Error > 0 {
 			break
+		}
+	}
+	for _, stream := range []criline.Stream{criline.Stdout, criline.Stderr} { // lines that have not ended
+		if l := open[stream]; l != nil {
+			out.add(*l)
 		}
 	}
 	return writeJSON(w, out)
+}
+
+// add looks at a line.
+func (m *Marks) add(l backend.Line) {
+	text := bytes.TrimLeft(l.Text, " \t")
+	if bytes.HasPrefix(text, []byte("::")) || bytes.HasPrefix(text, []byte("##[")) {
+		if groups := command.FindSubmatch(text); groups != nil {
+			switch kind := cmp.Or(string(groups[1]), string(groups[2])); {
+			case kind == "error" && m.Error == 0:
+				m.Error = l.Number
+			case kind != "group" && kind != "endgroup":
+			case len(m.Marks) == mostMarks:
+				m.More = true
+			default:
+				m.Marks = append(m.Marks, Mark{l.Number, kind, l.Time})
+			}
+			return
+		}
+	}
+	if m.Error == 0 && m.Likely == 0 && likelyError.Match(l.Text) {
+		m.Likely = l.Number
+	}
 }
 
 func writeJSON(w http.ResponseWriter, v any) error {
@@ -208,15 +235,6 @@ func writeJSON(w http.ResponseWriter, v any) error {
 	w.Header().Set("Content-Type", "application/json")
 	_, _ = w.Write(append(b, '\n')) // who asked may be gone: the viewer stops what it does not need any more
 	return nil
-}
-
-// found is an error of the store; that a log is damaged is said where it is shown.
-func found(err error) error {
-	var digest *backend.DigestError
-	if errors.As(err, &digest) {
-		return nil
-	}
-	return err
 }
 
 func (p *page) container(r *http.Request) (backend.Container, error) {

@@ -1,6 +1,7 @@
 package page
 
 import (
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -118,8 +119,8 @@ func TestLines(t *testing.T) {
 	if got := body(t, ask(t, h, http.MethodGet, path+"?from=3&count=1", nil)); !strings.HasPrefix(got, `{"rows":[{"n":3,`) || strings.Count(got, `"n":`) != 1 {
 		t.Errorf("one line: %s", got)
 	}
-	marks := body(t, ask(t, h, http.MethodGet, strings.Replace(path, "/lines/", "/marks/", 1), nil))
-	if want := `{"marks":[{"n":1,"k":"group"},{"n":3,"k":"endgroup"},{"n":4,"k":"error"}],"error":4}` + "\n"; marks != want {
+	marks := body(t, ask(t, h, http.MethodGet, strings.Replace(path, "/lines/", "/marks/", 1)+"?from=1", nil))
+	if want := `{"marks":[{"n":1,"k":"group","at":"2026-11-23T12:00:00Z"},{"n":3,"k":"endgroup","at":"2026-11-23T12:00:03Z"}],"error":4,"likely":2,"lines":5,"status":"gaps"}` + "\n"; marks != want {
 		t.Errorf("marks %s, want %s", marks, want)
 	}
 	for query, want := range map[string]int{"": 400, "?from=0&count=1": 400, "?from=1&count=1001": 400, "?from=x&count=1": 400, "?from=1e9&count=2": 400, "?from=99&count=1": 200} {
@@ -277,6 +278,110 @@ func TestTree(t *testing.T) {
 	}
 	if data.Failed != "t/bad" || data.Logs != "partial" || len(data.Tasks) != 2 {
 		t.Errorf("failed %q, logs %q, %d tasks", data.Failed, data.Logs, len(data.Tasks))
+	}
+}
+
+// TestLogs: what the run's page says of all its logs together.
+func TestLogs(t *testing.T) {
+	of := func(kind record.ContainerKind, status backend.Status, bytes int64) backend.Container {
+		return backend.Container{Name: "c", Kind: kind, Status: status, Bytes: bytes}
+	}
+	for _, c := range []struct {
+		name string
+		all  []backend.Container
+		want string
+	}{
+		{"nothing", nil, ""},
+		{"Tekton's own init container alone", []backend.Container{of(record.Init, backend.Verified, 0)}, ""},
+		{"all left alone", []backend.Container{of(record.Step, backend.NotCaptured, 0), of(record.Sidecar, backend.NotCaptured, 0)}, "not captured"},
+		{"one left alone, before", []backend.Container{of(record.Step, backend.NotCaptured, 0), of(record.Step, backend.Verified, 1)}, "verified"},
+		{"one left alone, behind", []backend.Container{of(record.Step, backend.Verified, 1), of(record.Sidecar, backend.NotCaptured, 0)}, "verified"},
+		{"one runs", []backend.Container{of(record.Step, backend.Verified, 1), of(record.Step, backend.Running, 0)}, "running"},
+		{"an init container lost all", []backend.Container{of(record.Init, backend.Damaged, 0), of(record.Step, backend.Verified, 1)}, "damaged"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			tree := &backend.Tree{TaskRuns: []backend.TaskRun{{Name: "t", Pods: []backend.Pod{{Containers: c.all}}}}}
+			if got := runPageOf(tree, "pipelineruns", begin).Logs; got != c.want {
+				t.Errorf("%q, want %q", got, c.want)
+			}
+		})
+	}
+}
+
+// TestNames: two steps never have the same address.
+func TestNames(t *testing.T) {
+	for _, c := range []struct {
+		name     string
+		taskRuns []backend.TaskRun
+		want     string
+	}{
+		{"tasks of a pipeline", []backend.TaskRun{{Name: "r-a", PipelineTask: "a"}, {Name: "r-b", PipelineTask: "b"}}, "a/s b/s"},
+		{"a TaskRun alone", []backend.TaskRun{{Name: "r"}}, "r/s"},
+		{"a matrix", []backend.TaskRun{{Name: "r-a-0", PipelineTask: "a"}, {Name: "r-b", PipelineTask: "b"}, {Name: "r-a-1", PipelineTask: "a"}}, "r-a-0/s b/s r-a-1/s"},
+		{"a task that is called as another's TaskRun", []backend.TaskRun{{Name: "r-a", PipelineTask: "b"}, {Name: "b", PipelineTask: "c"}}, "r-a/s c/s"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			tree := &backend.Tree{}
+			for _, tr := range c.taskRuns {
+				tr.Pods = []backend.Pod{{Containers: []backend.Container{{Name: "step-s", Kind: record.Step}}}}
+				tree.TaskRuns = append(tree.TaskRuns, tr)
+			}
+			var got []string
+			for _, task := range runPageOf(tree, "pipelineruns", begin).Tasks {
+				got = append(got, task.Steps[0].ID)
+			}
+			if got := strings.Join(got, " "); got != c.want {
+				t.Errorf("%s, want %s", got, c.want)
+			}
+		})
+	}
+}
+
+func TestMarks(t *testing.T) {
+	mark := func(n int64, kind string) Mark { return Mark{n, kind, begin.Add(time.Duration(n-1) * time.Second)} }
+	many := func(n int, text func(i int) string, more ...string) []byte {
+		return archivetest.Lines(begin, n+len(more), func(i int) string {
+			if i < n {
+				return text(i)
+			}
+			return more[i-n]
+		})
+	}
+	for _, c := range []struct {
+		name  string
+		lines []byte
+		from  int64
+		want  Marks // of which Marks is what is found last
+	}{
+		{"nothing", many(3, func(int) string { return "fine" }), 1, Marks{Lines: 3}},
+		{"groups", many(0, nil, "::group::a", "x", "::endgroup::", "  ##[group]b"), 1, Marks{Marks: []Mark{mark(4, "group")}, Lines: 4}},
+		{"from a line on", many(0, nil, "::group::a", "an error", "::endgroup::", "an exception"), 3, Marks{Marks: []Mark{mark(3, "endgroup")}, Likely: 4, Lines: 4}},
+		{"a likely error before one that is marked", many(0, nil, "it failed", "::error::bad"), 1, Marks{Likely: 1, Error: 2, Lines: 2}},
+		{"a likely error behind one that is marked", many(0, nil, "::error::bad", "it failed"), 1, Marks{Error: 1, Lines: 2}},
+		{"an error behind many warnings", many(mostMarks+10, func(int) string { return "::warning::w" }, "::error::bad", "::group::g"), 1, Marks{Marks: []Mark{mark(mostMarks+12, "group")}, Error: mostMarks + 11, Lines: mostMarks + 12}},
+		{"an error behind more groups than are kept", many(mostMarks+10, func(int) string { return "::group::g" }, "::error::bad"), 1, Marks{Marks: []Mark{mark(mostMarks, "group")}, More: true, Error: mostMarks + 11, Lines: mostMarks + 11}},
+		{"pieces", criline.Append(criline.Append(nil, begin, criline.Stdout, false, []byte("::gr")), begin, criline.Stdout, true, []byte("oup::g")), 1, Marks{Marks: []Mark{mark(1, "group")}, Lines: 1}},
+		{"a line that has not ended", criline.Append(nil, begin, criline.Stderr, false, []byte("::error::bad")), 1, Marks{Error: 1}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			store, _ := archivetest.Start(t)
+			h := New(Options{Archive: backend.New(store), Gate: &door{}, Log: slog.New(slog.DiscardHandler)})
+			k := layout.Container{Pod: layout.Pod{Run: layout.Run{Namespace: "builds", Name: "run", UID: "uid"}, TaskRun: "run-t", PodUID: "pod"}, Container: "step-a"}
+			archivetest.PutLog(t, store, k, c.lines, 0)
+			archivetest.PutRecord(t, store, k.SealKey(), archivetest.Seal(t, c.lines))
+			var got Marks
+			if err := json.Unmarshal([]byte(body(t, ask(t, h, http.MethodGet, fmt.Sprintf("%s/marks/builds/run/uid/run-t/pod/step-a?from=%d", own, c.from), nil))), &got); err != nil {
+				t.Fatal(err)
+			}
+			got.Marks = got.Marks[max(0, len(got.Marks)-1):]
+			c.want.Status = string(backend.Verified)
+			if len(c.want.Marks) == 0 {
+				c.want.Marks = []Mark{}
+			}
+			if diff := cmp.Diff(c.want, got); diff != "" {
+				t.Errorf("marks (-want +got):\n%s", diff)
+			}
+		})
 	}
 }
 
