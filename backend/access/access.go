@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -24,7 +25,7 @@ import (
 const (
 	// CacheTime is for how long an answer of the API server's holds: a token that is revoked, or a role that is taken away, is still good for so long.
 	CacheTime = 10 * time.Second
-	// deniedTime is that of a no. It is shorter, since somebody who waits for a role tries again.
+	// deniedTime is that of a no, but in a list of namespaces. It is shorter, since somebody who waits for a role tries again.
 	deniedTime = 2 * time.Second
 	// cacheSize is how many answers of a kind are kept.
 	cacheSize = 10_000
@@ -108,7 +109,12 @@ type Options struct {
 type Gate struct {
 	Options
 	tokens, reviews *cache.LRUExpireCache
-	asking          singleflight.Group
+	// users are those whose tokens were good once, by the keys of tokens. It lets nobody in, but their tokens are no guesses, and it is known whose places their requests take.
+	users  *cache.LRUExpireCache
+	asking singleflight.Group
+
+	mu      sync.Mutex
+	listing map[string]*listing
 }
 
 // New makes a Gate.
@@ -116,19 +122,23 @@ func New(o Options) (*Gate, error) {
 	if err := o.Proxy.validate(); err != nil {
 		return nil, err
 	}
-	return &Gate{Options: o, tokens: cache.NewLRUExpireCache(cacheSize), reviews: cache.NewLRUExpireCache(cacheSize)}, nil
+	newCache := func() *cache.LRUExpireCache { return cache.NewLRUExpireCache(cacheSize) }
+	return &Gate{Options: o, tokens: newCache(), reviews: newCache(), users: newCache(), listing: map[string]*listing{}}, nil
 }
 
 // answer is what the API server has said.
 type answer struct {
 	identity Identity
 	yes      bool
+	at       time.Time
 }
 
-// ask returns the cached answer, or asks. The same question is asked once at a time, whoever asks. Errors are not kept.
-func (g *Gate) ask(ctx context.Context, kept *cache.LRUExpireCache, key string, question func(context.Context) (answer, error)) (answer, error) {
+// ask returns the cached answer, or asks. A no holds for as long as the caller says. The same question is asked once at a time, whoever asks. Errors are not kept.
+func (g *Gate) ask(ctx context.Context, kept *cache.LRUExpireCache, key string, no time.Duration, question func(context.Context) (answer, error)) (answer, error) {
 	if a, ok := kept.Get(key); ok {
-		return a.(answer), nil
+		if a := a.(answer); a.yes || time.Since(a.at) < no {
+			return a, nil
+		}
 	}
 	result := g.asking.DoChan(key, func() (any, error) {
 		// For all who ask: that the first of them leaves, must not be an error for the others.
@@ -136,11 +146,8 @@ func (g *Gate) ask(ctx context.Context, kept *cache.LRUExpireCache, key string, 
 		defer cancel()
 		a, err := question(ctx)
 		if err == nil {
-			life := CacheTime
-			if !a.yes {
-				life = deniedTime
-			}
-			kept.Add(key, a, life)
+			a.at = time.Now()
+			kept.Add(key, a, CacheTime)
 		}
 		return a, err
 	})
@@ -155,24 +162,33 @@ func (g *Gate) ask(ctx context.Context, kept *cache.LRUExpireCache, key string, 
 	}
 }
 
+// tokenKey is where the answer about a token is kept.
+func tokenKey(token string) string {
+	sum := sha256.Sum256([]byte(token))
+	return "token " + string(sum[:])
+}
+
 // review asks the API server whose token it is. One that is nobody's is an *Error.
 func (g *Gate) review(ctx context.Context, token string) (Identity, error) {
-	sum := sha256.Sum256([]byte(token))
-	a, err := g.ask(ctx, g.tokens, "token "+string(sum[:]), func(ctx context.Context) (answer, error) {
-		r, err := g.Client.AuthenticationV1().TokenReviews().Create(ctx, &authenticationv1.TokenReview{
-			Spec: authenticationv1.TokenReviewSpec{Token: token, Audiences: g.Audiences},
-		}, metav1.CreateOptions{})
-		if err != nil {
-			return answer{}, unreachable(fmt.Errorf("review a token: %w", err))
+	key := tokenKey(token)
+	a, err := g.ask(ctx, g.tokens, key, deniedTime, func(ctx context.Context) (answer, error) {
+		done := func(bool) {}
+		if _, good := g.users.Get(key); !good {
+			var err error
+			if done, err = visitOf(ctx).guess(); err != nil {
+				return answer{}, err
+			}
 		}
-		if !r.Status.Authenticated || len(g.Audiences) > 0 && !slices.ContainsFunc(r.Status.Audiences, func(a string) bool { return slices.Contains(g.Audiences, a) }) {
-			return answer{}, nil
+		a, err := g.askWhose(ctx, token)
+		done(err == nil && !a.yes)
+		switch {
+		case err != nil:
+		case a.yes:
+			g.users.Add(key, a.identity.User, SessionTime)
+		default:
+			g.users.Remove(key)
 		}
-		id := Identity{User: r.Status.User.Username, UID: r.Status.User.UID, Groups: r.Status.User.Groups, Extra: map[string]authorizationv1.ExtraValue{}}
-		for k, v := range r.Status.User.Extra {
-			id.Extra[k] = authorizationv1.ExtraValue(v)
-		}
-		return answer{id, true}, nil
+		return a, err
 	})
 	if err == nil && !a.yes {
 		err = unknown("the token is not valid here, or not any more")
@@ -180,9 +196,32 @@ func (g *Gate) review(ctx context.Context, token string) (Identity, error) {
 	return a.identity, err
 }
 
-// MayRead asks whether somebody may get pods/log in a namespace.
+// askWhose makes a TokenReview.
+func (g *Gate) askWhose(ctx context.Context, token string) (answer, error) {
+	r, err := g.Client.AuthenticationV1().TokenReviews().Create(ctx, &authenticationv1.TokenReview{
+		Spec: authenticationv1.TokenReviewSpec{Token: token, Audiences: g.Audiences},
+	}, metav1.CreateOptions{})
+	if err != nil {
+		return answer{}, unreachable(fmt.Errorf("review a token: %w", err))
+	}
+	if !r.Status.Authenticated || len(g.Audiences) > 0 && !slices.ContainsFunc(r.Status.Audiences, func(a string) bool { return slices.Contains(g.Audiences, a) }) {
+		return answer{}, nil
+	}
+	id := Identity{User: r.Status.User.Username, UID: r.Status.User.UID, Groups: r.Status.User.Groups, Extra: map[string]authorizationv1.ExtraValue{}}
+	for k, v := range r.Status.User.Extra {
+		id.Extra[k] = authorizationv1.ExtraValue(v)
+	}
+	return answer{identity: id, yes: true}, nil
+}
+
+// MayRead asks whether somebody may get pods/log in a namespace, or with "" in all of them.
 func (g *Gate) MayRead(ctx context.Context, id Identity, namespace string) (bool, error) {
-	a, err := g.ask(ctx, g.reviews, "access "+id.key()+" "+namespace, func(ctx context.Context) (answer, error) {
+	return g.mayRead(ctx, id, namespace, deniedTime)
+}
+
+// mayRead is MayRead, where a no holds for some time.
+func (g *Gate) mayRead(ctx context.Context, id Identity, namespace string, no time.Duration) (bool, error) {
+	a, err := g.ask(ctx, g.reviews, "access "+id.key()+" "+namespace, no, func(ctx context.Context) (answer, error) {
 		r, err := g.Client.AuthorizationV1().SubjectAccessReviews().Create(ctx, &authorizationv1.SubjectAccessReview{
 			Spec: authorizationv1.SubjectAccessReviewSpec{
 				User: id.User, UID: id.UID, Groups: id.Groups, Extra: id.Extra,
@@ -190,7 +229,7 @@ func (g *Gate) MayRead(ctx context.Context, id Identity, namespace string) (bool
 			},
 		}, metav1.CreateOptions{})
 		if err != nil {
-			return answer{}, unreachable(fmt.Errorf("review access to namespace %s: %w", namespace, err))
+			return answer{}, unreachable(fmt.Errorf("review access to namespace %q: %w", namespace, err))
 		}
 		return answer{yes: r.Status.Allowed && !r.Status.Denied}, nil
 	})
@@ -199,6 +238,11 @@ func (g *Gate) MayRead(ctx context.Context, id Identity, namespace string) (bool
 
 // Allow returns nil if who sent the request may read the logs of a namespace.
 func (g *Gate) Allow(r *http.Request, namespace string) error {
+	visitOf(r.Context()).read(namespace, func() error { return g.allow(r, namespace) })
+	return g.allow(r, namespace)
+}
+
+func (g *Gate) allow(r *http.Request, namespace string) error {
 	id, err := g.Identify(r)
 	if err != nil {
 		return err
@@ -211,18 +255,26 @@ func (g *Gate) Allow(r *http.Request, namespace string) error {
 	return err
 }
 
-// Allowed returns those of the namespaces that who sent the request may read, in their order.
+// Allowed returns those of the namespaces that who sent the request may read, in their order. A no holds here as long as a yes: otherwise each list would cost the API server a question for each namespace that there is.
 func (g *Gate) Allowed(r *http.Request, namespaces []string) ([]string, error) {
 	id, err := g.Identify(r)
 	if err != nil {
 		return nil, err
+	}
+	done, err := g.list(r.Context(), id)
+	if err != nil {
+		return nil, err
+	}
+	defer done()
+	if all, err := g.mayRead(r.Context(), id, "", CacheTime); err != nil || all {
+		return slices.Clone(namespaces), err
 	}
 	may := make([]bool, len(namespaces))
 	group, ctx := errgroup.WithContext(r.Context())
 	group.SetLimit(reviewsAtOnce)
 	for i, namespace := range namespaces {
 		group.Go(func() (err error) {
-			may[i], err = g.MayRead(ctx, id, namespace)
+			may[i], err = g.mayRead(ctx, id, namespace, CacheTime)
 			return err
 		})
 	}
@@ -236,4 +288,37 @@ func (g *Gate) Allowed(r *http.Request, namespaces []string) ([]string, error) {
 		}
 	}
 	return allowed, nil
+}
+
+// listing is a turn to ask for many namespaces.
+type listing struct {
+	turn    chan struct{} // one may be in it
+	waiting int
+}
+
+// list waits until no other request of somebody's asks for many namespaces. What the one before has found out is then remembered.
+func (g *Gate) list(ctx context.Context, id Identity) (done func(), err error) {
+	key := id.key()
+	g.mu.Lock()
+	l := g.listing[key]
+	if l == nil {
+		l = &listing{turn: make(chan struct{}, 1)}
+		g.listing[key] = l
+	}
+	l.waiting++
+	g.mu.Unlock()
+	left := func() {
+		g.mu.Lock()
+		defer g.mu.Unlock()
+		if l.waiting--; l.waiting == 0 {
+			delete(g.listing, key)
+		}
+	}
+	select {
+	case l.turn <- struct{}{}:
+		return func() { <-l.turn; left() }, nil
+	case <-ctx.Done():
+		left()
+		return nil, context.Cause(ctx)
+	}
 }

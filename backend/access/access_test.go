@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
@@ -84,6 +83,31 @@ func newFake(t *testing.T, o Options) (*fakeAPI, *Gate) {
 	transport := &http.Transport{}
 	t.Cleanup(transport.CloseIdleConnections)
 	client, err := kubernetes.NewForConfigAndClient(&rest.Config{Host: server.URL, QPS: -1, ContentConfig: rest.ContentConfig{ContentType: "application/json"}}, &http.Client{Transport: transport})
+	if err != nil {
+		t.Fatal(err)
+	}
+	o.Client = client
+	g, err := New(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return f, g
+}
+
+// inProcess hands requests to a handler, without a connection.
+type inProcess struct{ http.Handler }
+
+func (p inProcess) RoundTrip(r *http.Request) (*http.Response, error) {
+	w := httptest.NewRecorder()
+	p.ServeHTTP(w, r)
+	return w.Result(), nil
+}
+
+// newFakeInProcess is newFake for tests with a clock of their own, which does not pass while somebody waits for a real connection.
+func newFakeInProcess(t *testing.T, o Options) (*fakeAPI, *Gate) {
+	t.Helper()
+	f := &fakeAPI{asked: map[string]int{}}
+	client, err := kubernetes.NewForConfigAndClient(&rest.Config{Host: "http://api", QPS: -1, ContentConfig: rest.ContentConfig{ContentType: "application/json"}}, &http.Client{Transport: inProcess{f}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -187,7 +211,7 @@ func TestCache(t *testing.T) {
 			t.Fatal(err)
 		}
 		ask := func() (bool, error) {
-			a, err := g.ask(t.Context(), g.reviews, "k", func(context.Context) (answer, error) {
+			a, err := g.ask(t.Context(), g.reviews, "k", deniedTime, func(context.Context) (answer, error) {
 				asked++
 				return answer{yes: yes}, fails
 			})
@@ -284,10 +308,22 @@ func TestAPIServerFails(t *testing.T) {
 func TestAllowed(t *testing.T) {
 	f, g := newFake(t, Options{})
 	all := []string{"c", "a", "b"}
-	for token, want := range map[string]string{"good-admin": "c a b", "good-b": "b", "good-none": ""} {
-		got, err := g.Allowed(request("GET", "Authorization", "Bearer "+token), all)
-		if err != nil || strings.Join(got, " ") != want {
-			t.Errorf("%s: %v, %v, want %s", token, got, err, want)
+	for _, c := range []struct {
+		token, want string
+		asked       int
+	}{
+		{"good-admin", "c a b", 1},
+		{"good-b", "b", 4},
+		{"good-none", "", 4},
+		{"good-none", "", 0},
+	} {
+		before := f.count("subjectaccessreviews")
+		got, err := g.Allowed(request("GET", "Authorization", "Bearer "+c.token), all)
+		if err != nil || strings.Join(got, " ") != c.want {
+			t.Errorf("%s: %v, %v, want %s", c.token, got, err, c.want)
+		}
+		if asked := f.count("subjectaccessreviews") - before; asked != c.asked {
+			t.Errorf("%s: the API server was asked %d times, want %d", c.token, asked, c.asked)
 		}
 	}
 	before := f.count("subjectaccessreviews")
@@ -297,6 +333,80 @@ func TestAllowed(t *testing.T) {
 	if f.count("subjectaccessreviews") != before {
 		t.Error("asked for nobody")
 	}
+}
+
+// TestAllowedAgain: in a list a no holds as long as a yes, and for a namespace alone it is asked again sooner.
+func TestAllowedAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, g := newFakeInProcess(t, Options{})
+		r := request("GET", "Authorization", "Bearer good-none")
+		asked := func(what string, want int) {
+			t.Helper()
+			if got := f.count("subjectaccessreviews"); got != want {
+				t.Errorf("%s: asked %d times, want %d", what, got, want)
+			}
+		}
+		list := func() {
+			t.Helper()
+			if _, err := g.Allowed(r, []string{"a", "b"}); err != nil {
+				t.Error(err)
+			}
+		}
+		list()
+		asked("the first list", 3)
+		time.Sleep(2 * deniedTime)
+		list()
+		asked("a list while a no holds", 3)
+		if err := g.Allow(r, "a"); status(err) != 403 {
+			t.Error(err)
+		}
+		asked("a namespace alone", 4)
+		time.Sleep(CacheTime)
+		list()
+		asked("a list behind it", 7)
+	})
+}
+
+// TestListsInTurn: who asks for many lists at the same time has one of them asked for at a time.
+func TestListsInTurn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, g := newFakeInProcess(t, Options{})
+		release := make(chan struct{})
+		f.fault = func(_ http.ResponseWriter, r *http.Request) bool {
+			if strings.HasSuffix(r.URL.Path, "subjectaccessreviews") {
+				<-release
+			}
+			return false
+		}
+		namespaces := func(i int) (n []string) {
+			for j := range reviewsAtOnce {
+				n = append(n, fmt.Sprintf("ns-%d-%d", i, j))
+			}
+			return n
+		}
+		ctx, cancel := context.WithCancel(t.Context())
+		var group sync.WaitGroup
+		for i := range 5 {
+			group.Go(func() {
+				_, err := g.Allowed(request("GET", "Authorization", "Bearer good-none").WithContext(ctx), namespaces(i))
+				if err != nil && !errors.Is(err, context.Canceled) {
+					t.Error(err)
+				}
+			})
+		}
+		synctest.Wait()
+		release <- struct{}{} // the question for all namespaces
+		synctest.Wait()
+		if got := f.count("subjectaccessreviews"); got != 1+reviewsAtOnce {
+			t.Errorf("%d questions at the same time, want %d", got-1, reviewsAtOnce)
+		}
+		cancel()
+		close(release)
+		group.Wait()
+		if len(g.listing) > 0 {
+			t.Errorf("kept: %v", g.listing)
+		}
+	})
 }
 
 func TestSession(t *testing.T) {
@@ -353,80 +463,6 @@ func TestSession(t *testing.T) {
 	}
 	if err := g.Logout(httptest.NewRecorder(), request("POST", "Sec-Fetch-Site", "cross-site")); status(err) != 403 {
 		t.Errorf("another page logs out: %v", err)
-	}
-}
-
-func TestLimits(t *testing.T) {
-	inside, release := make(chan struct{}), make(chan struct{})
-	h := Limits{PerClient: 2, Total: 3, Time: time.Minute, FollowTime: time.Hour, Bytes: 1000, Failures: 0, Burst: 2}.Wrap(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if deadline, ok := r.Context().Deadline(); !ok || (time.Until(deadline) > time.Minute) != r.URL.Query().Has("follow") {
-			t.Errorf("the request has time until %v", deadline)
-		}
-		switch r.Header.Get("Authorization") {
-		case "":
-			unknown("who are you").Write(w)
-		default:
-			inside <- struct{}{}
-			<-release
-		}
-	}))
-	ask := func(token, query string) int {
-		r := httptest.NewRequest("GET", "/"+query, nil)
-		if token != "" {
-			r.Header.Set("Authorization", token)
-		}
-		w := httptest.NewRecorder()
-		h.ServeHTTP(w, r)
-		return w.Code
-	}
-	var group sync.WaitGroup
-	for _, query := range []string{"", "?follow=true"} {
-		group.Go(func() { ask("a", query) })
-		<-inside
-	}
-	if code := ask("a", ""); code != 429 {
-		t.Errorf("the third of one client is answered with %d", code)
-	}
-	group.Go(func() { ask("b", "") })
-	<-inside
-	if code := ask("c", ""); code != 429 {
-		t.Errorf("the fourth of all is answered with %d", code)
-	}
-	close(release)
-	group.Wait()
-	go func() { <-inside }()
-	if code := ask("c", ""); code != 200 {
-		t.Errorf("when the others have left: %d", code)
-	}
-	for i, want := range []int{401, 401, 429, 429} {
-		if code := ask("", ""); code != want {
-			t.Errorf("failure %d is answered with %d, want %d", i, code, want)
-		}
-	}
-}
-
-// TestLongAnswer: an answer that has more bytes than it may does not look whole.
-func TestLongAnswer(t *testing.T) {
-	limits := DefaultLimits()
-	limits.Bytes = 10
-	server := httptest.NewServer(limits.Wrap(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		for range len(r.URL.Path) - 1 {
-			_, _ = w.Write([]byte("x"))
-			_ = http.NewResponseController(w).Flush()
-		}
-	})))
-	defer server.Close()
-	defer http.DefaultClient.CloseIdleConnections()
-	for _, n := range []int{10, 11} {
-		r, err := http.Get(server.URL + "/" + strings.Repeat("a", n))
-		if err != nil {
-			t.Fatal(err)
-		}
-		b, err := io.ReadAll(r.Body)
-		r.Body.Close()
-		if len(b) != 10 || (err != nil) != (n > 10) {
-			t.Errorf("of %d bytes %d came, with error %v", n, len(b), err)
-		}
 	}
 }
 

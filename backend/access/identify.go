@@ -38,22 +38,47 @@ func (p Proxy) validate() error {
 	return nil
 }
 
-// Identify finds out who sent a request: by its bearer token, or else by what a proxy that is believed says, or else by the page's session. Nobody is an *Error.
+// Identify finds out who sent a request: by its bearer token, or else by what a proxy that is believed says, or else by the page's session. Nobody is an *Error, and so is who has too many requests under way.
 func (g *Gate) Identify(r *http.Request) (Identity, error) {
+	id, token, err := g.sender(r)
+	if err == nil && token != "" {
+		id, err = g.review(r.Context(), token)
+	}
+	if err != nil {
+		return Identity{}, err
+	}
+	return id, visitOf(r.Context()).know(id.User)
+}
+
+// sender says who sent a request, as far as that is known without asking: the token of whom, or whom a proxy names.
+func (g *Gate) sender(r *http.Request) (id Identity, token string, err error) {
 	if values := r.Header.Values("Authorization"); len(values) > 0 {
 		scheme, token, ok := strings.Cut(values[0], " ")
 		if len(values) > 1 || !ok || !strings.EqualFold(scheme, "Bearer") || strings.TrimSpace(token) == "" {
-			return Identity{}, unknown("the header Authorization must be: Bearer TOKEN")
+			return Identity{}, "", unknown("the header Authorization must be: Bearer TOKEN")
 		}
-		return g.review(r.Context(), strings.TrimSpace(token))
+		return Identity{}, strings.TrimSpace(token), nil
 	}
 	if id, ok, err := g.Proxy.identify(r); ok || err != nil {
-		return id, err
+		return id, "", err
 	}
 	if token, ok := g.session(r); ok {
-		return g.review(r.Context(), token)
+		return Identity{}, token, nil
 	}
-	return Identity{}, unknown("who are you? Send a token of this cluster in the header Authorization: Bearer TOKEN, or log in to the page")
+	return Identity{}, "", unknown("who are you? Send a token of this cluster in the header Authorization: Bearer TOKEN, or log in to the page")
+}
+
+// seen says whose places a request takes, before anybody is asked. It lets nobody in.
+func (g *Gate) seen(r *http.Request) (user string, ok bool) {
+	id, token, err := g.sender(r)
+	if err != nil || token == "" {
+		return id.User, err == nil
+	}
+	known, ok := g.users.Get(tokenKey(token))
+	if !ok {
+		return "", false
+	}
+	return known.(string), true
 }
 
 // identify reads the proxy's headers, if it is the proxy who sends them.
@@ -89,10 +114,12 @@ func (p Proxy) identify(r *http.Request) (id Identity, ok bool, err error) {
 // believed says whether a peer is the proxy.
 func (p Proxy) believed(remote string) bool {
 	peer, err := netip.ParseAddrPort(remote)
-	if err != nil {
-		return false
-	}
-	address := peer.Addr().Unmap().WithZone("")
+	return err == nil && p.from(peer.Addr())
+}
+
+// from says whether an address is the proxy's.
+func (p Proxy) from(address netip.Addr) bool {
+	address = address.Unmap().WithZone("")
 	return slices.ContainsFunc(p.From, func(from netip.Prefix) bool { return from.Contains(address) })
 }
 

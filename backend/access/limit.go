@@ -2,9 +2,11 @@ package access
 
 import (
 	"context"
-	"crypto/sha256"
+	"fmt"
 	"net"
 	"net/http"
+	"net/netip"
+	"strings"
 	"sync"
 	"time"
 
@@ -12,20 +14,18 @@ import (
 	"k8s.io/apimachinery/pkg/util/cache"
 )
 
-// Limits bound what clients can take up. A client is who sends the same token, session or proxy's user, and without any who has the same address.
+// Limits bound what clients can take up. A client is a user, or a tenant of a Dashboard; as long as it is not known who sent a request, the client is the address that it is from.
 type Limits struct {
 	PerClient int           // requests at the same time, of one client
-	Total     int           // of all
+	Total     int           // of all users and tenants; and as many of all addresses, so that who is unknown takes no place of who is known
 	Time      time.Duration // of a request
-	// FollowTime is that of a request with the parameter follow, which lasts as long as its log grows.
+	// FollowTime is that of an answer that lasts as long as its log grows.
 	FollowTime time.Duration
 	// Bytes are of one answer. One that would have more is broken off, so that it does not look whole.
 	Bytes int64
-	// Failures is how many requests an address may send in a second that nobody knows who sends them, and Burst how many at once.
+	// Failures is how many tokens and passwords that are nobody's an address may send in a second, and Burst how many at once.
 	Failures rate.Limit
 	Burst    int
-	// UserHeader is the proxy's.
-	UserHeader string
 }
 
 // DefaultLimits are for a server that a company's control panel and a page for everybody ask.
@@ -33,105 +33,316 @@ func DefaultLimits() Limits {
 	return Limits{PerClient: 32, Total: 512, Time: 10 * time.Minute, FollowTime: 6 * time.Hour, Bytes: 64 << 30, Failures: 1, Burst: 30}
 }
 
+const (
+	// unknownTime bounds a request as long as it is not known who sent it, and bodyTime how long its body may take to come.
+	unknownTime, bodyTime = 30 * time.Second, 10 * time.Second
+	// lastTime is how long an answer may be written when the time of its request is over, such as the one that says so.
+	lastTime = 5 * time.Second
+	// againTime is how often the gate is asked again about who follows a log.
+	againTime = time.Minute
+)
+
+func tooMany(what string) *Error {
+	return &Error{Status: http.StatusTooManyRequests, Message: what}
+}
+
 // limiter keeps the counts.
 type limiter struct {
 	Limits
-	failures *cache.LRUExpireCache // address → *rate.Limiter
-
 	mu      sync.Mutex
-	total   int
-	clients map[string]int
+	clients map[place]int
+	total   map[bool]int          // by place.known
+	guesses *cache.LRUExpireCache // address → *guesses
 }
 
-// Wrap bounds the requests to a handler.
-func (l Limits) Wrap(next http.Handler) http.Handler {
-	m := &limiter{Limits: l, failures: cache.NewLRUExpireCache(cacheSize), clients: map[string]int{}}
+// place is what a request takes up: one of a user's or tenant's places, or one of an address.
+type place struct {
+	known bool
+	name  string
+}
+
+// guesses are those of an address.
+type guesses struct {
+	failed *rate.Limiter
+	asking int // of which it is not known yet whether they fail
+}
+
+// move gives up a place for another one. The empty place stands for none.
+func (m *limiter) move(from, to place) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	switch {
+	case from == to || to == place{}:
+	case m.clients[to] >= m.PerClient && to.known:
+		return tooMany("you have too many requests under way: wait for one to end")
+	case m.clients[to] >= m.PerClient:
+		return tooMany("too many requests are under way from your address of which it is not known yet who sent them: try again later")
+	case m.total[to.known] >= m.Total:
+		return tooMany("too many requests are under way: try again later")
+	}
+	if to != (place{}) {
+		m.clients[to]++
+		m.total[to.known]++
+	}
+	if from != (place{}) {
+		m.total[from.known]--
+		if m.clients[from]--; m.clients[from] == 0 {
+			delete(m.clients, from)
+		}
+	}
+	return nil
+}
+
+// guess lets an address send what may turn out to be nobody's. The caller must call done, which says whether it was.
+func (m *limiter) guess(address string) (done func(failed bool), err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	g, ok := m.guesses.Get(address)
+	if !ok {
+		g = &guesses{failed: rate.NewLimiter(m.Failures, m.Burst)}
+		m.guesses.Add(address, g, time.Hour)
+	}
+	of := g.(*guesses)
+	if of.failed.Tokens() < float64(of.asking+1) {
+		return nil, tooMany("too many tokens or passwords that are nobody's came from your address: try again later")
+	}
+	of.asking++
+	return func(failed bool) {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		of.asking--
+		if failed {
+			of.failed.Allow()
+		}
+	}, nil
+}
+
+// Wrap bounds the requests to a handler, which asks this gate who sends them.
+func (g *Gate) Wrap(l Limits, next http.Handler) http.Handler {
+	m := &limiter{Limits: l, clients: map[place]int{}, total: map[bool]int{}, guesses: cache.NewLRUExpireCache(cacheSize)}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		address, _, err := net.SplitHostPort(r.RemoteAddr)
-		if err != nil {
-			address = r.RemoteAddr
+		v, ctx := visitOf(r.Context()), r.Context()
+		if !v.watched {
+			ctx, v = Watch(ctx)
 		}
-		failures := m.failuresOf(address)
-		if failures.Tokens() < 1 {
-			(&Error{Status: http.StatusTooManyRequests, Message: "too many requests of which nobody knows who sent them: try again later"}).Write(w)
-			return
+		v.limiter, v.address, v.begun, v.control = m, g.Proxy.address(r), time.Now(), http.NewResponseController(w)
+		if r.ContentLength != 0 {
+			_ = v.control.SetReadDeadline(v.begun.Add(bodyTime)) // where it cannot be set, there is no connection to wait for
 		}
-		leave, err := m.enter(l.client(r, address))
-		if err != nil {
+		at := place{name: v.address}
+		life := min(unknownTime, l.Time)
+		if user, ok := g.seen(r); ok {
+			at, life = place{true, user}, l.Time
+		}
+		if err := m.move(place{}, at); err != nil {
 			err.(*Error).Write(w)
 			return
 		}
-		defer leave()
-		life := l.Time
-		if r.URL.Query().Has("follow") {
-			life = l.FollowTime
-		}
-		ctx, cancel := context.WithTimeout(r.Context(), life)
-		defer cancel()
-		out := &watched{ResponseWriter: w, left: l.Bytes}
+		v.at = at
+		ctx, v.cancel = context.WithCancelCause(ctx)
+		v.live(life)
+		defer v.leave()
+		out := &watched{ResponseWriter: w, visit: v, left: l.Bytes}
 		next.ServeHTTP(out, r.WithContext(ctx))
-		if out.status == http.StatusUnauthorized {
-			failures.Allow()
+		if why, ok := context.Cause(ctx).(*Error); ok && out.status == 0 { // handlers answer nothing where the context has ended
+			why.Write(w)
 		}
 	})
 }
 
-// client names who sent a request, as far as it can be told without asking anybody.
-func (l Limits) client(r *http.Request, address string) string {
-	credentials := r.Header.Get("Authorization")
-	if credentials == "" && l.UserHeader != "" {
-		credentials = r.Header.Get(l.UserHeader)
+// address is where a request is from: the peer, or where a proxy that is believed has it from. Of IPv6 it is the network, of which one client has all addresses.
+func (p Proxy) address(r *http.Request) string {
+	peer, _, err := net.SplitHostPort(r.RemoteAddr)
+	if err != nil {
+		return r.RemoteAddr
 	}
-	for _, name := range []string{sessionName, insecureSessionName} {
-		if c, err := r.Cookie(name); err == nil && credentials == "" {
-			credentials = c.Value
+	address, err := netip.ParseAddr(peer)
+	if err != nil {
+		return peer
+	}
+	// Each proxy appends whom it has the request from. What stands before the last one that is not ours, the client may have made up.
+	via := strings.Split(strings.Join(r.Header.Values("X-Forwarded-For"), ","), ",")
+	for i := len(via) - 1; i >= 0 && p.from(address); i-- {
+		before, err := netip.ParseAddr(strings.TrimSpace(via[i]))
+		if err != nil {
+			break
+		}
+		address = before
+	}
+	address = address.Unmap().WithZone("")
+	if address.Is6() {
+		if network, err := address.Prefix(64); err == nil {
+			return network.String()
 		}
 	}
-	if credentials == "" {
-		return "address " + address
-	}
-	// With the address: what somebody makes up must not take another's place.
-	sum := sha256.Sum256([]byte(credentials + "\n" + address))
-	return string(sum[:])
+	return address.String()
 }
 
-// failuresOf bounds an address's requests of which nobody knows who sent them.
-func (m *limiter) failuresOf(address string) *rate.Limiter {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if f, ok := m.failures.Get(address); ok {
-		return f.(*rate.Limiter)
-	}
-	f := rate.NewLimiter(m.Failures, m.Burst)
-	m.failures.Add(address, f, time.Hour)
-	return f
+// Visit is what is found out about a request while it is answered. Its methods may be called at the same time.
+type Visit struct {
+	// Those are set before the request is handled. limiter is nil where nothing is bounded.
+	watched bool
+	limiter *limiter
+	address string
+	begun   time.Time
+	control *http.ResponseController
+	cancel  context.CancelCauseFunc
+
+	mu        sync.Mutex
+	at        place
+	user      string
+	namespace string
+	following bool
+	left      bool        // the request has ended
+	end       *time.Timer // of the request's time
+	// again asks once more what has let the request in, and look does so when it is time.
+	again func() error
+	look  *time.Timer
 }
 
-// enter counts a request in, and returns how it is counted out.
-func (m *limiter) enter(client string) (leave func(), err error) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	switch {
-	case m.clients[client] >= m.PerClient:
-		return nil, &Error{Status: http.StatusTooManyRequests, Message: "you have too many requests under way: wait for one to end"}
-	case m.total >= m.Total:
-		return nil, &Error{Status: http.StatusTooManyRequests, Message: "too many requests are under way: try again later"}
+type visitKey struct{}
+
+// Watch returns a context in which it is noted who sent a request, and what they read.
+func Watch(ctx context.Context) (context.Context, *Visit) {
+	v := &Visit{watched: true}
+	return context.WithValue(ctx, visitKey{}, v), v
+}
+
+func visitOf(ctx context.Context) *Visit {
+	if v, ok := ctx.Value(visitKey{}).(*Visit); ok {
+		return v
 	}
-	m.total++
-	m.clients[client]++
-	return func() {
-		m.mu.Lock()
-		defer m.mu.Unlock()
-		m.total--
-		if m.clients[client]--; m.clients[client] == 0 {
-			delete(m.clients, client)
-		}
-	}, nil
+	return &Visit{} // nobody looks at it
+}
+
+// User is who sent the request, or "" where that is not known.
+func (v *Visit) User() string {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.user
+}
+
+// Namespace is the one that was read, or that the sender may not read; "" where there is none, or where there are several.
+func (v *Visit) Namespace() string {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.namespace
+}
+
+// Following says whether the answer lasts as long as its log grows.
+func (v *Visit) Following() bool {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.following
+}
+
+// Know notes that a request is from somebody whom its handler knows itself, and what they read. It returns an *Error where they have too many requests under way.
+func Know(r *http.Request, who, namespace string) error {
+	v := visitOf(r.Context())
+	v.read(namespace, nil)
+	return v.know(who)
+}
+
+// Failed notes that a request had a password that is nobody's. It returns an *Error where its address has sent too many.
+func Failed(r *http.Request) error {
+	done, err := visitOf(r.Context()).guess()
+	if err == nil {
+		done(true)
+	}
+	return err
+}
+
+// guess is limiter.guess for the request's address.
+func (v *Visit) guess() (done func(failed bool), err error) {
+	if v.limiter == nil {
+		return func(bool) {}, nil
+	}
+	return v.limiter.guess(v.address)
+}
+
+// know notes who sent the request. It takes one of their places from then on, and has more time.
+func (v *Visit) know(who string) error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.user = who
+	to := place{true, who}
+	if v.limiter == nil || v.at == to || v.left {
+		return nil
+	}
+	if err := v.limiter.move(v.at, to); err != nil {
+		return err
+	}
+	v.at = to
+	v.live(v.limiter.Time)
+	return nil
+}
+
+// read notes what is read, and how to ask again whether that is allowed.
+func (v *Visit) read(namespace string, again func() error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.namespace, v.again = namespace, again
+}
+
+// live gives the request so much time since it began. Behind it the context ends, and a little later the connection, where it is the client that does not read.
+func (v *Visit) live(life time.Duration) {
+	_ = v.control.SetWriteDeadline(v.begun.Add(life + lastTime)) // where it cannot be set, there is no connection to wait for
+	left := time.Until(v.begun.Add(life))
+	if v.end != nil {
+		v.end.Stop()
+	}
+	v.end = time.AfterFunc(left, func() {
+		v.cancel(&Error{Status: http.StatusServiceUnavailable, Message: fmt.Sprintf("this request has taken longer than %s, and may not take more: ask for less at once", life)})
+	})
+}
+
+// follow gives the request the time of one that follows a log. As long as it does, it is asked again whether it may.
+func (v *Visit) follow() {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.following {
+		return
+	}
+	v.following = true
+	v.live(v.limiter.FollowTime)
+	if v.again != nil {
+		v.look = time.AfterFunc(againTime, v.lookAgain)
+	}
+}
+
+// lookAgain ends the request where it is not allowed any more. That nobody can be asked now, ends nothing.
+func (v *Visit) lookAgain() {
+	v.mu.Lock()
+	again := v.again
+	v.mu.Unlock()
+	if err, ok := again().(*Error); ok && (err.Status == http.StatusUnauthorized || err.Status == http.StatusForbidden) {
+		v.cancel(err)
+		return
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if !v.left {
+		v.look.Reset(againTime)
+	}
+}
+
+// leave gives up what the request has taken.
+func (v *Visit) leave() {
+	v.cancel(nil)
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	v.left = true
+	v.end.Stop()
+	if v.look != nil {
+		v.look.Stop()
+	}
+	_ = v.limiter.move(v.at, place{}) // there is always room to leave
 }
 
 // watched remembers the status, and ends an answer that is too long.
 type watched struct {
 	http.ResponseWriter
+	visit  *Visit
 	status int
 	left   int64 // bytes
 }
@@ -140,14 +351,34 @@ func (w *watched) Write(b []byte) (int, error) {
 	if w.left -= int64(len(b)); w.left < 0 {
 		panic(http.ErrAbortHandler) // what the server does with an answer that it cannot end
 	}
+	w.begin(http.StatusOK)
 	return w.ResponseWriter.Write(b)
 }
 
 func (w *watched) WriteHeader(status int) {
+	w.begin(status)
+	w.ResponseWriter.WriteHeader(status)
+}
+
+func (w *watched) begin(status int) {
 	if w.status == 0 {
 		w.status = status
 	}
-	w.ResponseWriter.WriteHeader(status)
+}
+
+// FlushError is for http.ResponseController.
+func (w *watched) FlushError() error {
+	w.begin(http.StatusOK)
+	return w.visit.control.Flush()
+}
+
+// SetWriteDeadline is for http.ResponseController. A handler that wants no deadline follows a log, and gets the time for that.
+func (w *watched) SetWriteDeadline(t time.Time) error {
+	if !t.IsZero() {
+		return w.visit.control.SetWriteDeadline(t)
+	}
+	w.visit.follow()
+	return nil
 }
 
 // Unwrap is for http.ResponseController.

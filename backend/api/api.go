@@ -175,15 +175,21 @@ func WriteError(w http.ResponseWriter, r *http.Request, err error, log *slog.Log
 	}
 	status, message, known := Told(err)
 	if !known {
-		w.Header().Set("Retry-After", "5")
 		log.Error("request failed", "path", r.URL.Path, "error", err)
+	}
+	if status == http.StatusServiceUnavailable || status == http.StatusTooManyRequests {
+		w.Header().Set("Retry-After", "5")
 	}
 	h := w.Header()
 	for _, name := range []string{"Content-Disposition", "Content-Length", "ETag", "Trailer"} {
 		h.Del(name)
 	}
-	if auth, ok := err.(interface{ Challenge() string }); ok {
-		h.Set("WWW-Authenticate", auth.Challenge())
+	var unknown interface {
+		error
+		Challenge() string
+	}
+	if errors.As(err, &unknown) && unknown.Challenge() != "" {
+		h.Set("WWW-Authenticate", unknown.Challenge())
 	}
 	h.Set("Content-Type", "application/json")
 	w.WriteHeader(status)

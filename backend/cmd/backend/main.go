@@ -46,6 +46,7 @@ type options struct {
 	host          string
 	port          int
 	certDir       string
+	plainCookie   bool
 	metricsAddr   string
 	kubeconfig    string
 	shutdownDelay time.Duration
@@ -62,6 +63,8 @@ const (
 	kubernetesTimeout = 10 * time.Second
 	// headerTimeout bounds how long a client may take to say what it wants, and idleTimeout how long a connection may be unused.
 	headerTimeout, idleTimeout = 10 * time.Second, 2 * time.Minute
+	// sideTimeout bounds an answer of metrics and health. Those for readers are bounded in package access.
+	sideTimeout = time.Minute
 	// shutdownTime is how long answers that are under way may take at the end.
 	shutdownTime = 20 * time.Second
 )
@@ -94,17 +97,18 @@ func parseFlags(args []string) (options, error) {
 	f.StringVar(&o.host, "host", "", "address to serve on (default: all)")
 	f.IntVar(&o.port, "port", 8443, "port to serve on")
 	f.StringVar(&o.certDir, "cert-dir", "/certs", "folder of tls.crt and tls.key, which are read again when they change; empty: serve plain HTTP, as behind a proxy in the same pod")
+	f.BoolVar(&o.plainCookie, "insecure-cookie", false, "let browsers send the page's cookie without TLS too; not behind a proxy that has TLS, nor for localhost")
 	f.StringVar(&o.metricsAddr, "metrics-address", ":8080", "address of /metrics, /healthz and /readyz")
 	f.StringVar(&o.kubeconfig, "kubeconfig", "", "kubeconfig file (default: the pod's service account)")
 	f.DurationVar(&o.shutdownDelay, "shutdown-delay", 5*time.Second, "time to go on serving after SIGTERM, while the Service still routes here")
 	f.StringVar(&o.audiences, "audiences", "", "audiences that a token must have one of, separated by commas (default: the API server's own)")
 	f.StringVar(&o.tenants, "dashboard-tenants", "", "file that says which namespaces a Tekton Dashboard may show, and by which password or secret it is known; without such a file none may")
-	f.StringVar(&o.proxyFrom, "proxy-from", "", "addresses, as 10.1.2.3/32,…, from which an authenticating proxy's headers are believed (default: none)")
+	f.StringVar(&o.proxyFrom, "proxy-from", "", "addresses, as 10.1.2.3/32,…, from which an authenticating proxy's headers are believed, and X-Forwarded-For too (default: none)")
 	f.StringVar(&o.proxy.UserHeader, "proxy-user-header", "X-Forwarded-User", "header in which the proxy names the user")
 	f.StringVar(&o.proxy.GroupsHeader, "proxy-groups-header", "X-Forwarded-Groups", "header in which the proxy names the user's groups, separated by commas")
 	f.BoolVar(&o.proxy.SystemGroups, "proxy-system-groups", false, "believe the proxy also where it names users and groups that begin with system:")
-	f.IntVar(&o.limits.PerClient, "requests-per-client", o.limits.PerClient, "requests of one client at the same time")
-	f.IntVar(&o.limits.Total, "requests", o.limits.Total, "requests of all clients at the same time")
+	f.IntVar(&o.limits.PerClient, "requests-per-client", o.limits.PerClient, "requests at the same time of one user, of one tenant of a Dashboard, and of one address as long as it is not known who sent them")
+	f.IntVar(&o.limits.Total, "requests", o.limits.Total, "requests at the same time of all users and tenants, and as many of all whom nobody knows yet")
 	f.DurationVar(&o.limits.Time, "request-time", o.limits.Time, "how long a request may take")
 	f.DurationVar(&o.limits.FollowTime, "follow-time", o.limits.FollowTime, "how long a request may follow a log")
 	f.Int64Var(&o.limits.Bytes, "answer-bytes", o.limits.Bytes, "how many bytes an answer may have; a longer one is broken off")
@@ -128,9 +132,6 @@ func parseFlags(args []string) (options, error) {
 			return o, fmt.Errorf("--proxy-from %q is not like 10.1.2.3/32: %w", part, err)
 		}
 		o.proxy.From = append(o.proxy.From, prefix)
-	}
-	if len(o.proxy.From) > 0 {
-		o.limits.UserHeader = o.proxy.UserHeader
 	}
 	return o, nil
 }
@@ -166,8 +167,8 @@ func run(leaving context.Context, o options, log *slog.Logger) error {
 	}
 	logs := slog.NewLogLogger(log.Handler(), slog.LevelWarn)
 	servers := map[*http.Server]net.Listener{
-		{Handler: handler, ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout, ErrorLog: logs}: listener,
-		{Handler: sideRoutes(registry, leaving), ReadHeaderTimeout: headerTimeout, ErrorLog: logs}:     side,
+		{Handler: handler, ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout, ErrorLog: logs}:                                            listener,
+		{Handler: sideRoutes(registry, leaving), ReadTimeout: headerTimeout, WriteTimeout: sideTimeout, IdleTimeout: idleTimeout, ErrorLog: logs}: side,
 	}
 	for server, listener := range servers {
 		group.Go(func() error {
@@ -216,7 +217,7 @@ func newHandler(ctx context.Context, o options, registry prometheus.Registerer, 
 	if err != nil {
 		return nil, nil, fmt.Errorf("make a client of the API server: %w", err)
 	}
-	gateOptions := access.Options{Client: client, Proxy: o.proxy, Insecure: o.certDir == ""}
+	gateOptions := access.Options{Client: client, Proxy: o.proxy, Insecure: o.plainCookie}
 	for a := range strings.SplitSeq(o.audiences, ",") {
 		if a = strings.TrimSpace(a); a != "" {
 			gateOptions.Audiences = append(gateOptions.Audiences, a)
@@ -251,7 +252,7 @@ func newHandler(ctx context.Context, o options, registry prometheus.Registerer, 
 	if tenants != nil {
 		mux.Handle(dashboard.Base+"/", dashboard.New(dashboard.Options{Archive: archive, Tenants: tenants, Log: log}))
 	}
-	return m.requests(log, o.limits.Wrap(mux)), archive.Close, nil
+	return m.requests(log, gate.Wrap(o.limits, mux)), archive.Close, nil
 }
 
 // sideRoutes are what Prometheus and the kubelet ask for, in plain HTTP. Neither health nor readiness asks S3 or the API server: that they are slow is no reason to send readers away, or to begin anew.

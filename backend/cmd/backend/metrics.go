@@ -16,6 +16,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/shiplog-dev/shiplog/backend"
+	"github.com/shiplog-dev/shiplog/backend/access"
 	"github.com/shiplog-dev/shiplog/backend/api"
 	"github.com/shiplog-dev/shiplog/backend/dashboard"
 	"github.com/shiplog-dev/shiplog/backend/loki"
@@ -61,7 +62,7 @@ func askedOf(ctx context.Context) *asked {
 	return &asked{} // nobody looks at it
 }
 
-// area is the first part of a path, or two of the API's: all of a path that is logged. What is behind it may be a secret of the Dashboard's, and the query what somebody looks for.
+// area is the first part of a path, or two of the API's. What is behind it may be a secret of the Dashboard's, and the query what somebody looks for.
 func area(r *http.Request) string {
 	for _, base := range []string{api.Base, page.Base, dashboard.Base, loki.Path, loki.DefaultPath} {
 		if r.URL.Path == base || strings.HasPrefix(r.URL.Path, base+"/") {
@@ -71,11 +72,20 @@ func area(r *http.Request) string {
 	return "other"
 }
 
+// path is what of a path is logged beside its area: all of it where it names what was read, and who read it is known.
+func path(r *http.Request, v *access.Visit) string {
+	if a := area(r); v.User() != "" && (a == api.Base || a == page.Base) {
+		return r.URL.Path
+	}
+	return ""
+}
+
 // requests counts and logs the requests to a handler.
 func (m *metrics) requests(log *slog.Logger, next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		m.running.Inc()
 		begin := time.Now()
+		ctx, visit := access.Watch(r.Context())
 		out := &counted{ResponseWriter: w, status: http.StatusOK}
 		s3 := &asked{}
 		broken := true
@@ -85,12 +95,12 @@ func (m *metrics) requests(log *slog.Logger, next http.Handler) http.Handler {
 				out.status = 0
 			}
 			m.answered.WithLabelValues(strconv.Itoa(out.status)).Inc()
-			m.seconds.WithLabelValues(strconv.FormatBool(r.URL.Query().Has("follow"))).Observe(time.Since(begin).Seconds())
+			m.seconds.WithLabelValues(strconv.FormatBool(visit.Following())).Observe(time.Since(begin).Seconds())
 			m.sent.Add(float64(out.bytes))
-			log.Info("request", "method", r.Method, "area", area(r), "client", r.RemoteAddr, "status", out.status, "bytes", out.bytes, "seconds", time.Since(begin).Seconds(),
+			log.Info("request", "method", r.Method, "area", area(r), "path", path(r, visit), "client", r.RemoteAddr, "user", visit.User(), "namespace", visit.Namespace(), "status", out.status, "bytes", out.bytes, "seconds", time.Since(begin).Seconds(),
 				"s3Requests", s3.requests.Load(), "s3Bytes", s3.bytes.Load())
 		}()
-		next.ServeHTTP(out, r.WithContext(context.WithValue(r.Context(), askedKey{}, s3)))
+		next.ServeHTTP(out, r.WithContext(context.WithValue(ctx, askedKey{}, s3)))
 		broken = false
 	})
 }
