@@ -46,8 +46,13 @@ const (
 	retryMost  = 5 * time.Minute
 	// backlogPause spreads the runs that were there before this process: each costs a request to the store or a few.
 	backlogPause = 50 * time.Millisecond
-	// maxPending is how many runs may wait for something before tickets add no more: they come back when the run ends. It bounds memory where nothing gets done for long.
+	// maxPending bounds memory where nothing gets done for long. When so many runs wait for something, tickets add no more: they come back when the run ends. And of so many deleted runs at most it is kept how they ended.
+	// Other runs that wait are in the watch's memory anyway.
 	maxPending = 20_000
+	// unreadableAfter is how long the logs of a run may be unreadable, each time that they are looked at, before that is said. It is long: what is said is final.
+	unreadableAfter = 6 * time.Hour
+	// maxRunRecord is the largest run.json that is read.
+	maxRunRecord = 4 << 20
 )
 
 // recordStore is where run.json is.
@@ -75,11 +80,14 @@ type annotator struct {
 
 	done     *prometheus.CounterVec
 	failures prometheus.Counter
+	refused  prometheus.Counter
 	waiting  prometheus.GaugeFunc
 
-	mu      sync.Mutex
-	backlog int // runs that were there before
-	pending map[runKey]*pendingRun
+	mu        sync.Mutex
+	backlog   int // runs that were there before
+	pending   map[runKey]*pendingRun
+	gone      int             // those of them that were deleted
+	forbidden map[string]bool // the kinds of which it was said that we may not annotate them
 }
 
 // pendingRun is what is known of a run that something is to be done about.
@@ -89,8 +97,10 @@ type pendingRun struct {
 	gone  *runObject
 
 	// The rest belongs to the worker that has the run.
-	looks    int       // at logs that are still coming
-	badSince time.Time // since when every look found that logs are not whole, and that none is growing
+	looks       int       // at logs that are still coming
+	badSince    time.Time // since when every look found that logs are not whole, and that none is growing
+	failedSince time.Time // since when no look could read the logs, though run.json could be read
+	refused     bool      // the API server does not take what is to be said of the run
 }
 
 // poll is the pause until the next look.
@@ -113,13 +123,17 @@ func newAnnotator(config *rest.Config, store recordStore, pageURL string, regist
 		return nil, fmt.Errorf("annotate runs: API client: %w", err)
 	}
 	a := &annotator{
-		pageURL: pageURL, store: store, archive: backend.New(store), core: core, tekton: tekton, log: log, pending: map[runKey]*pendingRun{},
+		pageURL: pageURL, store: store, archive: backend.New(store), core: core, tekton: tekton, log: log,
+		pending: map[runKey]*pendingRun{}, forbidden: map[string]bool{},
 		queue: workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[runKey](retryFirst, retryMost)),
 		done: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "shiplog_runs_sealed_total", Help: "Runs that this replica annotated when no more of their logs was to come, by the annotation's value: true, or partial.",
 		}, []string{"sealed"}),
 		failures: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "shiplog_run_annotation_failures_total", Help: "Failed attempts to annotate a run or to record its state. They are repeated.",
+		}),
+		refused: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "shiplog_run_annotations_refused_total", Help: "PipelineRuns and TaskRuns whose annotations the API server refused for good, such as where the verb patch is missing.",
 		}),
 	}
 	a.watch = newRunWatch(tekton, a.changed)
@@ -129,7 +143,7 @@ func newAnnotator(config *rest.Config, store recordStore, pageURL string, regist
 	a.waiting = prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "shiplog_runs_pending", Help: "Runs that this replica has something to do about, or whose logs it waits for.",
 	}, func() float64 { a.mu.Lock(); defer a.mu.Unlock(); return float64(len(a.pending)) })
-	for _, c := range []prometheus.Collector{a.done, a.failures, a.waiting} {
+	for _, c := range []prometheus.Collector{a.done, a.failures, a.refused, a.waiting} {
 		if err := registry.Register(c); err != nil {
 			return nil, fmt.Errorf("annotate runs: metrics: %w", err)
 		}
@@ -190,8 +204,9 @@ func (a *annotator) changed(before, after *runObject, initial bool) {
 		if p == nil {
 			return
 		}
-		if key.uid == before.UID {
+		if key.uid == before.UID && p.gone == nil && a.gone < maxPending {
 			p.gone = before
+			a.gone++
 		}
 		a.queue.Add(key)
 		return
@@ -238,10 +253,6 @@ func (a *annotator) work(ctx context.Context) {
 		again, err := a.lookSafely(ctx, key)
 		switch {
 		case ctx.Err() != nil:
-		case err != nil && final(err):
-			a.failures.Inc()
-			a.log.Warn("a run is not annotated: the API server does not take it, and is not asked again", append(key.attrs(), "error", err)...)
-			a.drop(key)
 		case err != nil:
 			a.failures.Inc()
 			if a.queue.NumRequeues(key) == 0 { // and not each time: a store that is away for long fails for every run
@@ -259,8 +270,10 @@ func (a *annotator) work(ctx context.Context) {
 	}
 }
 
-// final says that trying again is of no use: the object does not fit Tekton's schema or its webhook's rules, which may be stricter than when it was made, or it is another one of that name.
-func final(err error) bool { return apierrors.IsInvalid(err) || apierrors.IsBadRequest(err) }
+// final says that trying again is of no use: the object does not fit Tekton's schema or its webhook's rules, which may be stricter than when it was made, it is another one of that name, or we may not change it.
+func final(err error) bool {
+	return apierrors.IsInvalid(err) || apierrors.IsBadRequest(err) || apierrors.IsForbidden(err)
+}
 
 // lookSafely is look, where a fault of ours costs the run's annotations and not the process: admission runs in it.
 func (a *annotator) lookSafely(ctx context.Context, key runKey) (again time.Duration, err error) {
@@ -293,25 +306,16 @@ func (a *annotator) forget(key runKey) {
 	}
 }
 
-// drop ends it in any case.
-func (a *annotator) drop(key runKey) {
-	a.queue.Forget(key)
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	delete(a.pending, key)
-}
-
-// look does what there is to do about a run, and says after which time to look again; 0 means when something changes.
+// look does what there is to do about a run, and says after which time to look again; 0 means when something changes. Without addresses the rest is done all the same.
 func (a *annotator) look(ctx context.Context, key runKey) (again time.Duration, err error) {
 	p := a.state(key)
-	defer func() {
-		if err != nil {
-			p.badSince = time.Time{} // what was not seen in between is not known
-		}
-	}()
-	if err := a.link(ctx, p); err != nil {
-		return 0, err
-	}
+	linkErr := a.link(ctx, p)
+	again, err = a.lookOn(ctx, p, key)
+	return again, errors.Join(linkErr, err)
+}
+
+// lookOn is look but for the addresses.
+func (a *annotator) lookOn(ctx context.Context, p *pendingRun, key runKey) (again time.Duration, err error) {
 	a.mu.Lock()
 	gone := p.gone
 	a.mu.Unlock()
@@ -324,49 +328,69 @@ func (a *annotator) look(ctx context.Context, key runKey) (again time.Duration, 
 		return 0, nil // it comes again with the watch's first list, or is gone
 	case !a.watch.synced():
 		return firstPoll, nil
-	}
-	tasks, err := a.watch.tasks(ctx, run)
-	if err != nil {
-		return 0, err
-	}
-	if !run.over() {
+	case !run.over():
+		tasks, err := a.watch.tasks(ctx, run)
+		if err != nil {
+			return 0, err
+		}
 		return 0, a.clean(ctx, run, tasks)
 	}
-	return a.conclude(ctx, p, run, tasks)
+	return a.conclude(ctx, p, run)
 }
 
 // conclude does what there is to do about a run that has ended.
-func (a *annotator) conclude(ctx context.Context, p *pendingRun, run *runObject, tasks []*runObject) (again time.Duration, err error) {
-	archived, err := a.recordEnding(ctx, run)
-	if err != nil {
-		return 0, err
+func (a *annotator) conclude(ctx context.Context, p *pendingRun, run *runObject) (again time.Duration, err error) {
+	archived, recordErr := a.recordEnding(ctx, run)
+	if recordErr != nil && !archived { // nothing can be read
+		p.badSince, p.failedSince = time.Time{}, time.Time{} // what was not seen in between is not known
+		return 0, recordErr
 	}
-	if marked(run) {
+	tasks, err := a.watch.tasks(ctx, run)
+	if err != nil {
+		p.badSince = time.Time{}
+		return 0, errors.Join(recordErr, err)
+	}
+	if marked(run) || p.refused {
 		rest := min(recordSettle-time.Since(run.completed), recordSettle)
-		return max(rest, 0), a.keepLinks(ctx, run, tasks)
+		return max(rest, 0), errors.Join(recordErr, a.keepLinks(ctx, run, tasks))
 	}
 	for _, t := range tasks {
 		if !t.over() {
-			return stuckPoll, nil // such as one that is being cancelled. Its end or its deletion is a change, for which nobody has to wait so long
+			return stuckPoll, recordErr // such as one that is being cancelled. Its end or its deletion is a change, for which nobody has to wait so long
 		}
 	}
 	v, captured, err := a.inspect(ctx, run, tasks, archived)
 	switch {
-	case err != nil:
-		return 0, err
-	case !captured:
-		return 0, a.mark(ctx, run, tasks, verdict{})
-	case v.standing < damaged:
+	case err == nil:
+		p.failedSince = time.Time{}
+	case archived && !p.failedSince.IsZero() && time.Since(p.failedSince) >= unreadableAfter:
+		v, captured = unreadable(tasks, err), true
+	default:
+		p.badSince = time.Time{}
+		if p.failedSince.IsZero() {
+			p.failedSince = time.Now()
+		}
+		return 0, errors.Join(recordErr, err)
+	}
+	switch {
+	case !captured, v.standing < damaged:
 	case v.standing == growing:
 		p.badSince = time.Time{}
-		return p.poll(), nil
+		return p.poll(), recordErr
 	case p.badSince.IsZero():
 		p.badSince = time.Now()
-		return p.poll(), nil
+		return p.poll(), recordErr
 	case time.Since(p.badSince) < certainAfter:
-		return p.poll(), nil
+		return p.poll(), recordErr
 	}
-	if err := a.mark(ctx, run, tasks, v); err != nil {
+	if !captured {
+		v = verdict{}
+	}
+	// The marks come last: a run that has them is not looked at again.
+	if err := errors.Join(recordErr, a.tell(ctx, run, v)); err != nil {
+		return 0, err
+	}
+	if p.refused, err = a.mark(ctx, run, tasks, v); err != nil || !captured {
 		return 0, err
 	}
 	return recordSettle, nil
@@ -381,7 +405,7 @@ func (a *annotator) link(ctx context.Context, p *pendingRun) error {
 	}
 	a.mu.Unlock()
 	for _, o := range links {
-		if _, err := a.annotate(ctx, o, map[string]string{contract.LogsAnnotation: a.address(o)}); err != nil {
+		if _, _, err := a.annotateOrSkip(ctx, o, map[string]string{contract.LogsAnnotation: a.address(o)}); err != nil {
 			return err
 		}
 		a.mu.Lock()
@@ -403,6 +427,7 @@ func (a *annotator) recordGone(ctx context.Context, p *pendingRun, gone *runObje
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	p.gone = nil
+	a.gone--
 	return nil
 }
 
@@ -412,7 +437,7 @@ func (a *annotator) clean(ctx context.Context, run *runObject, tasks []*runObjec
 		if o.over() {
 			continue
 		}
-		if _, err := a.annotate(ctx, o, foreign(o)); err != nil {
+		if _, _, err := a.annotateOrSkip(ctx, o, foreign(o)); err != nil {
 			return err
 		}
 	}
@@ -428,14 +453,15 @@ func (a *annotator) keepLinks(ctx context.Context, run *runObject, tasks []*runO
 		if !marked(o) {
 			continue
 		}
-		if _, err := a.annotate(ctx, o, map[string]string{contract.LogsAnnotation: a.address(o)}); err != nil {
+		if _, _, err := a.annotateOrSkip(ctx, o, map[string]string{contract.LogsAnnotation: a.address(o)}); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// recordEnding puts how a run ended into its run.json, and says whether there is one: a run without has nothing in the archive, since the first ticket is given after it is written.
+// recordEnding puts how a run ended into its run.json, and says whether there is one: a run without has nothing in the archive, since the first ticket is given after it is written. One that is damaged stays as it is;
+// inspect finds it, too.
 //
 // The ticket service writes the same object, at each first ticket of a pod, as the run is when it asks for it. Once the run has ended, that has the same ending. A request that asked just before the end and writes after
 // what is written here puts the older state back: until the next look, which is at the latest recordSettle after the end. It is left so if no replica runs until then.
@@ -443,10 +469,12 @@ func (a *annotator) keepLinks(ctx context.Context, run *runObject, tasks []*runO
 func (a *annotator) recordEnding(ctx context.Context, run *runObject) (bool, error) {
 	key := run.archived().RunKey()
 	have, err := a.readRun(ctx, key)
-	if errors.Is(err, fs.ErrNotExist) {
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
 		return false, nil
-	}
-	if err != nil {
+	case errors.Is(err, errDamaged):
+		return true, nil
+	case err != nil:
 		return false, err
 	}
 	want := have
@@ -464,6 +492,9 @@ func (a *annotator) recordEnding(ctx context.Context, run *runObject) (bool, err
 	return true, nil
 }
 
+// errDamaged says that a record is there and cannot be read.
+var errDamaged = errors.New("the record is damaged")
+
 // readRun reads a run.json.
 func (a *annotator) readRun(ctx context.Context, key string) (record.Run, error) {
 	r, err := a.store.Get(ctx, key)
@@ -471,15 +502,21 @@ func (a *annotator) readRun(ctx context.Context, key string) (record.Run, error)
 		return record.Run{}, err
 	}
 	defer r.Close()
-	body, err := io.ReadAll(r)
+	body, err := io.ReadAll(io.LimitReader(r, maxRunRecord))
 	if err != nil {
-		return record.Run{}, err
+		return record.Run{}, fmt.Errorf("read %s: %w", key, err)
 	}
-	return record.Decode[record.Run](body)
+	run, err := record.Decode[record.Run](body)
+	if err != nil {
+		return record.Run{}, fmt.Errorf("read %s: %w: %w", key, errDamaged, err)
+	}
+	return run, nil
 }
 
 // inspect holds a run that has ended against the archive. It says whether anything of it was captured, as far as can be known.
 func (a *annotator) inspect(ctx context.Context, run *runObject, tasks []*runObject, archived bool) (v verdict, captured bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, lookTimeout/2) // so that there is time to say what comes of it
+	defer cancel()
 	tree := &backend.Tree{}
 	if archived {
 		if tree, err = a.archive.Tree(ctx, backend.Target{Run: run.archived()}); err != nil {
@@ -509,7 +546,12 @@ func (a *annotator) inspect(ctx context.Context, run *runObject, tasks []*runObj
 			missing = append(missing, m)
 		}
 	}
-	return judge(tree, missing, time.Now()), archived || len(missing) > 0, nil
+	v = judge(tree, missing, time.Now())
+	if archived && tree.Record == nil {
+		v.standing = max(v.standing, damaged)
+		v.findings = append(v.findings, finding{where: "run.json", standing: damaged, why: "it cannot be read"})
+	}
+	return v, archived || len(missing) > 0, nil
 }
 
 // inTree says whether the archive has a TaskRun's pod. A pod without a record may be any of that TaskRun's.

@@ -1,10 +1,12 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"iter"
 	"log/slog"
 	"maps"
 	"net/http"
@@ -15,9 +17,10 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
+	gocmp "github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/types"
 
@@ -25,6 +28,7 @@ import (
 	"github.com/shiplog-dev/shiplog/internal/contract"
 	"github.com/shiplog-dev/shiplog/internal/criline"
 	"github.com/shiplog-dev/shiplog/internal/layout"
+	"github.com/shiplog-dev/shiplog/internal/objectstore"
 	"github.com/shiplog-dev/shiplog/internal/record"
 )
 
@@ -46,7 +50,13 @@ func inWorld(t *testing.T, f func(*testing.T, *world)) {
 // start runs an annotator until the test ends.
 func (w *world) start(pageURL string) *annotator {
 	w.t.Helper()
-	a, err := newAnnotator(w.config(), w.store, pageURL, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
+	return w.startLogging(pageURL, slog.DiscardHandler)
+}
+
+// startLogging is start with a place for what is logged.
+func (w *world) startLogging(pageURL string, log slog.Handler) *annotator {
+	w.t.Helper()
+	a, err := newAnnotator(w.config(), w.store, pageURL, prometheus.NewRegistry(), slog.New(log))
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -275,7 +285,7 @@ func TestVerdicts(t *testing.T) {
 		soon, late string
 		reason     []string // parts of the reason that it is partial
 		event      []string // parts of the event, if there is one
-		task       string   // what it says of the TaskRun; as late if empty
+		task       string   // what it says of the TaskRun, or "none"; as late if empty
 	}{
 		{name: "sealed and empty", prepare: func(w *world) { w.archive("r", "build"); w.seal("r", "build") }, soon: "true", late: "true"},
 		{
@@ -295,6 +305,32 @@ func TestVerdicts(t *testing.T) {
 				storePut(w, place("r", "build").SealKey(), record.Seal{
 					End: record.EndKilled, GapCount: 1, Lost: record.Printed{Stdout: 5}, Gaps: []criline.Marker{{Kind: criline.Gap, Reason: criline.ReasonKilled, Stdout: 5, Unknown: true}},
 				})
+			},
+		},
+		{
+			name: "killed, and its pipes not drained", soon: "true", late: "true",
+			event: []string{"PipelineRun r ShiplogLost: some of what steps printed last may be missing in the archive: build/a: killed: some of its last output may be missing"},
+			prepare: func(w *world) {
+				w.archive("r", "build")
+				w.segment("r", "build")
+				storePut(w, place("r", "build").SealKey(), record.Seal{End: record.EndKilled, Bytes: 140, Printed: record.Printed{Stdout: 100}, Segments: 1})
+			},
+		},
+		{
+			name: "killed, and its pipes drained", soon: "true", late: "true",
+			prepare: func(w *world) {
+				w.archive("r", "build")
+				storePut(w, place("r", "build").SealKey(), record.Seal{End: record.EndKilled, Drained: true})
+			},
+		},
+		{
+			name: "run.json is damaged", late: "partial", reason: []string{"run.json: it cannot be read"}, event: []string{"ShiplogPartial: ", "run.json: it cannot be read"}, task: "true",
+			prepare: func(w *world) {
+				w.archive("r", "build")
+				w.seal("r", "build")
+				if err := w.store.Put(w.t.Context(), place("r", "build").RunKey(), []byte("{")); err != nil {
+					w.t.Fatal(err)
+				}
 			},
 		},
 		{
@@ -455,8 +491,8 @@ func TestVerdicts(t *testing.T) {
 				case "none":
 					w.expect(taskPath("r-build"))
 				default:
-					if got := w.annotations(t, taskPath("r-build"))["sealed"]; got != c.late {
-						t.Errorf("the TaskRun's annotation is %q, want %q", got, c.late)
+					if got, want := w.annotations(t, taskPath("r-build"))["sealed"], cmp.Or(c.task, c.late); got != want {
+						t.Errorf("the TaskRun's annotation is %q, want %q", got, want)
 					}
 				}
 				events := w.events()
@@ -644,6 +680,68 @@ func TestStoreComesBack(t *testing.T) {
 	})
 }
 
+// unlistable is a store that cannot list.
+type unlistable struct{ *memoryStore }
+
+func (unlistable) List(context.Context, string, string, string, int) iter.Seq2[objectstore.Entry, error] {
+	return func(yield func(objectstore.Entry, error) bool) {
+		yield(objectstore.Entry{}, errors.New("more than can be held"))
+	}
+}
+
+// TestUnreadable: a run whose logs cannot be read although the store is there is not waited for for ever.
+func TestUnreadable(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		a := w.start("")
+		a.archive = backend.New(unlistable{w.store})
+		w.addRun("r", "build")
+		w.archive("r", "build")
+		w.endRun("r", "build")
+		reads := w.store.reads
+		after(unreadableAfter - time.Minute)
+		w.expect(runPath("r"))
+		if n := w.store.reads - reads; n > int(unreadableAfter/retryMost)+20 {
+			t.Errorf("%d reads in %s", n, unreadableAfter)
+		}
+		if got := w.runRecord("r"); got.State != record.Succeeded {
+			t.Errorf("run.json says %q, want %q", got.State, record.Succeeded)
+		}
+		after(3 * retryMost)
+		const reason = "all logs: they could not be read: list run: more than can be held"
+		w.expect(runPath("r"), "sealed=partial", "sealed-reason="+reason)
+		if got := w.annotations(t, taskPath("r-build"))["sealed"]; got != contract.SealedPartial {
+			t.Errorf("the TaskRun's annotation is %q, want %q", got, contract.SealedPartial)
+		}
+		if events := w.events(); len(events) != 1 || !strings.Contains(events[0], "ShiplogPartial") || !strings.Contains(events[0], reason) {
+			t.Errorf("events %q", events)
+		}
+		after(5 * time.Minute)
+		if n := testutil.ToFloat64(a.waiting); n != 0 {
+			t.Errorf("%v runs are pending", n)
+		}
+	})
+}
+
+// TestRecordFails: a run whose state cannot be recorded is not marked, and what it lost is told all the same.
+func TestRecordFails(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		w.start("")
+		w.addRun("r", "build")
+		w.archive("r", "build")
+		storePut(w, place("r", "build").SealKey(), record.Seal{End: record.EndExited, GapCount: 1, Lost: record.Printed{Stdout: 9}})
+		w.store.fail(nil, errors.New("access denied"))
+		w.endRun("r", "build")
+		after(time.Minute)
+		w.expect(runPath("r"))
+		if events := w.events(); len(events) != 1 || !strings.Contains(events[0], "ShiplogLost") {
+			t.Errorf("events %q, want one of what was lost", events)
+		}
+		w.store.fail(nil, nil)
+		after(2 * retryMost)
+		w.expect(runPath("r"), "sealed=true")
+	})
+}
+
 // TestAPIServerComesBack: while it refuses patches and events, nothing is given up, and all is done once.
 func TestAPIServerComesBack(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
@@ -677,28 +775,178 @@ func TestAPIServerComesBack(t *testing.T) {
 	})
 }
 
-// TestRefusedForGood: what the API server will never take is not tried for ever, and other runs do not wait for it.
+// TestRefusedForGood: what the API server will never take is not tried for ever, and costs nothing but the annotations of the objects that it does not take.
 func TestRefusedForGood(t *testing.T) {
-	for _, status := range []int{http.StatusBadRequest, http.StatusUnprocessableEntity} {
-		t.Run(fmt.Sprint(status), func(t *testing.T) {
+	for _, refused := range []struct {
+		name, path string
+	}{
+		{"the run", runPath("r")},
+		{"a TaskRun", taskPath("r-build")},
+	} {
+		for _, status := range []int{http.StatusBadRequest, http.StatusForbidden, http.StatusUnprocessableEntity} {
+			t.Run(fmt.Sprintf("%s, %d", refused.name, status), func(t *testing.T) {
+				inWorld(t, func(t *testing.T, w *world) {
+					a := w.start(testPage)
+					w.refuseWith(func(method, path string) int {
+						if method == http.MethodPatch && path == refused.path {
+							return status
+						}
+						return 0
+					})
+					w.addRun("r", "build", "test")
+					for _, task := range []string{"build", "test"} {
+						w.archive("r", task)
+						w.seal("r", task)
+						a.ticketIssued(w.ticketFor("r-" + task))
+					}
+					w.endRun("r", "build", "test")
+					after(time.Hour)
+					for path, fragment := range map[string]string{runPath("r"): "", taskPath("r-build"): "#task=build", taskPath("r-test"): "#task=test"} {
+						if path == refused.path {
+							w.expect(path)
+						} else {
+							w.expect(path, "sealed=true", "logs="+testPage+"/ui/team/r-uid"+fragment)
+						}
+					}
+					tried := w.called("PATCH " + refused.path)
+					if tried < 1 || tried > 3 { // the address, and what is said at the end; once more where a look was agreed upon before
+						t.Errorf("tried %d times in an hour", tried)
+					}
+					if n := testutil.ToFloat64(a.refused); n != float64(tried) {
+						t.Errorf("%v refusals are counted, and there were %d", n, tried)
+					}
+					if n := testutil.ToFloat64(a.waiting) + testutil.ToFloat64(a.failures); n != 0 {
+						t.Errorf("%v runs are pending, and %v failures are counted", testutil.ToFloat64(a.waiting), testutil.ToFloat64(a.failures))
+					}
+				})
+			})
+		}
+	}
+	t.Run("what is not true of a run that has not ended", func(t *testing.T) {
+		inWorld(t, func(t *testing.T, w *world) {
+			w.addRun("r", "build", "test")
+			for _, path := range []string{runPath("r"), taskPath("r-build"), taskPath("r-test")} {
+				w.update(path, func(o object) {
+					o["metadata"].(object)["annotations"] = object{contract.SealedAnnotation: "true", contract.SealedUIDAnnotation: o["metadata"].(object)["uid"]}
+				})
+			}
+			w.refuseWith(func(method, path string) int {
+				if method == http.MethodPatch && path == taskPath("r-build") {
+					return http.StatusUnprocessableEntity
+				}
+				return 0
+			})
+			w.start("")
+			after(time.Minute)
+			w.expect(taskPath("r-build"), "sealed=true")
+			w.expect(taskPath("r-test"))
+			w.expect(runPath("r"))
+		})
+	})
+	t.Run("another address than before", func(t *testing.T) {
+		inWorld(t, func(t *testing.T, w *world) {
+			w.addRun("r", "build")
+			for _, path := range []string{runPath("r"), taskPath("r-build")} {
+				w.update(path, func(o object) {
+					o["metadata"].(object)["annotations"] = object{contract.SealedAnnotation: "true", contract.SealedUIDAnnotation: o["metadata"].(object)["uid"]}
+				})
+			}
+			w.endRun("r", "build")
+			w.refuseWith(func(method, path string) int {
+				if method == http.MethodPatch && path == taskPath("r-build") {
+					return http.StatusUnprocessableEntity
+				}
+				return 0
+			})
+			w.start(testPage)
+			after(time.Minute)
+			w.expect(taskPath("r-build"), "sealed=true")
+			w.expect(runPath("r"), "sealed=true", "logs="+testPage+"/ui/team/r-uid")
+		})
+	})
+}
+
+// lines keeps what is logged.
+type lines struct {
+	mu   sync.Mutex
+	text strings.Builder
+}
+
+func (l *lines) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.text.Write(p)
+}
+
+// count is how many lines have this in them.
+func (l *lines) count(part string) (n int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for line := range strings.Lines(l.text.String()) {
+		if strings.Contains(line, part) {
+			n++
+		}
+	}
+	return n
+}
+
+// TestNoPatch: without annotations, be it that the verb patch is missing or that the API server is in trouble, states are recorded and losses told all the same.
+func TestNoPatch(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		status int
+		after  time.Duration
+		// pending is how many runs wait then.
+		pending float64
+		// most is how many patches there may be.
+		most int
+	}{
+		{name: "forbidden", status: http.StatusForbidden, after: 5 * time.Hour, most: 50},
+		{name: "in trouble", status: http.StatusInternalServerError, after: time.Minute, pending: 11, most: 1000},
+	} {
+		t.Run(c.name, func(t *testing.T) {
 			inWorld(t, func(t *testing.T, w *world) {
-				w.start("")
-				w.refuseWith(func(method, path string) int {
-					if method == http.MethodPatch && path == runPath("bad") {
-						return status
+				said := &lines{}
+				a := w.startLogging(testPage, slog.NewTextHandler(said, nil))
+				w.refuseWith(func(method, _ string) int {
+					if method == http.MethodPatch {
+						return c.status
 					}
 					return 0
 				})
-				for _, name := range []string{"bad", "good"} {
+				names := []string{"deleted"}
+				for i := range 10 {
+					names = append(names, fmt.Sprintf("r%d", i))
+				}
+				for _, name := range names {
 					w.addRun(name, "build")
 					w.archive(name, "build")
-					w.seal(name, "build")
+					a.ticketIssued(w.ticketFor(name + "-build"))
+					storePut(w, place(name, "build").SealKey(), record.Seal{End: record.EndExited, GapCount: 1, Lost: record.Printed{Stdout: 9}})
+				}
+				after(time.Second)
+				for _, name := range names {
 					w.endRun(name, "build")
 				}
-				after(time.Hour)
-				w.expect(runPath("good"), "sealed=true")
-				if n := w.called("PATCH " + runPath("bad")); n < 1 || n > 2 { // twice where a look was agreed upon before
-					t.Errorf("tried %d times in an hour", n)
+				w.delete(runPath("deleted"))
+				w.delete(taskPath("deleted-build"))
+				after(c.after)
+				for _, name := range names {
+					if got := w.runRecord(name); got.State != record.Succeeded {
+						t.Errorf("run.json of %s says %q, want %q", name, got.State, record.Succeeded)
+					}
+				}
+				if events := w.events(); len(events) != 10 || !strings.Contains(events[0], "ShiplogLost") {
+					t.Errorf("events %q, want one for each of the runs that are there", events)
+				}
+				if n := testutil.ToFloat64(a.waiting); n != c.pending {
+					t.Errorf("%v runs are pending, want %v", n, c.pending)
+				}
+				if n := w.called("PATCH"); n > c.most {
+					t.Errorf("%d patches, want at most %d", n, c.most)
+				}
+				if n := said.count("level=WARN"); c.status == http.StatusForbidden && n != 2 {
+					t.Errorf("%d warnings, want one for each kind:\n%s", n, said.text.String())
 				}
 			})
 		})
@@ -734,6 +982,29 @@ func TestDeletedRun(t *testing.T) {
 		w.end(runPath("r"), "True", "Succeeded")
 		after(time.Minute)
 		w.expect(runPath("r"))
+	})
+}
+
+// TestDeletedRunsAreBounded: of runs that are deleted while the store is away, no more than so many are kept.
+func TestDeletedRunsAreBounded(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		a := w.start("")
+		down := errors.New("no route to the store")
+		w.store.fail(down, down)
+		for i := range maxPending + 10 {
+			run := &runObject{ObjectMeta: metav1.ObjectMeta{Namespace: "team", Name: fmt.Sprint(i), UID: types.UID(fmt.Sprint(i))}, owner: pipelineRunOwner, ending: ending{state: record.Succeeded, completed: time.Now()}}
+			a.changed(nil, run, false)
+			a.changed(run, nil, false)
+		}
+		after(10 * time.Second)
+		if n := testutil.ToFloat64(a.waiting); n != maxPending {
+			t.Errorf("%v runs are pending, want %d", n, maxPending)
+		}
+		w.store.fail(nil, nil)
+		after(2 * retryMost)
+		if n := testutil.ToFloat64(a.waiting); n != 0 || a.gone != 0 {
+			t.Errorf("%v runs are pending, and %d count as deleted", n, a.gone)
+		}
 	})
 }
 
@@ -991,7 +1262,7 @@ func TestOlderState(t *testing.T) {
 		want.State, want.Reason = record.Succeeded, "Succeeded"
 		got := w.runRecord("r")
 		want.Started, want.Completed = got.Started, got.Completed
-		if diff := cmp.Diff(want, got); diff != "" || got.Completed.IsZero() {
+		if diff := gocmp.Diff(want, got); diff != "" || got.Completed.IsZero() {
 			t.Errorf("run.json (-want +got):\n%s", diff)
 		}
 	})

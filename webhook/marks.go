@@ -70,29 +70,24 @@ func (a *annotator) address(o *runObject) string {
 	return page.Address(a.pageURL)
 }
 
-// mark tells of a run that has ended and of which no more will come: first the event, then the TaskRuns, and the run last, since a run that is marked is not looked at again. From those of which nothing was captured it takes
-// away what they may have from elsewhere.
-func (a *annotator) mark(ctx context.Context, run *runObject, tasks []*runObject, v verdict) error {
-	if v.standing >= lossy {
-		if err := a.tell(ctx, run, v); err != nil {
-			return err
-		}
-	}
+// mark annotates a run that has ended and of which no more will come: the TaskRuns first and the run last, since a run that is marked is not looked at again. From those of which nothing was captured it takes away what
+// they may have from elsewhere. It says whether the API server refused the run for good.
+func (a *annotator) mark(ctx context.Context, run *runObject, tasks []*runObject, v verdict) (refused bool, err error) {
 	for _, t := range tasks {
 		if t == run {
 			continue
 		}
-		if _, err := a.annotate(ctx, t, a.marks(t, v.taskRuns[t.Name], v.describe(t.Name, damaged))); err != nil {
-			return err
+		if _, _, err := a.annotateOrSkip(ctx, t, a.marks(t, v.taskRuns[t.Name], v.describe(t.Name, damaged))); err != nil {
+			return false, err
 		}
 	}
-	changed, err := a.annotate(ctx, run, a.marks(run, v.standing, v.describe("", damaged)))
+	changed, refused, err := a.annotateOrSkip(ctx, run, a.marks(run, v.standing, v.describe("", damaged)))
 	if err != nil || !changed || v.standing == 0 {
-		return err
+		return refused, err
 	}
 	a.done.WithLabelValues(v.sealed()).Inc()
 	a.log.Info("no more of a run's logs will come", append(run.key().attrs(), "sealed", v.sealed())...)
-	return nil
+	return false, nil
 }
 
 // marks are the annotations of an object that is done. One that has no standing was not captured.
@@ -114,19 +109,47 @@ func (a *annotator) marks(o *runObject, s standing, reason string) map[string]st
 	return want
 }
 
-// tell makes the event on a run of which something is missing. It has one name for each run, so there is one, whoever makes it and whatever it says.
+// tell makes the event on a run of which something is missing, or may be. It has one name for each run, so there is one, whoever makes it and whatever it says.
 func (a *annotator) tell(ctx context.Context, run *runObject, v verdict) error {
-	reason, message := "ShiplogLost", "bytes that steps printed are not in the archive: "
-	if v.standing > lossy {
+	var reason, message string
+	switch {
+	case v.standing < doubtful:
+		return nil
+	case v.standing == doubtful:
+		reason, message = "ShiplogLost", "some of what steps printed last may be missing in the archive: "
+	case v.standing == lossy:
+		reason, message = "ShiplogLost", "bytes that steps printed are not in the archive: "
+	default:
 		reason, message = "ShiplogPartial", "the archive of this run is not complete, and will not be: "
 	}
 	about := corev1.ObjectReference{APIVersion: tektonV1.String(), Kind: run.kind, Namespace: run.Namespace, Name: run.Name, UID: run.UID}
-	err := warn(ctx, a.core, time.Now(), "shiplog-lost-"+string(run.UID), reason, about, message+v.describe("", lossy))
-	if apierrors.IsForbidden(err) { // as in a namespace that is being deleted: it will not get better
+	err := warn(ctx, a.core, time.Now(), "shiplog-lost-"+string(run.UID), reason, about, message+v.describe("", doubtful))
+	if final(err) || apierrors.IsNotFound(err) { // as in a namespace that is being deleted, or is: it will not get better
 		a.log.Warn("no event could be made", "error", err)
 		return nil
 	}
 	return err
+}
+
+// annotateOrSkip is annotate, where a refusal for good costs nothing but that object's annotations. It is counted, and said: of all objects of a kind once where we may not annotate them.
+func (a *annotator) annotateOrSkip(ctx context.Context, o *runObject, want map[string]string) (changed, refused bool, err error) {
+	changed, err = a.annotate(ctx, o, want)
+	if !final(err) {
+		return changed, false, err
+	}
+	a.refused.Inc()
+	if !apierrors.IsForbidden(err) {
+		a.log.Warn("a run is not annotated: the API server does not take it, and is not asked again", append(o.key().attrs(), "error", err)...)
+		return false, true, nil
+	}
+	a.mu.Lock()
+	said := a.forbidden[o.kind]
+	a.forbidden[o.kind] = true
+	a.mu.Unlock()
+	if !said {
+		a.log.Warn("annotating runs is forbidden: give the ClusterRole shiplog-webhook the verb patch for them, or look for a policy that forbids it. This is not said again", append(o.key().attrs(), "error", err)...)
+	}
+	return false, true, nil
 }
 
 // annotate sets annotations and removes those whose value is empty, and says whether there was anything to do. An object that is gone needs none.

@@ -9,17 +9,19 @@ import (
 
 	"github.com/shiplog-dev/shiplog/backend"
 	"github.com/shiplog-dev/shiplog/internal/contract"
+	"github.com/shiplog-dev/shiplog/internal/record"
 )
 
 // standing is how far a log is from being whole and durable. Of several the largest counts.
 type standing int
 
 const (
-	durable standing = iota + 1 // sealed, and all there
-	lossy                       // the same, but bytes were lost before they were archived: the log says where
-	damaged                     // sealed, and not all there
-	silent                      // not sealed, and its pod is not heard of any more
-	growing                     // not sealed, and its pod lives
+	durable  standing = iota + 1 // sealed, and all there
+	doubtful                     // the same, but some of what a killed container printed last may be missing
+	lossy                        // the same, but bytes were lost before they were archived: the log says where
+	damaged                      // sealed, and not all there
+	silent                       // not sealed, and its pod is not heard of any more
+	growing                      // not sealed, and its pod lives
 )
 
 // sealed is the value of contract.SealedAnnotation, which only those have that are done.
@@ -74,6 +76,8 @@ func judge(tree *backend.Tree, missing []missingPod, now time.Time) verdict {
 		// A hole in a log without a seal, or a seal that cannot be read: as long as the pod lives it may become better.
 		case c.Status == backend.Running, c.Status == backend.Damaged && now.Sub(place.Pod.LastSeen) < backend.AliveWithin:
 			f.standing, f.why = growing, "not sealed yet"
+		case c.Status == backend.Verified && c.Seal.End == record.EndKilled && !c.Seal.Drained:
+			f.standing, f.why = doubtful, c.Why
 		case c.Status != backend.Verified:
 			f.standing, f.why = silent, fmt.Sprintf("%d bytes are archived, the log is not sealed, and %s", c.Bytes, c.Why)
 		}
@@ -85,6 +89,15 @@ func judge(tree *backend.Tree, missing []missingPod, now time.Time) verdict {
 			f.why += ", and the pod is gone: whether its logs were captured is not known"
 		}
 		add(f)
+	}
+	return v
+}
+
+// unreadable is what is said of a run whose logs cannot be read, as if the archive had too much of it: of all of its TaskRuns, since nothing is known of any.
+func unreadable(tasks []*runObject, why error) verdict {
+	v := verdict{standing: silent, taskRuns: map[string]standing{}, findings: []finding{{where: "all logs", standing: silent, why: "they could not be read: " + why.Error()}}}
+	for _, t := range tasks {
+		v.taskRuns[t.Name] = silent
 	}
 	return v
 }

@@ -21,6 +21,11 @@ func TestWorstCounts(t *testing.T) {
 		}
 		return c
 	}
+	killed := func(status backend.Status, drained bool) backend.Container {
+		c := logOf(status)
+		c.Seal = &record.Seal{End: record.EndKilled, Drained: drained}
+		return c
+	}
 	task := func(name string, heard time.Time, containers ...backend.Container) backend.TaskRun {
 		return backend.TaskRun{Name: name, PipelineTask: name, Pods: []backend.Pod{{LastSeen: heard, Containers: containers}}}
 	}
@@ -37,6 +42,15 @@ func TestWorstCounts(t *testing.T) {
 		{
 			name: "all verified", tasks: []backend.TaskRun{task("a", now, logOf(backend.Verified), logOf(backend.NotCaptured))},
 			want: durable, byTask: map[string]standing{"a": durable},
+		},
+		{
+			name: "killed", want: doubtful,
+			tasks:  []backend.TaskRun{task("a", now, killed(backend.Verified, false)), task("b", now, killed(backend.Verified, true))},
+			byTask: map[string]standing{"a": doubtful, "b": durable},
+		},
+		{
+			name: "killed, with gaps", want: lossy, tasks: []backend.TaskRun{task("a", now, killed(backend.Verified, false), killed(backend.Gaps, false))},
+			byTask: map[string]standing{"a": lossy},
 		},
 		{name: "nothing captured", tasks: []backend.TaskRun{task("a", now, logOf(backend.NotCaptured))}, want: durable},
 		{
