@@ -317,8 +317,8 @@ func TestNames(t *testing.T) {
 	}{
 		{"tasks of a pipeline", []backend.TaskRun{{Name: "r-a", PipelineTask: "a"}, {Name: "r-b", PipelineTask: "b"}}, "a/s b/s"},
 		{"a TaskRun alone", []backend.TaskRun{{Name: "r"}}, "r/s"},
-		{"a matrix", []backend.TaskRun{{Name: "r-a-0", PipelineTask: "a"}, {Name: "r-b", PipelineTask: "b"}, {Name: "r-a-1", PipelineTask: "a"}}, "r-a-0/s b/s r-a-1/s"},
-		{"a task that is called as another's TaskRun", []backend.TaskRun{{Name: "r-a", PipelineTask: "b"}, {Name: "b", PipelineTask: "c"}}, "r-a/s c/s"},
+		{"a matrix", []backend.TaskRun{{Name: "r-a-0", PipelineTask: "a"}, {Name: "r-b", PipelineTask: "b"}, {Name: "r-a-1", PipelineTask: "a"}}, "r-a-0/s r-a-1/s b/s"},
+		{"a task that is called as another's TaskRun", []backend.TaskRun{{Name: "r-a", PipelineTask: "b"}, {Name: "b", PipelineTask: "c"}}, "c/s r-a/s"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			tree := &backend.Tree{}
@@ -326,6 +326,7 @@ func TestNames(t *testing.T) {
 				tr.Pods = []backend.Pod{{Containers: []backend.Container{{Name: "step-s", Kind: record.Step}}}}
 				tree.TaskRuns = append(tree.TaskRuns, tr)
 			}
+			tree.Sort()
 			var got []string
 			for _, task := range runPageOf(tree, "pipelineruns", begin).Tasks {
 				got = append(got, task.Steps[0].ID)

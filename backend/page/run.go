@@ -28,7 +28,7 @@ type runPage struct {
 }
 
 type task struct {
-	Name    string // what the fragment calls it: its label, where no other TaskRun has the same, as those of a matrix do, or else TaskRun
+	Name    string // what the fragment calls it: no other TaskRun of the run is called so
 	Label   string
 	TaskRun string
 	Retry   int
@@ -98,7 +98,7 @@ func runPageOf(tree *backend.Tree, kind string, now time.Time) runPage {
 		if silent(c) {
 			continue
 		}
-		name := nameOf(tree, place.TaskRun)
+		name := place.TaskRun.UniqueLabel()
 		if n := len(data.Tasks); n == 0 || data.Tasks[n-1].TaskRun != place.TaskRun.Name || data.Tasks[n-1].Retry != place.Retry {
 			data.Tasks = append(data.Tasks, task{Name: name, Label: place.TaskRun.Label(), TaskRun: place.TaskRun.Name, Retry: place.Retry})
 		}
@@ -122,17 +122,6 @@ func runPageOf(tree *backend.Tree, kind string, now time.Time) runPage {
 // silent says whether there is nothing to say of a container: Tekton's own init containers print nothing.
 func silent(c backend.Container) bool {
 	return c.Kind == record.Init && c.Bytes == 0 && c.Waiting == nil && c.Status != backend.Damaged && c.Status != backend.Gaps
-}
-
-// nameOf is what the fragment calls a TaskRun.
-func nameOf(tree *backend.Tree, tr backend.TaskRun) string {
-	label := tr.Label()
-	for _, other := range tree.TaskRuns {
-		if other.Name != tr.Name && (other.Label() == label || other.Name == label) {
-			return tr.Name
-		}
-	}
-	return label
 }
 
 func stepOf(place backend.Place, task string) step {
