@@ -13,6 +13,7 @@ import (
 	"strings"
 
 	"github.com/shiplog-dev/shiplog/backend"
+	"github.com/shiplog-dev/shiplog/backend/access"
 	"github.com/shiplog-dev/shiplog/internal/layout"
 )
 
@@ -79,9 +80,14 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	who := h.identify(r, q)
+	if err := count(r, q, who); err != nil {
+		w.Header().Set("Retry-After", "5")
+		http.Error(w, err.Error(), http.StatusTooManyRequests)
+		return
+	}
 	switch {
 	case who == nil && q.secret == "":
-		w.Header().Set("WWW-Authenticate", `Basic realm="shiplog", charset="UTF-8"`)
+		// Without a challenge: the Dashboard passes it on to the browsers of its users, who would be asked for a password that is not theirs. Go's client sends the one in the flag unasked.
 		http.Error(w, fmt.Sprintf("this needs the name and password of a tenant; a password has at least %d bytes", MinSecret), http.StatusUnauthorized)
 		return
 	case who == nil || !who.mayRead(q.namespace):
@@ -113,6 +119,17 @@ func (h *handler) identify(r *http.Request, q request) *tenant {
 	}
 	name, password, _ := r.BasicAuth()
 	return h.Tenants.byPassword(name, password)
+}
+
+// count says whether there are too many requests of a tenant's, or too many secrets that are nobody's from an address. A right one is always let in: all have so many bytes that none is guessed.
+func count(r *http.Request, q request, who *tenant) error {
+	if who != nil {
+		return access.Know(r, "dashboard "+who.name, q.namespace)
+	}
+	if _, _, sent := r.BasicAuth(); sent || q.secret != "" {
+		return access.Failed(r)
+	}
+	return nil
 }
 
 // find reads the state of the container's log: two LISTs, and a GET for the pod's place and the seal.

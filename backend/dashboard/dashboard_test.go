@@ -21,6 +21,7 @@ import (
 	"go.uber.org/goleak"
 
 	"github.com/shiplog-dev/shiplog/backend"
+	"github.com/shiplog-dev/shiplog/backend/access"
 	"github.com/shiplog-dev/shiplog/backend/archivetest"
 	"github.com/shiplog-dev/shiplog/internal/criline"
 	"github.com/shiplog-dev/shiplog/internal/layout"
@@ -331,7 +332,8 @@ func TestWhoMayRead(t *testing.T) {
 			if got.StatusCode != c.want {
 				t.Errorf("%s, want %d: %s", got.Status, c.want, got.body)
 			}
-			if challenge := got.Header.Get("WWW-Authenticate"); (challenge != "") != (c.want == 401) {
+			// The Dashboard passes it on to browsers, which would ask for a password.
+			if challenge := got.Header.Get("WWW-Authenticate"); challenge != "" {
 				t.Errorf("WWW-Authenticate: %q", challenge)
 			}
 			if c.want == 404 && got.body != notFound+"\n" {
@@ -341,6 +343,53 @@ func TestWhoMayRead(t *testing.T) {
 	}
 	if w.log.Len() > 0 {
 		t.Errorf("logged: %s", w.log.String())
+	}
+}
+
+// TestGuesses: passwords and secrets that are nobody's are bounded by the address that they are from, and a right one is let in all the same.
+func TestGuesses(t *testing.T) {
+	gate, err := access.New(access.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	tenants, err := parseTenants(fmt.Appendf(nil, `{"tenants":[{"name":"team","namespaces":["ns"],"passwordSHA256":"%s","pathSecretSHA256":"%s"}]}`, sha(password), sha(secret)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	limits := access.DefaultLimits()
+	limits.Failures, limits.Burst = 0, 2
+	for _, c := range []struct {
+		name, user, password, secret string
+		want                         []int
+	}{
+		{"a wrong password", "team", "wrong", "", []int{401, 401, 429, 429}},
+		{"a wrong path secret", "", "", "/wrong", []int{404, 404, 429, 429}},
+		{"nothing, which is no guess", "", "", "", []int{401, 401, 401, 401}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			h := gate.Wrap(limits, New(Options{Tenants: tenants, Log: slog.New(slog.DiscardHandler)}))
+			ask := func(user, password, secret string) *httptest.ResponseRecorder {
+				r := httptest.NewRequest(http.MethodGet, Base+secret+"/other/pod/step-a", nil) // a namespace that is not the tenant's: the archive is not asked
+				if user != "" {
+					r.SetBasicAuth(user, password)
+				}
+				w := httptest.NewRecorder()
+				h.ServeHTTP(w, r)
+				return w
+			}
+			for i, want := range c.want {
+				got := ask(c.user, c.password, c.secret)
+				if got.Code != want || (got.Header().Get("Retry-After") != "") != (want == 429) {
+					t.Errorf("guess %d: %d, want %d", i, got.Code, want)
+				}
+			}
+			if got := ask("team", password, ""); got.Code != 404 {
+				t.Errorf("the right password: %d", got.Code)
+			}
+			if got := ask("", "", "/"+secret); got.Code != 404 {
+				t.Errorf("the right path secret: %d", got.Code)
+			}
+		})
 	}
 }
 

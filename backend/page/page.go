@@ -14,6 +14,7 @@ import (
 	"log/slog"
 	"net/http"
 	"net/url"
+	"os"
 	"path"
 	"strings"
 	"time"
@@ -163,6 +164,9 @@ func (p *page) fail(w http.ResponseWriter, r *http.Request, err error) {
 		http.Redirect(w, r, own+"/login?"+url.Values{"next": {r.URL.RequestURI()}}.Encode(), http.StatusFound)
 		return
 	}
+	if status == http.StatusServiceUnavailable || status == http.StatusTooManyRequests {
+		w.Header().Set("Retry-After", "5")
+	}
 	if err := p.show(w, status, "error.html", errorPage{Title: http.StatusText(status), Message: message}); err != nil {
 		p.Log.Error("cannot show an error", "error", err)
 	}
@@ -179,7 +183,9 @@ func (p *page) login(w http.ResponseWriter, r *http.Request) error {
 // loggedIn begins the session. What is typed is in no answer and no log.
 func (p *page) loggedIn(w http.ResponseWriter, r *http.Request) error {
 	r.Body = http.MaxBytesReader(w, r.Body, maxForm)
-	if err := r.ParseForm(); err != nil {
+	if err := r.ParseForm(); errors.Is(err, os.ErrDeadlineExceeded) {
+		return &api.Error{Status: http.StatusRequestTimeout, Message: "the form did not come in time: send it again"}
+	} else if err != nil {
 		return &api.Error{Status: http.StatusBadRequest, Message: "the form cannot be read"}
 	}
 	next := nextOf(r.PostForm.Get("next"))

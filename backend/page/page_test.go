@@ -9,8 +9,10 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"os"
 	"strings"
 	"testing"
+	"testing/iotest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -52,6 +54,9 @@ func (d *door) Allow(r *http.Request, namespace string) error {
 func (d *door) Allowed(r *http.Request, all []string) ([]string, error) { return all, d.who(r) }
 
 func (d *door) Login(w http.ResponseWriter, _ *http.Request, token string) error {
+	if token == "guess" {
+		return &access.Error{Status: http.StatusTooManyRequests, Message: "too many guesses"}
+	}
 	if token != "good" {
 		return &access.Error{Status: http.StatusUnauthorized, Message: "the token is not valid"}
 	}
@@ -196,6 +201,16 @@ func TestAnswers(t *testing.T) {
 		}
 		if r := ask(t, h, http.MethodPost, own+"/login", url.Values{"token": {strings.Repeat("x", maxForm)}}); r.StatusCode != 400 {
 			t.Errorf("a form that is too long: %d", r.StatusCode)
+		}
+		if r := ask(t, h, http.MethodPost, own+"/login", url.Values{"token": {"guess"}}); r.StatusCode != 429 || r.Header.Get("Retry-After") == "" {
+			t.Errorf("too many guesses: %d", r.StatusCode)
+		}
+		slow := httptest.NewRequest(http.MethodPost, own+"/login", iotest.ErrReader(os.ErrDeadlineExceeded))
+		slow.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, slow)
+		if w.Code != 408 {
+			t.Errorf("a form that does not come in time: %d", w.Code)
 		}
 	})
 	t.Run("the API server is away", func(t *testing.T) {
