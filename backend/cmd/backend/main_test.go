@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -22,9 +23,11 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 
+	"github.com/shiplog-dev/shiplog/backend/api"
 	"github.com/shiplog-dev/shiplog/backend/archivetest"
 	"github.com/shiplog-dev/shiplog/backend/dashboard"
 	"github.com/shiplog-dev/shiplog/backend/loki"
+	"github.com/shiplog-dev/shiplog/backend/page"
 	"github.com/shiplog-dev/shiplog/internal/layout"
 	"github.com/shiplog-dev/shiplog/internal/objectstore"
 	"github.com/shiplog-dev/shiplog/internal/record"
@@ -53,6 +56,118 @@ func TestFlags(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestCookie: only a flag of its own lets the page's cookie go without TLS, which a proxy in front of plain HTTP may well have.
+func TestCookie(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		args []string
+		want bool
+	}{
+		{"with TLS", nil, true},
+		{"behind a proxy with TLS", []string{"--cert-dir="}, true},
+		{"without TLS anywhere", []string{"--cert-dir=", "--insecure-cookie"}, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s := newStub(t, func(http.ResponseWriter, *http.Request) {}, c.args...)
+			r := httptest.NewRequest(http.MethodPost, page.Base+"/-/login", strings.NewReader("token=good"))
+			r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+			w := httptest.NewRecorder()
+			s.handler.ServeHTTP(w, r)
+			cookies := w.Result().Cookies()
+			if w.Code != http.StatusSeeOther || len(cookies) != 1 {
+				t.Fatalf("%d %s", w.Code, w.Body)
+			}
+			if k := cookies[0]; k.Secure != c.want || strings.HasPrefix(k.Name, "__Host-") != c.want {
+				t.Errorf("the cookie is %v", k)
+			}
+		})
+	}
+}
+
+// TestHealth: a store that does not answer is no reason to send readers away, or to begin anew.
+func TestHealth(t *testing.T) {
+	asked, release := make(chan struct{}, 100), make(chan struct{})
+	s := newStub(t, func(_ http.ResponseWriter, r *http.Request) {
+		asked <- struct{}{}
+		select {
+		case <-release:
+		case <-r.Context().Done():
+		}
+	})
+	ctx, cancel := context.WithCancel(t.Context())
+	var group sync.WaitGroup
+	defer group.Wait()
+	defer close(release)
+	defer cancel()
+	for range 10 {
+		group.Go(func() {
+			r := httptest.NewRequest(http.MethodGet, api.Base+"/namespaces/default/runs", nil).WithContext(ctx)
+			r.Header.Set("Authorization", "Bearer good")
+			s.handler.ServeHTTP(httptest.NewRecorder(), r)
+		})
+	}
+	for range 10 {
+		<-asked
+	}
+	side := sideRoutes(s.registry, t.Context())
+	for _, path := range []string{"/healthz", "/readyz", "/metrics"} {
+		w := httptest.NewRecorder()
+		side.ServeHTTP(w, httptest.NewRequest(http.MethodGet, path, nil))
+		if w.Code != http.StatusOK {
+			t.Errorf("%s: %d", path, w.Code)
+		}
+		if want := "shiplog_backend_requests_running 10\n"; path == "/metrics" && !strings.Contains(w.Body.String(), want) {
+			t.Errorf("/metrics lacks %s", want)
+		}
+	}
+}
+
+// stub is all that is served, with an API server that lets everybody in, and a store.
+type stub struct {
+	handler  http.Handler
+	registry *prometheus.Registry
+}
+
+func newStub(t *testing.T, store http.HandlerFunc, args ...string) stub {
+	t.Helper()
+	s3 := httptest.NewServer(store)
+	t.Cleanup(s3.Close)
+	cluster := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		if strings.HasSuffix(r.URL.Path, "/tokenreviews") {
+			fmt.Fprint(w, `{"kind":"TokenReview","apiVersion":"authentication.k8s.io/v1","status":{"authenticated":true,"user":{"username":"a"}}}`)
+			return
+		}
+		fmt.Fprint(w, `{"kind":"SubjectAccessReview","apiVersion":"authorization.k8s.io/v1","status":{"allowed":true}}`)
+	}))
+	t.Cleanup(cluster.Close)
+	for name, value := range map[string]string{
+		objectstore.EnvBucket: "logs", objectstore.EnvEndpoint: s3.URL, objectstore.EnvRegion: "here", "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret",
+	} {
+		t.Setenv(name, value)
+	}
+	kubeconfig := filepath.Join(t.TempDir(), "kubeconfig")
+	err := clientcmd.WriteToFile(clientcmdapi.Config{
+		CurrentContext: "c",
+		Contexts:       map[string]*clientcmdapi.Context{"c": {Cluster: "c"}},
+		Clusters:       map[string]*clientcmdapi.Cluster{"c": {Server: cluster.URL}},
+	}, kubeconfig)
+	if err != nil {
+		t.Fatal(err)
+	}
+	o, err := parseFlags(append([]string{"--kubeconfig=" + kubeconfig, "--dashboard-tenants="}, args...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	registry := prometheus.NewRegistry()
+	handler, closeStore, err := newHandler(t.Context(), o, registry, slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(closeStore)
+	return stub{handler, registry}
 }
 
 // TestHandler serves a real archive to a token of a real API server.
@@ -154,7 +269,10 @@ func TestHandler(t *testing.T) {
 		}
 	}
 	server.Close() // when all is logged
-	for _, want := range []string{`msg=request method=GET area=/api/v1 `, " status=403 ", ` area=/external-logs `, " s3Requests=1 "} {
+	for _, want := range []string{
+		`msg=request method=GET area=/api/v1 `, " status=403 ", ` area=/external-logs `, " s3Requests=1 ",
+		" path=/api/v1/namespaces/default/runs client=", " user=system:serviceaccount:default:nobody namespace=default status=403 ", ` path="" client=`, ` user="dashboard a" namespace=default status=404 `,
+	} {
 		if !strings.Contains(logged.String(), want) {
 			t.Errorf("the log lacks %q:\n%s", want, logged.String())
 		}
