@@ -188,6 +188,7 @@ func (a *Archive) FollowRun(ctx context.Context, target Target, choose func(Task
 	return func(yield func(PlacedLine, error) bool) {
 		readings := map[layout.Container]*reading{}
 		ended := map[layout.Container]bool{}
+		shared := &blocks{} // only one log is read at a time
 		for {
 			tree, err := a.Tree(ctx, target)
 			if err != nil {
@@ -202,6 +203,7 @@ func (a *Archive) FollowRun(ctx context.Context, target Target, choose func(Task
 				}
 				if readings[c.Key] == nil {
 					readings[c.Key] = a.begin(c, o)
+					readings[c.Key].blocks = shared
 				}
 				show := func(l Line, err error) bool { return yield(PlacedLine{place, l}, err) }
 				stopped := false
@@ -220,6 +222,7 @@ func (a *Archive) FollowRun(ctx context.Context, target Target, choose func(Task
 				if more {
 					readings[c.Key].check(c, show)
 				}
+				delete(readings, c.Key)
 				if !yield(PlacedLine{Place: place}, nil) {
 					return
 				}
@@ -227,6 +230,7 @@ func (a *Archive) FollowRun(ctx context.Context, target Target, choose func(Task
 			if !running {
 				return
 			}
+			o.None = false // of what comes from now on, nothing was there
 			if err := o.pause(ctx); err != nil {
 				yield(PlacedLine{}, err)
 				return

@@ -44,6 +44,8 @@ type Line struct {
 type LogOptions struct {
 	// Tail, if positive, leaves only so many of the last ended lines, and what is behind them.
 	Tail int64
+	// None leaves nothing of what is there when reading begins. FollowRun yields all of the logs that come later.
+	None bool
 	// FromLine and ToLine, if positive, are the numbers of the first and the last line.
 	FromLine, ToLine int64
 	// FromByte and ToByte, if positive, leave the lines that have at least a byte among the printed bytes from FromByte to before ToByte. Their text is whole.
@@ -84,7 +86,7 @@ type reading struct {
 	named   int64    // printed bytes before end, as the names of segments count them
 	digest  hash.Hash
 	whole   bool // nothing is missing up to end
-	blocks  blocks
+	blocks  *blocks
 	parser  criline.Parser
 	pieces  map[criline.Stream]bool // the last line of that stream has not ended; where options.dull is set
 	since   bool                    // a line at or behind options.Since was there
@@ -95,10 +97,13 @@ type reading struct {
 
 // begin chooses where to begin.
 func (a *Archive) begin(c Container, o LogOptions) *reading {
+	if o.None {
+		o.FromByte = max(o.FromByte, c.Bytes)
+	}
 	if o.Tail > 0 {
 		o.FromLine = max(o.FromLine, c.Lines-o.Tail+1)
 	}
-	r := &reading{archive: a, options: o, digest: sha256.New(), since: o.Since.IsZero(), pieces: map[criline.Stream]bool{}}
+	r := &reading{archive: a, options: o, digest: sha256.New(), since: o.Since.IsZero(), blocks: &blocks{}, pieces: map[criline.Stream]bool{}}
 	if first := c.first(o); first > 0 {
 		before := c.Segments[first-1]
 		r.end, r.named = before.End(), before.PrintedOffset+before.Printed
@@ -182,11 +187,15 @@ func (r *reading) read(ctx context.Context, c Container, yield func(Line, error)
 		if get == nil {
 			get = func() (io.ReadCloser, error) { return r.archive.store.Get(ctx, c.Key.SegmentKey(s)) }
 		}
-		// Who wants a little has it in the first segment.
-		if reads++; reads > 1 && r.options.ToLine <= 0 && r.options.ToByte <= 0 {
-			next.fill(ctx, r.archive, c.Key, order[i+1:], s.End())
+		// Who wants a little has it in the first segment, or in the first two. So no more is asked for ahead than was read.
+		if reads++; reads > 2 && r.options.ToLine <= 0 && r.options.ToByte <= 0 {
+			next.fill(ctx, r.archive, c.Key, order[i+1:], s.End(), min(reads-1, mostAhead))
 		}
-		for block, err := range segmentBlocks(get, s, &r.blocks) {
+		for block, err := range segmentBlocks(get, s, r.blocks) {
+			if ctx.Err() != nil { // what is in memory goes on for as long as a search takes
+				yield(Line{}, context.Cause(ctx))
+				return false
+			}
 			var corrupt *segment.CorruptError
 			if errors.As(err, &corrupt) {
 				if !missing(s.First, s.Printed-shown, err) {
@@ -260,12 +269,21 @@ func (r *reading) lines(block []byte, offset, shown *int64, malformed func([]byt
 		if r.options.dull != nil {
 			r.pieces[l.Stream] = !l.Full
 		}
+		if l.Stream == criline.Markers && !isGap(l.Text) {
+			continue
+		}
 		wanted, more := r.wants(l)
 		if !more || wanted && !yield(l, nil) {
 			return false
 		}
 	}
 	return r.options.block == nil || r.options.block()
+}
+
+// isGap says whether a marker is one that a reader shows: one of a kind that a later version writes is passed over. What is no marker is shown, since something is wrong there.
+func isGap(text []byte) bool {
+	m, err := criline.ParseMarker(text)
+	return err != nil || m.Kind == criline.Gap
 }
 
 // check compares the digest of what was read with the seal's. A shipper that had lost its state, and went on, has no digest of the whole.
@@ -356,22 +374,23 @@ type window struct{ queue []*ahead }
 // ahead is one of them.
 type ahead struct {
 	segment layout.Segment
+	get     func() (io.ReadCloser, error)
 	cancel  context.CancelFunc
 	done    chan struct{} // closed when what follows is set
 	object  io.ReadCloser
 	err     error
 }
 
-// fill asks for what is behind end, as the reading will.
-func (w *window) fill(ctx context.Context, a *Archive, c layout.Container, behind []placed, end int64) {
-	n, bytes := 0, int64(0)
+// fill asks for what is behind end, as the reading will, until so many are asked for.
+func (w *window) fill(ctx context.Context, a *Archive, c layout.Container, behind []placed, end int64, most int) {
+	n, total := 0, int64(0)
 	for _, p := range behind {
 		if p.End() <= end {
 			continue // others held it
 		}
 		end = p.End()
-		bytes += p.Length
-		if n == mostAhead || n > 0 && bytes > bytesAhead {
+		total += p.Length
+		if n == most || n > 0 && total > bytesAhead {
 			return
 		}
 		if n == len(w.queue) {
@@ -384,9 +403,10 @@ func (w *window) fill(ctx context.Context, a *Archive, c layout.Container, behin
 func (a *Archive) fetchAhead(ctx context.Context, c layout.Container, s layout.Segment) *ahead {
 	ctx, cancel := context.WithCancel(ctx)
 	f := &ahead{segment: s, cancel: cancel, done: make(chan struct{})}
+	f.get = func() (io.ReadCloser, error) { return a.store.Get(ctx, c.SegmentKey(s)) }
 	go func() { // ends with the answer; take's function and drop wait for it
 		defer close(f.done)
-		f.object, f.err = a.store.Get(ctx, c.SegmentKey(s))
+		f.object, f.err = f.get()
 	}()
 	return f
 }
@@ -405,7 +425,7 @@ func (w *window) take(s layout.Segment) func() (io.ReadCloser, error) {
 			f.cancel()
 			return nil, f.err
 		}
-		return &cancelling{f.object, f.cancel}, nil
+		return &idle{ReadCloser: f.object, get: f.get, cancel: f.cancel}, nil
 	}
 }
 
@@ -421,15 +441,34 @@ func (w *window) drop() {
 	w.queue = nil
 }
 
-// cancelling ends a context when it is closed.
-type cancelling struct {
+// idle is an object that was opened before it was needed. It ends its context when it is closed.
+type idle struct {
 	io.ReadCloser
+	get    func() (io.ReadCloser, error)
 	cancel context.CancelFunc
+	begun  bool
 }
 
-func (c *cancelling) Close() error {
-	defer c.cancel()
-	return c.ReadCloser.Close()
+// Read implements io.Reader. Where who reads is slow, the store may have closed the connection before the first byte was wanted: then the object is opened once more.
+func (f *idle) Read(p []byte) (int, error) {
+	n, err := f.ReadCloser.Read(p)
+	begun := f.begun
+	f.begun = true
+	if begun || n > 0 || err == nil || errors.Is(err, io.EOF) {
+		return n, err
+	}
+	again, getErr := f.get()
+	if getErr != nil {
+		return 0, getErr
+	}
+	f.ReadCloser.Close() // opened for reading: there is nothing to lose
+	f.ReadCloser = again
+	return f.ReadCloser.Read(p)
+}
+
+func (f *idle) Close() error {
+	defer f.cancel()
+	return f.ReadCloser.Close()
 }
 
 // segmentBlocks yields the lines of one segment with their newlines, many at once. They are good until the next ones.

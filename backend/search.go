@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/shiplog-dev/shiplog/internal/criline"
+	"github.com/shiplog-dev/shiplog/internal/layout"
 )
 
 const (
@@ -24,8 +25,8 @@ const (
 	MaxContext = 20
 	// maxPattern bounds a pattern, in bytes. RE2's time is linear in the text, and in the size of the pattern.
 	maxPattern = 1 << 10
-	// maxProgram bounds a regular expression's instructions: counted repetitions multiply them.
-	maxProgram = 20_000
+	// maxProgram bounds a regular expression's instructions, since the time for a line grows with them: counted repetitions multiply them.
+	maxProgram = 2000
 )
 
 // PatternError says that a pattern cannot be searched for.
@@ -93,7 +94,7 @@ func NewSearch(q Query) (*Search, error) {
 		return bad(err)
 	}
 	if len(program.Inst) > maxProgram {
-		return bad(errors.New("is too large: use smaller numbers of repetitions"))
+		return bad(fmt.Errorf("is too large: it has %d instructions, %d are allowed: use smaller numbers of repetitions", len(program.Inst), maxProgram))
 	}
 	re, err := regexp.Compile(pattern)
 	if err != nil {
@@ -165,7 +166,21 @@ type Match struct {
 	Before, After []MatchLine
 }
 
-// In yields the matches in a container's log, in its order. Pieces of a line are put together; the lines of the two streams are not mixed. Errors are those of Lines, but that the log's digest is not compared.
+// MissingError says that a search could not look at a part of a log, since the archive lacks it or it cannot be decompressed.
+type MissingError struct {
+	Container layout.Container
+	Offset    int64  // printed bytes before it
+	Reason    string // what is missing, and why
+}
+
+func (e *MissingError) Error() string {
+	return fmt.Sprintf("the log under %s could not be searched from byte %d on: %s", e.Container.Prefix(), e.Offset, e.Reason)
+}
+
+// In yields the matches in a container's log, in its order. Pieces of a line are put together; the lines of the two streams are not mixed.
+//
+// Where bytes of the archive are missing or corrupt, a *MissingError is yielded, and the search goes on behind them. Any other error is the store's, and ends it. The digest of the whole log is not compared, which would take
+// reading all that is passed over; each segment has a checksum of its own, and that is. Bytes that were lost before they were archived are not told of here: Container.Status and the seal say that they were.
 func (s *Search) In(ctx context.Context, a *Archive, c Container, o LogOptions) iter.Seq2[Match, error] {
 	return func(yield func(Match, error) bool) {
 		f := finder{search: s, open: map[criline.Stream]*openLine{}}
@@ -175,22 +190,27 @@ func (s *Search) In(ctx context.Context, a *Archive, c Container, o LogOptions) 
 			o.dull = func(block []byte) bool { return !s.literal.in(block) }
 		}
 		for l, err := range a.Lines(ctx, c, o) {
-			if err != nil {
+			switch {
+			case err != nil:
 				if f.flush(yield) {
 					yield(Match{}, err)
 				}
 				return
-			}
-			if l.Stream != criline.Markers && !f.add(l, yield) {
-				return
+			case l.Stream != criline.Markers:
+				if !f.add(l, yield) {
+					return
+				}
+			default:
+				if m, err := criline.ParseMarker(l.Text); err != nil || m.Reason != ReasonMissing {
+					continue
+				}
+				// Nothing goes on behind what is missing: neither a line nor a match's context.
+				if !f.end(yield) || !yield(Match{}, &MissingError{c.Key, l.Offset, DescribeMarker(l.Text)}) {
+					return
+				}
 			}
 		}
-		for _, stream := range []criline.Stream{criline.Stdout, criline.Stderr} { // lines that never ended
-			if open := f.open[stream]; open != nil && !f.line(*open, yield) {
-				return
-			}
-		}
-		f.flush(yield)
+		f.end(yield)
 	}
 }
 
@@ -267,6 +287,18 @@ func (f *finder) line(l openLine, yield func(Match, error) bool) bool {
 		f.before = append(f.before, shown)
 	}
 	return true
+}
+
+// end looks into the lines that never ended, and yields what waits.
+func (f *finder) end(yield func(Match, error) bool) bool {
+	for _, stream := range []criline.Stream{criline.Stdout, criline.Stderr} {
+		if open := f.open[stream]; open != nil && !f.line(*open, yield) {
+			return false
+		}
+		delete(f.open, stream)
+	}
+	f.before = nil
+	return f.flush(yield)
 }
 
 // flush yields what waits for lines that will not come.

@@ -2,9 +2,12 @@ package backend
 
 import (
 	"bytes"
+	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -65,6 +68,87 @@ func TestSearchInBlocks(t *testing.T) {
 	}
 }
 
+// TestSearchTellsWhatIsMissing: a search that could not look at all of a log says so, whatever the log's state says, and goes on.
+func TestSearchTellsWhatIsMissing(t *testing.T) {
+	whole := lines(9)
+	at := func(n int) int { return lineEnd(whole, n) }
+	middle, _ := segmentOf(t, whole, at(3), at(6))
+	for _, c := range []struct {
+		name  string
+		spoil func(m memory)
+		query Query
+		want  []string
+	}{
+		{"whole", func(memory) {}, Query{Pattern: "line 7"}, []string{"8"}},
+		{"garbage", func(m memory) { m[step.SegmentKey(middle)] = object{[]byte("garbage"), now} }, Query{Pattern: "line 7"}, []string{"missing from 21", "8"}},
+		{"garbage, and nothing found", func(m memory) { m[step.SegmentKey(middle)] = object{[]byte("garbage"), now} }, Query{Pattern: "nothing"}, []string{"missing from 21"}},
+		{"garbage, with a regular expression", func(m memory) { m[step.SegmentKey(middle)] = object{[]byte("garbage"), now} }, Query{Pattern: "line [27]", Regexp: true}, []string{"3", "missing from 21", "8"}},
+		{"context ends at what is missing", func(m memory) { m[step.SegmentKey(middle)] = object{[]byte("garbage"), now} },
+			Query{Pattern: "line [26]", Regexp: true, Before: 2, After: 2}, []string{"12<3>", "missing from 21", "<7>89"}},
+		{"no object", func(m memory) { delete(m, step.SegmentKey(middle)) }, Query{Pattern: "line 7"}, []string{"missing from 21", "5"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			m := memory{}
+			m.putLog(t, step, now, whole, at(3), at(6), len(whole))
+			m.put(t, step.SealKey(), now, sealOf(whole))
+			c.spoil(m)
+			s, err := NewSearch(c.query)
+			if err != nil {
+				t.Fatal(err)
+			}
+			var got []string
+			for match, err := range s.In(t.Context(), archive(m), onlyContainer(t, m), LogOptions{}) {
+				var missing *MissingError
+				switch {
+				case errors.As(err, &missing):
+					if missing.Container != step || missing.Reason == "" {
+						t.Errorf("%+v", missing)
+					}
+					got = append(got, fmt.Sprintf("missing from %d", missing.Offset))
+				case err != nil:
+					t.Fatal(err)
+				case c.query.Before > 0:
+					var b strings.Builder
+					for _, l := range match.Before {
+						fmt.Fprint(&b, l.Number)
+					}
+					fmt.Fprintf(&b, "<%d>", match.Number)
+					for _, l := range match.After {
+						fmt.Fprint(&b, l.Number)
+					}
+					got = append(got, b.String())
+				default:
+					got = append(got, fmt.Sprint(match.Number))
+				}
+			}
+			if !slices.Equal(got, c.want) {
+				t.Errorf("got %q, want %q", got, c.want)
+			}
+		})
+	}
+}
+
+// TestSearchEnds: what is in memory already does not keep a search going for which nobody waits.
+func TestSearchEnds(t *testing.T) {
+	m, k, _ := largeLog(t)
+	s, err := NewSearch(Query{Pattern: "^compile .*nothing (old|new)", Regexp: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	n := 0
+	var last error
+	for _, err := range s.In(ctx, archive(m), k, LogOptions{}) {
+		last = err
+		n++
+		cancel()
+	}
+	if !errors.Is(last, context.Canceled) || n > blockBytes/criline.PrefixLen {
+		t.Errorf("it ended behind %d matches with %v", n, last)
+	}
+}
+
 // Whatever is searched for is found where package bytes finds it.
 func FuzzLiteral(f *testing.F) {
 	f.Add("needle", []byte("a haystack with a needle in it"))
@@ -118,7 +202,7 @@ func BenchmarkLines(b *testing.B) {
 	}
 }
 
-func largeLog(b *testing.B) (memory, Container, int64) {
+func largeLog(b testing.TB) (memory, Container, int64) {
 	b.Helper()
 	const segment, segments = 4 << 20, 8
 	var whole []byte

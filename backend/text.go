@@ -108,14 +108,19 @@ func (p *Printer) gap(label string, l Line) error {
 	}
 	p.marked[label]++
 	p.see(Gaps)
-	m, err := criline.ParseMarker(l.Text)
-	if err != nil {
-		return notice(p.Notices, label, "a notice that cannot be read: %v", err)
-	}
-	if m.Reason == ReasonMissing {
+	if m, err := criline.ParseMarker(l.Text); err == nil && m.Reason == ReasonMissing {
 		p.see(Damaged)
 	}
-	return notice(p.Notices, label, "%s", DescribeGap(m))
+	return notice(p.Notices, label, "%s", DescribeMarker(l.Text))
+}
+
+// DescribeMarker puts the text of a line of the stream "marker" into words.
+func DescribeMarker(text []byte) string {
+	m, err := criline.ParseMarker(text)
+	if err != nil {
+		return fmt.Sprintf("a notice that cannot be read: %v", err)
+	}
+	return DescribeGap(m)
 }
 
 // DescribeGap puts a marker into words.

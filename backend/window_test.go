@@ -291,6 +291,7 @@ func TestBadQueries(t *testing.T) {
 		"long":                 {Pattern: strings.Repeat("x", maxPattern+1)},
 		"no expression":        {Pattern: "(", Regexp: true},
 		"large":                {Pattern: "((x{100}){100}){10}", Regexp: true},
+		"many repetitions":     {Pattern: "[ab]{1,900}x{1,900}[cd]{1,900}", Regexp: true},
 		"larger than it looks": {Pattern: "(?:(?:[a-z]{1,90}){1,90}){1,9}", Regexp: true},
 		"too much context":     {Pattern: "x", Before: MaxContext + 1},
 		"negative context":     {Pattern: "x", After: -1},

@@ -47,7 +47,7 @@ func (t *text) log(lines iter.Seq2[backend.Line, error], c backend.Container) er
 		case err != nil:
 		case l.Stream == criline.Markers:
 			marked = true
-			err = t.notice(levelWarning, l.Time, describe(l))
+			err = t.notice(levelWarning, l.Time, backend.DescribeMarker(l.Text))
 		default:
 			err = t.line(l)
 		}
@@ -87,15 +87,6 @@ func (t *text) latest() time.Time {
 		return t.last
 	}
 	return time.Now()
-}
-
-// describe puts a marker into words.
-func describe(l backend.Line) string {
-	m, err := criline.ParseMarker(l.Text)
-	if err != nil {
-		return fmt.Sprintf("a notice that cannot be read: %v", err)
-	}
-	return backend.DescribeGap(m)
 }
 
 // line writes a line, or a piece of one.

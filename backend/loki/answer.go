@@ -92,7 +92,7 @@ func (w *entries) log(lines iter.Seq2[backend.Line, error], p part) error {
 		case err != nil:
 		case l.Stream == criline.Markers:
 			marked = true
-			err = w.notice(l.Time, w.prefix, describe(l))
+			err = w.notice(l.Time, w.prefix, backend.DescribeMarker(l.Text))
 		default:
 			err = w.line(l)
 		}
@@ -105,15 +105,6 @@ func (w *entries) log(lines iter.Seq2[backend.Line, error], p part) error {
 		return w.end()
 	}
 	return w.notice(time.Time{}, w.prefix, said)
-}
-
-// describe puts a marker into words.
-func describe(l backend.Line) string {
-	m, err := criline.ParseMarker(l.Text)
-	if err != nil {
-		return fmt.Sprintf("a notice that cannot be read: %v", err)
-	}
-	return backend.DescribeGap(m)
 }
 
 // line writes a line, or a piece of one. As in a pod's log in Kubernetes, a piece goes on where the last one ended, of whichever stream it is.
