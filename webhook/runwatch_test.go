@@ -3,15 +3,21 @@ package main
 import (
 	"encoding/json"
 	"fmt"
+	"os"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"sigs.k8s.io/yaml"
 
 	"github.com/shiplog-dev/shiplog/internal/contract"
 	"github.com/shiplog-dev/shiplog/internal/record"
@@ -112,6 +118,35 @@ func FuzzSlimOf(f *testing.F) {
 		slim := slimOf(obj)
 		_, _, _ = slim.key(), foreign(slim), marked(slim)
 	})
+}
+
+// TestMemoryLimits: the collector works harder before a container's memory limit is reached.
+func TestMemoryLimits(t *testing.T) {
+	for _, name := range []string{"deployment.yaml", "backend.yaml"} {
+		t.Run(name, func(t *testing.T) {
+			text, err := os.ReadFile("../manifests/base/" + name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			first, _, _ := strings.Cut(string(text), "\n---\n")
+			var d appsv1.Deployment
+			if err := yaml.UnmarshalStrict([]byte(first), &d); err != nil {
+				t.Fatal(err)
+			}
+			c := d.Spec.Template.Spec.Containers[0]
+			i := slices.IndexFunc(c.Env, func(e corev1.EnvVar) bool { return e.Name == "GOMEMLIMIT" })
+			if i < 0 {
+				t.Fatal("GOMEMLIMIT is missing")
+			}
+			soft, err := resource.ParseQuantity(strings.TrimSuffix(c.Env[i].Value, "B")) // the Go runtime's MiB is Kubernetes' Mi
+			if err != nil {
+				t.Fatal(err)
+			}
+			if share := soft.AsApproximateFloat64() / c.Resources.Limits.Memory().AsApproximateFloat64(); share < 0.85 || share > 0.95 {
+				t.Errorf("GOMEMLIMIT is %s, which is %.2f of the limit %s, want 0.9", c.Env[i].Value, share, c.Resources.Limits.Memory())
+			}
+		})
+	}
 }
 
 // TestRunObjectIsSmall: 10,000 runs with three TaskRuns each fit well into the webhook's memory.
