@@ -9,12 +9,15 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
@@ -137,6 +140,7 @@ func runsAreAnnotated(t *testing.T, api realAPI) {
 			t.Fatal(err)
 		}
 	}
+	var stops []func()
 	start := func(config *rest.Config) *annotator {
 		a, err := newAnnotator(config, store, testPage, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
 		if err != nil {
@@ -145,7 +149,8 @@ func runsAreAnnotated(t *testing.T, api realAPI) {
 		ctx, stop := context.WithCancel(t.Context())
 		var group sync.WaitGroup
 		group.Go(func() { a.run(ctx) })
-		t.Cleanup(func() { stop(); group.Wait() })
+		stops = append(stops, func() { stop(); group.Wait() })
+		t.Cleanup(stops[len(stops)-1])
 		return a
 	}
 	one := start(api.asWebhook(t))
@@ -242,6 +247,62 @@ func runsAreAnnotated(t *testing.T, api realAPI) {
 			t.Errorf("%d TaskRuns at version %q in %d requests, want %d in 2", len(list.Items), list.ResourceVersion, pages.n, runPage+6)
 		}
 	})
+	t.Run("without the verb patch", func(t *testing.T) {
+		for _, stop := range stops {
+			stop()
+		}
+		three := start(api.withoutPatch(t))
+		pr := runs.create("PipelineRun", "unpatched", object{})
+		tr := runs.create("TaskRun", "unpatched-build", object{
+			"ownerReferences": []any{object{"apiVersion": "tekton.dev/v1", "kind": "PipelineRun", "name": "unpatched", "uid": string(pr.GetUID()), "controller": true}},
+		})
+		step := place
+		step.Run, step.TaskRun = layout.Run{Namespace: "runs", Name: "unpatched", UID: string(pr.GetUID())}, "unpatched-build"
+		runJSON, err := record.Encode(record.Run{Kind: layout.PipelineRun, Namespace: "runs", Name: "unpatched", UID: step.UID, Created: time.Now()})
+		put(step.RunKey(), runJSON, err)
+		put(step.SealKey(), sealJSON, nil)
+		three.ticketIssued(ownedPod{taskRun: slimOf(tr), pipelineRun: slimOf(pr)})
+		fields := ended()
+		fields["podName"] = "unpatched-build-pod"
+		runs.status("TaskRun", "unpatched-build", fields)
+		runs.status("PipelineRun", "unpatched", ended())
+		until(t, "the event on what was lost", func() bool {
+			event, err := api.Core.CoreV1().Events("runs").Get(t.Context(), "shiplog-lost-"+string(pr.GetUID()), metav1.GetOptions{})
+			return err == nil && event.Reason == "ShiplogLost"
+		})
+		if got, err := three.readRun(t.Context(), step.RunKey()); err != nil || got.State != record.Succeeded {
+			t.Errorf("run.json says %q, %v, want %q", got.State, err, record.Succeeded)
+		}
+		// The addresses of both, and what is said of both at the end.
+		until(t, "all to be refused", func() bool { return testutil.ToFloat64(three.refused) >= 4 })
+		if a := runs.annotations("PipelineRun", "unpatched"); len(a) > 0 {
+			t.Errorf("annotations %v", a)
+		}
+	})
+}
+
+// withoutPatch is a client with the rights of the manifest but the verb patch.
+func (a realAPI) withoutPatch(t *testing.T) *rest.Config {
+	t.Helper()
+	conf := a.asWebhook(t)
+	role := roles[rbacv1.ClusterRole](t, "ClusterRole")[0]
+	role.Name = "without-patch"
+	for i, rule := range role.Rules {
+		role.Rules[i].Verbs = slices.DeleteFunc(rule.Verbs, func(verb string) bool { return verb == "patch" })
+	}
+	if _, err := a.Core.RbacV1().ClusterRoles().Create(t.Context(), &role, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	binding := &rbacv1.ClusterRoleBinding{
+		ObjectMeta: metav1.ObjectMeta{Name: role.Name},
+		RoleRef:    rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: role.Name},
+		Subjects:   []rbacv1.Subject{{APIGroup: rbacv1.GroupName, Kind: rbacv1.UserKind, Name: role.Name}},
+	}
+	if _, err := a.Core.RbacV1().ClusterRoleBindings().Create(t.Context(), binding, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	conf.Impersonate = rest.ImpersonationConfig{UserName: role.Name}
+	return conf
 }
 
 // pageCounter counts requests.

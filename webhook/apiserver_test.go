@@ -100,6 +100,7 @@ func (a realAPI) asWebhook(t *testing.T) *rest.Config {
 	}
 	subject := bindings[0].Subjects[0]
 	conf := rest.CopyConfig(a.Admin)
+	conf.AcceptContentTypes = acceptedTypes
 	conf.Impersonate = rest.ImpersonationConfig{UserName: "system:serviceaccount:" + subject.Namespace + ":" + subject.Name}
 	return conf
 }

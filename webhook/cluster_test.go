@@ -44,6 +44,9 @@ type change struct {
 
 const runsPath = "/apis/tekton.dev/v1/"
 
+// acceptedTypes are those that run asks for.
+const acceptedTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
+
 // newCluster starts a cluster that ends with the bubble's test.
 func newCluster(t *testing.T) *cluster {
 	t.Helper()
@@ -75,7 +78,7 @@ func (c *cluster) Addr() net.Addr { return &net.UnixAddr{Name: "cluster"} }
 func (c *cluster) config() *rest.Config {
 	return &rest.Config{
 		Host:          "http://cluster",
-		ContentConfig: rest.ContentConfig{ContentType: runtime.ContentTypeJSON},
+		ContentConfig: rest.ContentConfig{ContentType: runtime.ContentTypeJSON, AcceptContentTypes: acceptedTypes},
 		Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			near, far := net.Pipe()
 			select {
