@@ -1,4 +1,4 @@
-// Package access owns who may read: it finds out who sent a request, and asks the API server whether they may read the logs of pods in a namespace. Nothing else decides, and nothing is remembered for longer than CacheTime.
+// Package access owns who may read: it finds out who sent a request, and asks the API server whether they may read the logs of pods in a namespace. Nothing else decides, and no answer holds for longer than CacheTime.
 //
 // A request's way through it: identify.go finds out who it is, by a bearer token, the page's session or a proxy's headers; access.go asks what they may; limit.go bounds what one of them can take up.
 package access
