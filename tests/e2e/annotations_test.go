@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
@@ -113,6 +114,60 @@ func runRecord(t *testing.T, pr *tekton.PipelineRun) record.Run {
 		t.Fatal(err)
 	}
 	return run
+}
+
+// TestLossIsTold: a run that lost bytes is sealed, and an event on it says so. Its step throws away what is in its spool once that is archived, and so what it prints next.
+func TestLossIsTold(t *testing.T) {
+	t.Parallel()
+	pr := newPipelineRun(t, nsOn, "annotated-lossy", `
+pipelineSpec:
+  tasks:
+    - name: build
+      taskSpec:
+        steps:
+          - name: lossy
+            image: busybox
+            script: |
+              seq 1 5000
+              until [ -e /tmp/go ]; do sleep 0.1; done
+              for log in /shiplog/spool/*.log; do : > $log; done
+              echo last
+`, nil)
+	a, pod := archive(t), ""
+	err := poll(t.Context(), "the first lines of "+pr.Name+" to be archived", func(ctx context.Context) (bool, error) {
+		target, err := a.Find(ctx, pr.Namespace, string(pr.UID))
+		if err != nil {
+			return false, nil // not yet
+		}
+		tree, err := a.Tree(ctx, target)
+		if err != nil {
+			return false, err
+		}
+		for place := range tree.Containers() {
+			if place.Container.Name == "step-lossy" && place.Container.Lines >= 5000 && place.Pod.Record != nil {
+				pod = place.Pod.Record.PodName
+			}
+		}
+		return pod != "", nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := command(t.Context(), "", nil, env.kubectl, "-n", nsOn, "exec", pod, "-c", "step-lossy", "--", "touch", "/tmp/go"); err != nil {
+		t.Fatal(err)
+	}
+	done := awaitSealed(t, finishRun(t, pr))
+	checkSealed(t, done, contract.Page{Namespace: nsOn, UID: string(done.UID)}, pageURL(t))
+	events := eventsOf(t, done)
+	if len(events) != 1 || events[0].Reason != "ShiplogLost" || !strings.Contains(events[0].Message, "build/lossy: ") || !strings.Contains(events[0].Message, "lost in gaps of the log: ") || !strings.Contains(events[0].Message, "truncated") {
+		t.Errorf("events %+v, want one of what was lost", events)
+	}
+	// It is true: the exit code says that bytes are missing.
+	_, err = command(t.Context(), "", nil, env.cli, "logs", "-n", nsOn, "--all", "--tail", "1", string(done.UID))
+	var exit interface{ ExitCode() int }
+	if !errors.As(err, &exit) || exit.ExitCode() != 4 {
+		t.Errorf("shiplog logs ends with %v, want exit code 4", err)
+	}
 }
 
 // TestAnnotations runs pipelines with Tekton's own controller and webhook, and reads what the control panel shows of them.
