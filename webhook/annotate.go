@@ -364,7 +364,8 @@ func (a *annotator) conclude(ctx context.Context, p *pendingRun, run *runObject)
 	case err == nil:
 		p.failedSince = time.Time{}
 	case archived && !p.failedSince.IsZero() && time.Since(p.failedSince) >= unreadableAfter:
-		v, captured = unreadable(tasks, err), true
+		a.log.Warn("the logs of a run cannot be read, and that is said of it soon", append(run.key().attrs(), "since", p.failedSince, "error", err)...)
+		v, captured = unreadable(tasks), true
 	default:
 		p.badSince = time.Time{}
 		if p.failedSince.IsZero() {

@@ -707,7 +707,7 @@ func TestUnreadable(t *testing.T) {
 			t.Errorf("run.json says %q, want %q", got.State, record.Succeeded)
 		}
 		after(3 * retryMost)
-		const reason = "all logs: they could not be read: list run: more than can be held"
+		const reason = "all logs: they could not be read for 6h0m0s"
 		w.expect(runPath("r"), "sealed=partial", "sealed-reason="+reason)
 		if got := w.annotations(t, taskPath("r-build"))["sealed"]; got != contract.SealedPartial {
 			t.Errorf("the TaskRun's annotation is %q, want %q", got, contract.SealedPartial)

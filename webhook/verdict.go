@@ -93,9 +93,10 @@ func judge(tree *backend.Tree, missing []missingPod, now time.Time) verdict {
 	return v
 }
 
-// unreadable is what is said of a run whose logs cannot be read, as if the archive had too much of it: of all of its TaskRuns, since nothing is known of any.
-func unreadable(tasks []*runObject, why error) verdict {
-	v := verdict{standing: silent, taskRuns: map[string]standing{}, findings: []finding{{where: "all logs", standing: silent, why: "they could not be read: " + why.Error()}}}
+// unreadable is what is said of a run whose logs cannot be read, such as one of which the archive has too much: of all of its TaskRuns, since nothing is known of any. Why is in the webhook's log alone, since it may name
+// what tenants need not know of the store.
+func unreadable(tasks []*runObject) verdict {
+	v := verdict{standing: silent, taskRuns: map[string]standing{}, findings: []finding{{where: "all logs", standing: silent, why: "they could not be read for " + unreadableAfter.String()}}}
 	for _, t := range tasks {
 		v.taskRuns[t.Name] = silent
 	}
