@@ -52,7 +52,10 @@ type site struct {
 	url   string
 	token string // of somebody who may read namespace builds
 	store *objectstore.Store
+	data  string       // the store's files are somewhere below
 	lines atomic.Int64 // requests for lines
+	marks atomic.Int64 // and for groups and errors
+	away  atomic.Bool  // requests for lines fail
 
 	mu   sync.Mutex
 	logs []string // what was logged
@@ -60,7 +63,7 @@ type site struct {
 
 func newSite(t *testing.T) *site {
 	t.Helper()
-	s := &site{}
+	s := &site{data: filepath.Dir(t.TempDir())}
 	s.store, _ = archivetest.Start(t)
 	cluster := apiserver.Start(t)
 	for _, create := range []func() error{
@@ -108,6 +111,13 @@ func newSite(t *testing.T) *site {
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if strings.HasPrefix(r.URL.Path, own+"/lines/") {
 			s.lines.Add(1)
+			if s.away.Load() {
+				http.Error(w, `{"error":"the store is away"}`, http.StatusServiceUnavailable)
+				return
+			}
+		}
+		if strings.HasPrefix(r.URL.Path, own+"/marks/") {
+			s.marks.Add(1)
 		}
 		mux.ServeHTTP(w, r)
 	}))
@@ -184,7 +194,7 @@ func (s *site) fill(t *testing.T) {
 	}
 	s.put(t, layout.Container{Pod: build, Container: "step-lost"}, append(gap, archivetest.Lines(begin.Add(4*time.Second), 1, func(int) string { return "behind the gap" })...), 0)
 
-	// A run that goes on, and one of which nothing is heard: its objects would have to be old, so it is left to the tests of the tree.
+	// A run that goes on.
 	archivetest.PutRun(t, s.store, record.Run{Kind: layout.PipelineRun, Namespace: "builds", Name: "now-8", UID: "run-8", Created: begin.Add(time.Hour), Pipeline: "build"})
 	now := layout.Pod{Run: layout.Run{Namespace: "builds", Name: "now-8", UID: "run-8"}, TaskRun: "now-8-test", PodUID: "pod-now"}
 	archivetest.PutPod(t, s.store, now, record.Pod{PodName: "now-8-test-pod", PipelineTask: "test", Created: begin.Add(time.Hour), Containers: steps("unit")})
@@ -495,6 +505,14 @@ func TestBrowser(t *testing.T) {
 		b.until("the pause", `document.querySelector(".state").innerText === "paused"`)
 		asked := s.lines.Load()
 		more(700, 600)
+		// The tree is asked for again, and tells of the new lines, when the log would have been asked for several times.
+		b.until("the tree with what came during the pause", `document.querySelector(".head").innerText.includes("700 lines")`)
+		if now := s.lines.Load(); now != asked {
+			b.Errorf("%d requests for lines during the pause", now-asked)
+		}
+		if text := b.text(".row .number"); !strings.HasSuffix(text, "600") {
+			b.Errorf("shown during the pause:\n%s", text)
+		}
 		b.do(chromedp.Click(".pause"))
 		b.until("what came during the pause", `[...document.querySelectorAll(".row:not(.waiting) .number")].some((e) => e.innerText === "700")`)
 		if s.lines.Load() == asked {
