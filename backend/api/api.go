@@ -13,6 +13,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"net/http"
+	"runtime"
 
 	"github.com/shiplog-dev/shiplog/backend"
 	"github.com/shiplog-dev/shiplog/internal/layout"
@@ -36,16 +37,23 @@ type Options struct {
 	Log     *slog.Logger
 }
 
-type api struct{ Options }
+type api struct {
+	Options
+	searches chan struct{} // as many as may run at the same time
+}
 
 //go:embed openapi.yaml
 var openAPI []byte
 
+// handler answers one kind of request. Where nothing of the answer is sent yet, WriteError makes an answer of its error.
+type handler func(w http.ResponseWriter, r *http.Request) error
+
 // New makes the handler of every path under Base.
 func New(o Options) http.Handler {
-	a := &api{o}
+	// A search is work for a processor. The others wait, and who reads does not wait for them.
+	a := &api{o, make(chan struct{}, 2*runtime.GOMAXPROCS(0))}
 	mux := http.NewServeMux()
-	get := func(path string, h func(w http.ResponseWriter, r *http.Request) error) {
+	for path, h := range a.routes() {
 		mux.HandleFunc("GET "+Base+path, func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("X-Content-Type-Options", "nosniff")
 			w.Header().Set("Cache-Control", "private, no-cache")
@@ -64,9 +72,30 @@ func New(o Options) http.Handler {
 			}
 		})
 	}
+	mux.HandleFunc(Base+"/", func(w http.ResponseWriter, r *http.Request) {
+		if r.Method != http.MethodGet && r.Method != http.MethodHead {
+			w.Header().Set("Allow", "GET, HEAD")
+			WriteError(w, r, &Error{http.StatusMethodNotAllowed, "only GET and HEAD are there"}, a.Log)
+			return
+		}
+		WriteError(w, r, &Error{http.StatusNotFound, "no such path: see " + Base + "/openapi.yaml"}, a.Log)
+	})
+	return mux
+}
+
+// routes are all paths under Base. Each answers GET, and HEAD.
+func (a *api) routes() map[string]handler {
+	routes := map[string]handler{
+		"/namespaces": a.namespaces,
+		"/openapi.yaml": func(w http.ResponseWriter, _ *http.Request) error {
+			w.Header().Set("Content-Type", "application/yaml")
+			_, err := w.Write(openAPI)
+			return err
+		},
+	}
 	// in asks the gate before anything of the namespace is looked at.
-	in := func(path string, h func(w http.ResponseWriter, r *http.Request) error) {
-		get(path, func(w http.ResponseWriter, r *http.Request) error {
+	in := func(path string, h handler) {
+		routes[path] = func(w http.ResponseWriter, r *http.Request) error {
 			namespace := r.PathValue("namespace")
 			if err := layout.CheckName("namespace", namespace); err != nil {
 				return badRequest(err)
@@ -75,14 +104,8 @@ func New(o Options) http.Handler {
 				return err
 			}
 			return h(w, r)
-		})
+		}
 	}
-	get("/openapi.yaml", func(w http.ResponseWriter, _ *http.Request) error {
-		w.Header().Set("Content-Type", "application/yaml")
-		_, err := w.Write(openAPI)
-		return err
-	})
-	get("/namespaces", a.namespaces)
 	for _, kind := range []string{"runs", "pipelineruns", "taskruns"} {
 		in("/namespaces/{namespace}/"+kind, a.runs(kind))
 	}
@@ -99,15 +122,7 @@ func New(o Options) http.Handler {
 	in("/containers/{namespace}/{run}/{uid}/{taskRun}/{pod}/{container}/logs", a.containerLog)
 	in("/containers/{namespace}/{run}/{uid}/{taskRun}/{pod}/{container}/search", a.searchOne)
 	in("/containers/{namespace}/{run}/{uid}/{taskRun}/{pod}/{container}", a.container)
-	mux.HandleFunc(Base+"/", func(w http.ResponseWriter, r *http.Request) {
-		if r.Method != http.MethodGet && r.Method != http.MethodHead {
-			w.Header().Set("Allow", "GET, HEAD")
-			WriteError(w, r, &Error{http.StatusMethodNotAllowed, "only GET and HEAD are there"}, a.Log)
-			return
-		}
-		WriteError(w, r, &Error{http.StatusNotFound, "no such path: see " + Base + "/openapi.yaml"}, a.Log)
-	})
-	return mux
+	return routes
 }
 
 // Error is an error that its sender is told.
@@ -125,6 +140,15 @@ func badRequest(err error) error { return &Error{http.StatusBadRequest, err.Erro
 
 func badParameter(name, value, want string) error {
 	return &Error{http.StatusBadRequest, fmt.Sprintf("%s=%q: %s", name, value, want)}
+}
+
+// headersOnly ends the answer to a HEAD whose headers are set, before what only its body needs is read or waited for.
+func headersOnly(w http.ResponseWriter, r *http.Request) bool {
+	if r.Method != http.MethodHead {
+		return false
+	}
+	w.WriteHeader(http.StatusOK)
+	return true
 }
 
 // answer knows whether something of it is sent.
@@ -146,6 +170,9 @@ func (a *answer) Write(b []byte) (int, error) {
 // Unwrap is for http.ResponseController.
 func (a *answer) Unwrap() http.ResponseWriter { return a.ResponseWriter }
 
+// noName are S3's errors of a key that no object can have, such as one that is too long together with the prefix that the operator chose. Only names in a request can cause them here.
+var noName = map[string]bool{"KeyTooLongError": true, "KeyTooLong": true, "InvalidArgument": true, "InvalidObjectName": true}
+
 // Told is what the sender of a request is told of an error. Of what is not their fault it tells no more than that, and says so with known.
 func Told(err error) (status int, message string, known bool) {
 	var told interface {
@@ -154,6 +181,10 @@ func Told(err error) (status int, message string, known bool) {
 	}
 	var notFound *backend.NotFoundError
 	var pattern *backend.PatternError
+	var store interface {
+		error
+		ErrorCode() string // S3's
+	}
 	switch {
 	case errors.As(err, &told):
 		return told.HTTPStatus(), told.Error(), true
@@ -161,7 +192,7 @@ func Told(err error) (status int, message string, known bool) {
 		return http.StatusBadRequest, err.Error(), true
 	case errors.As(err, &notFound):
 		return http.StatusNotFound, err.Error(), true
-	case errors.Is(err, fs.ErrNotExist):
+	case errors.Is(err, fs.ErrNotExist), errors.As(err, &store) && noName[store.ErrorCode()]:
 		return http.StatusNotFound, "the archive holds nothing of this name", true
 	default:
 		return http.StatusServiceUnavailable, "the archive cannot be read now: try again later", false

@@ -371,6 +371,8 @@ func ranges(t *testing.T, w *world) {
 		{"from somewhere", []string{"Range", fmt.Sprintf("bytes=%d-", len(all)-9)}, 206, all[len(all)-9:]},
 		{"of what I have", []string{"Range", "bytes=0-1", "If-Range", tag}, 206, all[:2]},
 		{"of what I have not", []string{"Range", "bytes=0-1", "If-Range", `"other"`}, 200, all},
+		{"several", []string{"Range", "bytes=0-1,5-6"}, 200, all},
+		{"very many", []string{"Range", "bytes=0-0" + strings.Repeat(",5-5", 1000)}, 200, all},
 		{"behind the end", []string{"Range", "bytes=9999999-"}, 416, ""},
 		{"no range", []string{"Range", "lines=1-2"}, 416, ""},
 		{"I have it", []string{"If-None-Match", tag}, 304, ""},
@@ -423,6 +425,9 @@ func several(t *testing.T, w *world) {
 	}
 	if got = w.get(t, "/namespaces/ns/pipelineruns/run/logs?all=true&task=build"); !strings.Contains(got.body, "[build : sidecar-db] -- shiplog: not captured: no-command\n") {
 		t.Errorf("%.300s", got.body)
+	}
+	if got = w.get(t, "/namespaces/ns/pipelineruns/run/logs?task=build&tailLines=0"); got.StatusCode != 200 || got.body != "" {
+		t.Errorf("tailLines=0: %d %.100q", got.StatusCode, got.body)
 	}
 	if got = w.get(t, "/namespaces/ns/pipelineruns/run/logs?step=nope"); got.StatusCode != 404 {
 		t.Errorf("%d %s", got.StatusCode, got.body)
@@ -485,7 +490,12 @@ func searched(t *testing.T, w *world) {
 		{"no match", path(long) + "/search?q=nothing", nil, `"matches":0,"more":false`},
 		{"behind bytes that are not UTF-8", path(mixed) + "/search?q=UTF", []string{"3 \uFFFD not [UTF]-8"}, `"matches":1`},
 		{"in pieces", path(mixed) + "/search?q=half+done", []string{"1 [half done]"}, `"matches":1`},
-		{"a run", "/namespaces/ns/pipelineruns/run/search?task=test&q=behind", []string{"2 [behind]"}, `"damage":["step-gaps: `},
+		{"a run", "/namespaces/ns/pipelineruns/run/search?task=test&q=behind", []string{"2 [behind]"}, `"damage":["test/step-gaps: bytes are missing before this (gaps: 1, bytes lost: 17)","test/step-broken: could not be searched at 1 places, the first at byte `},
+		{"a run of which not all has ended", "/namespaces/ns/pipelineruns/run/search?task=test&q=behind", []string{"2 [behind]"}, `"unfinished":["test/step-running: still running: more will follow"]`},
+		{"a corrupt log", path(broken) + "/search?q=line+550", nil, `{"found":{"matches":0,"more":false,"logs":1,"bytes":8893,"damage":["step-broken: could not be searched at 1 places, the first at byte 4392: at least 900 bytes are missing here (missing: `},
+		{"a running log", path(going) + "/search?q=line+551", []string{"551 [line 551]"}, `"unfinished":["step-running: still running: more will follow"]`},
+		{"with context", path(long) + "/search?before=1&after=2&q=line+551", []string{"551 [line 551]"}, `"matches":1`},
+		{"with context, in a run", "/namespaces/ns/taskruns/run-build/search?before=20&after=20&q=LINE+1000&ignoreCase=true", []string{"1000 [line 1000]"}, `"matches":1`},
 		{"a TaskRun", "/namespaces/ns/taskruns/run-build/search?ignoreCase=true&q=LINE+1000", []string{"1000 [line 1000]"}, `"logs":2`},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -535,6 +545,10 @@ func listed(t *testing.T, w *world) {
 		{"no such label", "runs?label=team=b&label=x=y", ""},
 		{"since", "runs?since=" + at(5), "6 5"},
 		{"until", "runs?until=" + at(1), "1 0"},
+		{"until the zero time", "runs?until=0001-01-01T00:00:00Z", ""},
+		{"until long before all", "runs?until=1969-12-31T23:59:59Z", ""},
+		{"until long behind all", "runs?until=9999-12-31T00:00:00Z", "6 5 4 3 2 1 0"},
+		{"since the zero time", "runs?since=0001-01-01T00:00:00Z", "6 5 4 3 2 1 0"},
 		{"between", "runs?since=" + at(2) + "&until=" + at(3), "3 2"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -550,7 +564,11 @@ func listed(t *testing.T, w *world) {
 					join = "&"
 				}
 				for range 10 {
-					names, n := page(c.query + join + fmt.Sprintf("limit=%d&continue=%s", limit+1, next))
+					query := c.query + join + fmt.Sprintf("limit=%d", limit+1)
+					if next != "" {
+						query += "&continue=" + next
+					}
+					names, n := page(query)
 					if len(names) > limit+1 {
 						t.Errorf("a page of %d, %d were asked for", len(names), limit+1)
 					}
@@ -564,6 +582,10 @@ func listed(t *testing.T, w *world) {
 				}
 			}
 		})
+	}
+	var one Container
+	if err := json.Unmarshal([]byte(w.get(t, path(gaps)).body), &one); err != nil || one.Status != backend.Gaps || one.Path != strings.TrimPrefix(path(gaps), "/containers/") || len(one.Gaps) != 1 {
+		t.Errorf("%v: %+v", err, one)
 	}
 	got := w.get(t, "/namespaces", "Authorization", "Bearer other,none")
 	if got.body != `{"namespaces":["other"]}`+"\n" {
@@ -636,6 +658,17 @@ func bad(t *testing.T, w *world) {
 		{"too many matches", path(long) + "/search?q=x&limit=10001", 400},
 		{"limit of nothing", "/namespaces/ns/runs?limit=0", 400},
 		{"cursor", "/namespaces/ns/runs?continue=abc", 400},
+		{"empty cursor", "/namespaces/ns/runs?continue=", 400},
+		{"a run's name with a NUL", "/namespaces/ns/pipelineruns/%00", 404},
+		{"a TaskRun's name with a NUL", "/namespaces/ns/taskruns/a%00b/logs", 404},
+		{"a run's name that is too long", "/namespaces/ns/pipelineruns/" + strings.Repeat("a", 300), 404},
+		{"a run's name that is longer than a key", "/namespaces/ns/pipelineruns/" + strings.Repeat("a", 1100), 404},
+		{"a run's name as long as one can be", "/namespaces/ns/pipelineruns/" + strings.Repeat("a", 253), 404},
+		{"a TaskRun's name that is too long", "/namespaces/ns/taskruns/" + strings.Repeat("a", 1100) + "/logs", 404},
+		{"a TaskRun's name as long as one can be", "/namespaces/ns/taskruns/" + strings.Repeat("a", 253), 404},
+		{"a pod's name that is too long", "/namespaces/ns/pods/" + strings.Repeat("a", 1100) + "/containers/step-a/logs", 404},
+		{"a namespace that is too long", "/namespaces/" + strings.Repeat("a", 300) + "/runs", 400},
+		{"a container's path that is longer than a key", "/containers/ns/" + strings.Repeat("a", 253) + "/u/" + strings.Repeat("a", 253) + "/u/" + strings.Repeat("a", 253) + strings.Repeat("/logs", 1), 404},
 		{"cursor of another namespace", "/namespaces/ns/runs?continue=" + base64.RawURLEncoding.EncodeToString([]byte("../../x")), 400},
 		{"state", "/namespaces/ns/runs?state=done", 400},
 		{"label", "/namespaces/ns/runs?label=x", 400},
@@ -716,7 +749,8 @@ func follow(t *testing.T, w *world) {
 		{"NDJSON", "?follow=true&format=ndjson&tailLines=1", nil, []string{`"text":"line 10"`, `"text":"line 11"`, `"text":"line 12"`, `{"end":{"status":"verified"`}},
 		{"events", "?follow=true&format=events&tailLines=1", nil, []string{"id: ", "event: line", `"text":"line 10"`, `"text":"line 11"`, `"text":"line 12"`, "event: end", `{"end":{"status":"verified"`}},
 		{"events from where it was", "?follow=true&format=events", []string{"Last-Event-ID", fmt.Sprint(len(lineRange(1, 9)))}, []string{`"text":"line 10"`, `"text":"line 11"`, `"text":"line 12"`, "event: end"}},
-		{"a run", "run", nil, []string{"[build : f] line 10", "[build : f] line 11", "[build : f] line 12"}},
+		{"a run", "run?follow=true&tailLines=1", nil, []string{"[build : f] line 10", "[build : f] line 11", "[build : f] line 12"}},
+		{"a run without what was there", "run?follow=true&tailLines=0", nil, []string{"[build : f] line 11", "[build : f] line 12"}},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			r := theRun
@@ -729,8 +763,8 @@ func follow(t *testing.T, w *world) {
 				archivetest.Put(t, w.store, k.SegmentKey(segments[i]), bodies[i])
 			}
 			p := path(k) + "/logs" + c.query
-			if c.query == "run" {
-				p = "/namespaces/ns/pipelineruns/" + r.Name + "/logs?follow=true&tailLines=1"
+			if query, ok := strings.CutPrefix(c.query, "run"); ok {
+				p = "/namespaces/ns/pipelineruns/" + r.Name + "/logs" + query
 			}
 			req, err := http.NewRequestWithContext(t.Context(), http.MethodGet, w.server.URL+Base+p, nil)
 			if err != nil {

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net/http"
 	"strconv"
+	"strings"
 	"time"
 	"unicode/utf8"
 
@@ -122,7 +123,6 @@ func (a *api) serveLog(w http.ResponseWriter, r *http.Request, c backend.Contain
 	if l.download {
 		attach(h, fmt.Sprintf("%s-%s.log", c.Key.TaskRun, c.Name))
 	}
-	l = l.from(c)
 	whole := l.format == formatText && !l.timestamps && !l.notices && !l.follow && l.limit == 0 && l.bare()
 	if whole && (c.Status == backend.Verified || c.Status == backend.Gaps) && !c.Estimated {
 		return a.serveContent(w, r, c)
@@ -132,9 +132,15 @@ func (a *api) serveLog(w http.ResponseWriter, r *http.Request, c backend.Contain
 		return a.stream(w, r, c, l, &lineWriter{out: newOut(w)})
 	case formatEvents:
 		if last := r.Header.Get("Last-Event-ID"); last != "" {
-			at, err := strconv.ParseInt(last, 10, 64)
+			number, ended := strings.CutSuffix(last, endID)
+			at, err := strconv.ParseInt(number, 10, 64)
 			if err != nil || at < 0 {
 				return &Error{http.StatusBadRequest, fmt.Sprintf("Last-Event-ID %q is not one of this stream's", last)}
+			}
+			// Who has seen the end of a log that is sealed has seen all. Anything but 204 would have an EventSource ask again and again.
+			if ended && at >= c.Bytes && c.Seal != nil && c.Status != backend.Running && c.Status != backend.Partial {
+				w.WriteHeader(http.StatusNoContent)
+				return nil
 			}
 			l.options = backend.LogOptions{FromByte: at}
 		}
@@ -147,15 +153,7 @@ func (a *api) serveLog(w http.ResponseWriter, r *http.Request, c backend.Contain
 // bare says whether all of the log is asked for.
 func (l logParams) bare() bool {
 	o := l.options
-	return o.Tail == 0 && o.FromLine == 0 && o.ToLine == 0 && o.FromByte == 0 && o.Since.IsZero()
-}
-
-// from leaves out what is there already, if that is asked for.
-func (l logParams) from(c backend.Container) logParams {
-	if l.none {
-		l.options.FromByte = max(l.options.FromByte, c.Bytes)
-	}
-	return l
+	return o.Tail == 0 && !o.None && o.FromLine == 0 && o.ToLine == 0 && o.FromByte == 0 && o.Since.IsZero()
 }
 
 // attach makes the browser save the answer.
@@ -169,6 +167,11 @@ func (a *api) serveContent(w http.ResponseWriter, r *http.Request, c backend.Con
 		w.Header().Set("ETag", `"`+c.Seal.SHA256+`"`)
 	}
 	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
+	// Of several ranges each would cost a GET at least, and they would be read in another goroutine: RFC 9110 has us answer with the whole.
+	if strings.Contains(r.Header.Get("Range"), ",") {
+		r = r.Clone(r.Context())
+		r.Header.Del("Range")
+	}
 	content := a.Archive.Content(r.Context(), c)
 	defer content.Close()
 	kept, out := &keptError{ReadSeeker: content}, &rangeWriter{ResponseWriter: w}
@@ -226,6 +229,9 @@ type writer interface {
 // stream writes a log as it is read.
 func (a *api) stream(w http.ResponseWriter, r *http.Request, c backend.Container, l logParams, out writer) error {
 	w.Header().Set("Content-Type", out.contentType())
+	if headersOnly(w, r) {
+		return nil
+	}
 	lines := a.Archive.Lines(r.Context(), c, l.options)
 	if l.follow {
 		if err := longLived(w); err != nil {
@@ -408,6 +414,9 @@ func (n *lineWriter) write(b []byte, err error) error {
 	return err
 }
 
+// endID is behind the number in the ID of the event "end".
+const endID = "-end"
+
 // eventWriter writes server-sent events: "line" for each line, whose ID is where to go on, and at last "end".
 type eventWriter struct {
 	out    out
@@ -457,6 +466,11 @@ func (e *eventWriter) end(c backend.Container) error {
 	b, err := json.Marshal(End{e.place, s})
 	if err != nil {
 		return err
+	}
+	if e.place == nil {
+		if _, err := fmt.Fprintf(e.out, "id: %d%s\n", c.Bytes, endID); err != nil {
+			return err
+		}
 	}
 	_, err = fmt.Fprintf(e.out, "event: end\ndata: %s\n\n", b)
 	return err

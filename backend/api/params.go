@@ -147,7 +147,6 @@ func formatOf(r *http.Request, p *params) format {
 type logParams struct {
 	format     format
 	options    backend.LogOptions
-	none       bool  // of what is there already
 	limit      int64 // bytes of what is written; 0 is none
 	timestamps bool
 	notices    bool
@@ -174,7 +173,7 @@ func logParamsOf(r *http.Request, p *params) logParams {
 	case tail > 0:
 		l.options.Tail = tail
 	case tail == 0: // as for kubectl: nothing of what is there already
-		l.none = true
+		l.options.None = true
 	}
 	if o := l.options; o.ToLine > 0 && o.ToLine < o.FromLine {
 		p.fail(badParameter("toLine", strconv.FormatInt(o.ToLine, 10), "is before fromLine"))

@@ -110,6 +110,10 @@ func (o Options) ListRuns(r *http.Request, namespace, kind string) (Runs, error)
 	if err := p.done(); err != nil {
 		return Runs{}, err
 	}
+	// Kubernetes makes nothing with a time before 1970, and no name in the index has one: the zero time would stand for no bound.
+	if p.values.Has("until") && f.until.Before(time.Unix(0, 0)) {
+		return Runs{Runs: []Run{}}, nil
+	}
 	// Names begin with the time: what is newer than asked for need not be looked at.
 	if !f.until.IsZero() {
 		bound := layout.RunIndex{Namespace: namespace, Created: f.until.Add(time.Second), Kind: "~"} // behind all of the second after it
@@ -139,7 +143,7 @@ func (o Options) ListNamespaces(r *http.Request) ([]string, error) {
 // cursorOf reads where a page begins.
 func cursorOf(p *params, namespace string) *layout.RunIndex {
 	text := p.text("continue")
-	if text == "" {
+	if !p.values.Has("continue") {
 		return nil
 	}
 	name, err := base64.RawURLEncoding.DecodeString(text)
@@ -316,6 +320,9 @@ func (a *api) objects(kind string) func(http.ResponseWriter, *http.Request) erro
 			return err
 		}
 		w.Header().Set("Content-Type", "application/json")
+		if headersOnly(w, r) {
+			return nil
+		}
 		o := newOut(w)
 		// Written as it is listed: a run may have a hundred thousand.
 		prefix, err := json.Marshal(target.Prefix())

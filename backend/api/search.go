@@ -1,8 +1,10 @@
 package api
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"strings"
 	"time"
@@ -45,7 +47,11 @@ func (a *api) searchOne(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	f := newFinding(w, search, limit)
+	f, err := a.beginSearch(w, r, search, limit)
+	if f == nil {
+		return err
+	}
+	defer f.done()
 	if err := f.in(a, r, nil, c); err != nil {
 		return err
 	}
@@ -69,12 +75,16 @@ func (a *api) searchSeveral(kind string) func(http.ResponseWriter, *http.Request
 		if err != nil {
 			return err
 		}
-		f := newFinding(w, search, limit)
+		f, err := a.beginSearch(w, r, search, limit)
+		if f == nil {
+			return err
+		}
+		defer f.done()
 		for place := range tree.Containers() {
 			if !wanted.Includes(place.TaskRun, place.Container) {
 				continue
 			}
-			if err := f.in(a, r, placeOf(place), place.Container); err != nil {
+			if err := f.in(a, r, &place, place.Container); err != nil {
 				return err
 			}
 			if f.found.Found.More {
@@ -92,25 +102,50 @@ type finding struct {
 	out    out
 	sent   time.Time
 	found  Found
+	done   func() // lets another search run
 }
 
-func newFinding(w http.ResponseWriter, search *backend.Search, limit int64) *finding {
+// beginSearch waits until the search may run. Without an error, it returns nil where only the headers are asked for.
+func (a *api) beginSearch(w http.ResponseWriter, r *http.Request, search *backend.Search, limit int64) (*finding, error) {
 	w.Header().Set("Content-Type", "application/x-ndjson")
-	return &finding{search: search, limit: limit, out: newOut(w), sent: time.Now()}
+	if headersOnly(w, r) {
+		return nil, nil
+	}
+	select {
+	case a.searches <- struct{}{}:
+	case <-r.Context().Done():
+		return nil, fmt.Errorf("wait for %d other searches: %w", cap(a.searches), context.Cause(r.Context()))
+	}
+	return &finding{search: search, limit: limit, out: newOut(w), sent: time.Now(), done: func() { <-a.searches }}, nil
 }
 
-// in searches one log.
-func (f *finding) in(a *api, r *http.Request, place *Place, c backend.Container) error {
+// in searches one log. place is nil where it is the only one.
+func (f *finding) in(a *api, r *http.Request, place *backend.Place, c backend.Container) error {
 	all := &f.found.Found
 	all.Logs++
 	all.Bytes += c.Bytes
-	if c.Status == backend.Gaps || c.Status == backend.Damaged {
-		all.Damage = append(all.Damage, c.Name+": "+c.Describe())
+	name, where := c.Name, (*Place)(nil)
+	if place != nil {
+		name, where = nameOf(*place), placeOf(*place)
 	}
+	switch c.Status {
+	case backend.Gaps, backend.Damaged:
+		all.Damage = append(all.Damage, name+": "+c.Describe())
+	case backend.Running, backend.Partial:
+		all.Unfinished = append(all.Unfinished, name+": "+c.Describe())
+	}
+	missing, first := 0, (*backend.MissingError)(nil)
+	defer func() {
+		if missing > 0 {
+			all.Damage = append(all.Damage, fmt.Sprintf("%s: could not be searched at %d places, the first at byte %d: %s", name, missing, first.Offset, first.Reason))
+		}
+	}()
 	for m, err := range f.search.In(r.Context(), a.Archive, c, backend.LogOptions{}) {
-		var digest *backend.DigestError
-		if errors.As(err, &digest) {
-			all.Damage = append(all.Damage, digest.Error())
+		var lacks *backend.MissingError
+		if errors.As(err, &lacks) {
+			if missing++; missing == 1 {
+				first = lacks
+			}
 			continue
 		}
 		if err != nil {
@@ -121,11 +156,20 @@ func (f *finding) in(a *api, r *http.Request, place *Place, c backend.Container)
 			return nil
 		}
 		all.Matches++
-		if err := f.write(place, m); err != nil {
+		if err := f.write(where, m); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// nameOf is what a log of several is called.
+func nameOf(p backend.Place) string {
+	task := p.TaskRun.UniqueLabel()
+	if p.Retry > 0 {
+		task += fmt.Sprintf(" retry %d", p.Retry)
+	}
+	return task + "/" + p.Container.Name
 }
 
 // MatchOf makes a match as this API gives it, without its place.

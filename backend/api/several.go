@@ -72,7 +72,7 @@ func (a *api) severalLogs(kind string) func(http.ResponseWriter, *http.Request) 
 // runName is what a person calls a run.
 func runName(t *backend.Tree) string {
 	switch {
-	case t.Record != nil:
+	case t.Record != nil && layout.CheckName("run", t.Record.Name) == nil:
 		return t.Record.Name
 	case t.Run.Name != layout.NoPipelineRun:
 		return t.Run.Name
@@ -113,6 +113,9 @@ func (a *api) streamSeveral(w http.ResponseWriter, r *http.Request, tree *backen
 		to = &labelled{textWriter: newTextWriter(w, l), run: tree.Run}
 	}
 	w.Header().Set("Content-Type", to.contentType())
+	if headersOnly(w, r) {
+		return nil
+	}
 	lines := a.Archive.RunLines(r.Context(), tree, wanted.Includes, l.options)
 	if l.follow {
 		if err := longLived(w); err != nil {
@@ -164,6 +167,9 @@ func (a *api) zip(kind string) func(http.ResponseWriter, *http.Request) error {
 		}
 		w.Header().Set("Content-Type", "application/zip")
 		attach(w.Header(), runName(tree)+".zip")
+		if headersOnly(w, r) {
+			return nil
+		}
 		z := zip.NewWriter(w)
 		if err := a.zipTree(r.Context(), z, tree, wanted, timestamps); err != nil {
 			return err

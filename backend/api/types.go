@@ -143,5 +143,7 @@ type Found struct {
 		Bytes   int64 `json:"bytes"` // printed, of those
 		// Damage says of which logs something is missing, so that not all was searched.
 		Damage []string `json:"damage,omitempty"`
+		// Unfinished says which logs are still running or partial: what comes behind what is there was not searched.
+		Unfinished []string `json:"unfinished,omitempty"`
 	} `json:"found"`
 }
