@@ -75,19 +75,29 @@ func main() {
 	ctrllog.SetLogger(logr.FromSlogHandler(log.Handler())) // of the certificate watcher
 	klog.SetSlogLogger(log)                                // client-go's
 
-	o, err := parseFlags(os.Args[1:])
-	if errors.Is(err, flag.ErrHelp) {
-		return
-	}
-	if err == nil {
-		leaving, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
-		defer stop()
-		err = run(leaving, o, log)
-	}
-	if err != nil {
+	leaving, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, os.Interrupt)
+	err := start(leaving, os.Args[1:], log)
+	stop()
+	if err != nil && !errors.Is(err, flag.ErrHelp) {
 		log.Error("backend stopped", "error", err)
 		os.Exit(1)
 	}
+}
+
+// start serves, or compacts.
+func start(leaving context.Context, args []string, log *slog.Logger) error {
+	if len(args) > 0 && args[0] == compactCommand {
+		o, err := parseCompactFlags(args[1:])
+		if err != nil {
+			return err
+		}
+		return runCompact(leaving, o, log)
+	}
+	o, err := parseFlags(args)
+	if err != nil {
+		return err
+	}
+	return run(leaving, o, log)
 }
 
 // parseFlags reads and checks the command line.
