@@ -11,6 +11,7 @@ import (
 	"io"
 	"io/fs"
 	"iter"
+	"math/rand/v2"
 	"net/http"
 	"net/url"
 	"strconv"
@@ -25,8 +26,13 @@ import (
 
 // Client asks one server. Its methods may be called at the same time.
 type Client struct {
+	// Notice, if set, is told why an answer that is followed broke off, and goes on. It may be called at the same time.
+	Notice func(error)
+
 	base string
 	http *http.Client
+	// How long it waits before it asks again for what broke off, at first and at most, and how long without a line until it gives up.
+	firstWait, mostWait, patience time.Duration
 }
 
 // New makes a Client of a server's address, as https://shiplog.example.com. h adds the token.
@@ -35,7 +41,10 @@ func New(address string, h *http.Client) (*Client, error) {
 	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" || u.RawQuery != "" {
 		return nil, fmt.Errorf("the server's address %q is not like https://shiplog.example.com", address)
 	}
-	return &Client{strings.TrimSuffix(address, "/") + api.Base, h}, nil
+	own := *h
+	// A redirect may lead to another host, and h would show the token there too.
+	own.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+	return &Client{base: strings.TrimSuffix(address, "/") + api.Base, http: &own, firstWait: 500 * time.Millisecond, mostWait: 10 * time.Second, patience: 2 * time.Minute}, nil
 }
 
 // Error is what the server answered in the place of what was asked for. Where there is nothing, it wraps fs.ErrNotExist.
@@ -81,6 +90,9 @@ func (c *Client) get(ctx context.Context, path []string, query url.Values, heade
 		return res, nil
 	}
 	defer res.Body.Close()
+	if res.StatusCode < 400 {
+		return nil, &Error{res.StatusCode, fmt.Sprintf("%s answered with %s and leads to %q, where your token is not sent: if that is the shiplog server, give its address with --server or the ConfigMap shiplog-info", req.URL.Redacted(), res.Status, res.Header.Get("Location"))}
+	}
 	body, _ := io.ReadAll(io.LimitReader(res.Body, maxError)) // what there is of it, says more than why there is no more
 	var said struct{ Error string }
 	if json.Unmarshal(body, &said) != nil || said.Error == "" {
@@ -275,32 +287,128 @@ func settle(c *backend.Container, s api.State) error {
 	return nil
 }
 
-// Lines yields a container's lines as Archive.Lines does, or with follow as Archive.Follow does: c has its final state then. LogOptions.ToByte is not asked for.
+// Lines yields a container's lines as Archive.Lines does, or with follow as Archive.Follow does: c has its final state then. LogOptions.ToByte is not asked for. An answer that is followed and breaks off, as when the server is
+// replaced, goes on with the next line; what is read in several answers is not compared with the seal's digest.
 func (c *Client) Lines(ctx context.Context, k *backend.Container, o backend.LogOptions, follow bool) iter.Seq2[backend.Line, error] {
 	return func(yield func(backend.Line, error) bool) {
-		res, err := c.get(ctx, containerPath(k.Key, "logs"), logQuery(o, follow), nil)
-		if err != nil {
-			yield(backend.Line{}, err)
-			return
-		}
-		defer res.Body.Close()
-		for e, err := range entries(res.Body) {
-			switch {
-			case err != nil:
+		var at resumption
+		wait, since := c.firstWait, time.Time{} // since when it fails
+		for opened := false; ; {
+			asked, before := time.Now(), at
+			ended, err := c.lines(ctx, k, at.options(o), follow, &at, &opened, yield)
+			if ended {
+				return
+			}
+			if !follow || !opened || ctx.Err() != nil || !passing(err) {
 				yield(backend.Line{}, err)
 				return
-			case e.End != nil:
-				if err := settle(k, *e.End); err != nil {
-					yield(backend.Line{}, err)
-				}
+			}
+			now := time.Now()
+			if at != before || now.Sub(asked) > c.patience {
+				wait, since = c.firstWait, now
+			}
+			if since.IsZero() {
+				since = now
+			}
+			if now.Sub(since) > c.patience {
+				yield(backend.Line{}, fmt.Errorf("%w; nothing more came for %s", err, c.patience))
 				return
 			}
-			if l, err := e.line(); !yield(l, err) || err != nil {
-				return
+			if c.Notice != nil {
+				c.Notice(fmt.Errorf("%w: asking for the rest", err))
 			}
+			timer := time.NewTimer(wait/2 + rand.N(wait/2+1))
+			select {
+			case <-ctx.Done():
+				timer.Stop()
+				yield(backend.Line{}, context.Cause(ctx))
+				return
+			case <-timer.C:
+			}
+			wait = min(2*wait, c.mostWait)
 		}
-		yield(backend.Line{}, fmt.Errorf("the shiplog server's answer broke off: %w", io.ErrUnexpectedEOF))
 	}
+}
+
+// passing says whether an error may be over soon.
+func passing(err error) bool {
+	var said *Error
+	return !errors.As(err, &said) || said.Status >= 500 || said.Status == http.StatusTooManyRequests
+}
+
+// resumption is how far an answer has come.
+type resumption struct {
+	begun bool
+	next  int64 // offset behind the last line, in printed bytes
+	empty int   // lines that printed nothing and are there, as gaps are
+}
+
+// options ask for what is behind. The last byte is asked for again: what printed nothing behind it may be in its segment.
+func (r resumption) options(o backend.LogOptions) backend.LogOptions {
+	if r.begun {
+		o.Tail, o.FromLine, o.Since = 0, 0, time.Time{}
+		o.FromByte = max(0, r.next-1)
+	}
+	return o
+}
+
+// overlap is what an answer has again of the one before it. It ends with the first line that is new.
+type overlap struct {
+	over  bool
+	empty int
+}
+
+// pass notes a line, and says whether it is new.
+func (r *resumption) pass(l backend.Line, o *overlap) bool {
+	n := l.Printed()
+	if !o.over && r.begun {
+		if l.Offset < r.next {
+			return false
+		}
+		if n == 0 && l.Offset == r.next && o.empty < r.empty {
+			o.empty++
+			return false
+		}
+	}
+	o.over = true
+	if n > 0 || !r.begun || l.Offset != r.next {
+		r.empty = 0
+	}
+	if n == 0 {
+		r.empty++
+	}
+	r.begun, r.next = true, l.Offset+n
+	return true
+}
+
+// lines yields what one answer has. It says whether all is told, and otherwise why not.
+func (c *Client) lines(ctx context.Context, k *backend.Container, o backend.LogOptions, follow bool, at *resumption, opened *bool, yield func(backend.Line, error) bool) (ended bool, err error) {
+	res, err := c.get(ctx, containerPath(k.Key, "logs"), logQuery(o, follow), nil)
+	if err != nil {
+		return false, err
+	}
+	defer res.Body.Close()
+	*opened = true
+	var again overlap
+	for e, err := range entries(res.Body) {
+		if err != nil {
+			return false, err
+		}
+		if e.End != nil {
+			if err := settle(k, *e.End); err != nil {
+				yield(backend.Line{}, err)
+			}
+			return true, nil
+		}
+		l, err := e.line()
+		if err != nil {
+			return false, err
+		}
+		if at.pass(l, &again) && !yield(l, nil) {
+			return true, nil
+		}
+	}
+	return false, fmt.Errorf("the shiplog server's answer broke off: %w", io.ErrUnexpectedEOF)
 }
 
 // Content opens exactly what a container printed, and returns how many bytes that is, or -1 where it is not known yet. A Read fails where it is not all there.

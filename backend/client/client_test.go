@@ -2,6 +2,7 @@ package client
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -108,7 +109,7 @@ func TestSameAsArchive(t *testing.T) {
 			t.Fatal(err)
 		}
 		ignore := cmp.Options{
-			cmpopts.IgnoreUnexported(backend.Container{}), cmpopts.IgnoreFields(backend.Container{}, "Segments"), cmpopts.IgnoreFields(record.Pod{}, "TaskRunUID", "Containers"), cmpopts.EquateEmpty(),
+			cmpopts.IgnoreUnexported(backend.Container{}, backend.TaskRun{}), cmpopts.IgnoreFields(backend.Container{}, "Segments"), cmpopts.IgnoreFields(record.Pod{}, "TaskRunUID", "Containers"), cmpopts.EquateEmpty(),
 		}
 		if diff := cmp.Diff(want, got, ignore); diff != "" {
 			t.Errorf("%s (-archive +client):\n%s", ref, diff)
@@ -210,5 +211,175 @@ func TestBrokenAnswers(t *testing.T) {
 		if _, err := New(address, nil); err == nil {
 			t.Errorf("the address %q is taken", address)
 		}
+	}
+}
+
+// breaking passes on so many bytes of each answer, and then breaks the connection.
+type breaking struct {
+	http.ResponseWriter
+	left int
+}
+
+func (b *breaking) Write(p []byte) (int, error) {
+	n := min(len(p), b.left)
+	b.left -= n
+	_, _ = b.ResponseWriter.Write(p[:n])
+	if b.left == 0 {
+		_ = http.NewResponseController(b.ResponseWriter).Flush()
+		panic(http.ErrAbortHandler)
+	}
+	return n, nil
+}
+
+func (b *breaking) Unwrap() http.ResponseWriter { return b.ResponseWriter }
+
+// TestFollowGoesOn: wherever a followed answer breaks off, each line is told once, those that printed nothing too.
+func TestFollowGoesOn(t *testing.T) {
+	store, _ := archivetest.Start(t)
+	run := archivetest.PutRun(t, store, record.Run{Kind: layout.PipelineRun, Namespace: "ns", Name: "run", UID: "uid-1", Created: start})
+	gap := criline.Marker{Kind: criline.Gap, Reason: criline.ReasonSpoolLimit, Stdout: 3}
+	var lines []byte
+	for i := range 6 {
+		var err error
+		if i == 0 || i == 3 { // two at one place, and at the beginning
+			for range 2 {
+				if lines, err = criline.AppendMarker(lines, start, gap); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		lines = criline.Append(lines, start, criline.Stdout, true, nil)
+		lines = criline.Append(lines, start, criline.Stdout, false, []byte("half"))
+		lines = criline.Append(lines, start, criline.Stderr, true, fmt.Appendf(nil, "line %d \xff", i))
+		lines = criline.Append(lines, start, criline.Stdout, true, nil)
+	}
+	archive := backend.New(store)
+	api := api.New(api.Options{Archive: archive, Gate: open{}, Log: slog.New(slog.DiscardHandler)})
+	for _, each := range []int{0, 1, 3} {
+		key := layout.Container{Pod: layout.Pod{Run: run, TaskRun: "tr", PodUID: fmt.Sprint("pod-", each)}, Container: "step-a"}
+		archivetest.PutLog(t, store, key, lines, each)
+		archivetest.PutRecord(t, store, key.SealKey(), archivetest.Seal(t, lines))
+		whole, err := archive.Container(t.Context(), key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want, errs := read(archive.Lines(t.Context(), whole, backend.LogOptions{}))
+		if len(errs) > 0 {
+			t.Fatal(errs)
+		}
+		for _, o := range []backend.LogOptions{{}, {Tail: 9}, {FromLine: 4}} {
+			want, _ := read(archive.Lines(t.Context(), whole, o))
+			for _, bytes := range []int{700, 901, 1497} {
+				t.Run(fmt.Sprintf("segments of %d, tail %d, from line %d, %d bytes", each, o.Tail, o.FromLine, bytes), func(t *testing.T) {
+					answers := 0
+					server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+						if answers++; answers%3 == 2 { // the server is being replaced
+							http.Error(w, "no", http.StatusServiceUnavailable)
+							return
+						}
+						api.ServeHTTP(&breaking{w, bytes}, r)
+					}))
+					defer server.Close()
+					defer server.Client().CloseIdleConnections()
+					c, err := New(server.URL, server.Client())
+					if err != nil {
+						t.Fatal(err)
+					}
+					c.firstWait, c.patience = time.Millisecond, 5*time.Second
+					told := 0
+					c.Notice = func(error) { told++ }
+					k := backend.Container{Key: key}
+					got, errs := read(c.Lines(t.Context(), &k, o, true))
+					if diff := cmp.Diff(want, got, cmpopts.EquateEmpty()); diff != "" || len(errs) > 0 {
+						t.Errorf("errors %v (-want +got):\n%s", errs, diff)
+					}
+					if k.Status != whole.Status || answers < 2 || told != answers-1 {
+						t.Errorf("%s after %d answers, %d notices", k.Status, answers, told)
+					}
+				})
+			}
+		}
+		if len(want) != 28 {
+			t.Errorf("%d lines", len(want))
+		}
+	}
+}
+
+// TestFollowGivesUp: without a line for long, or where it is refused, a followed answer is an error.
+func TestFollowGivesUp(t *testing.T) {
+	for _, c := range []struct {
+		name   string
+		status int // of the second answer
+		want   string
+	}{
+		{"nothing more comes", http.StatusOK, "nothing more came for 20ms"},
+		{"the server does not come back", http.StatusBadGateway, "nothing more came for 20ms"},
+		{"not allowed any more", http.StatusForbidden, "answered with 403"},
+		{"not there any more", http.StatusNotFound, "answered with 404"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			answers := 0
+			server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+				if answers++; answers > 1 {
+					w.WriteHeader(c.status)
+					return
+				}
+				fmt.Fprintln(w, `{"line":1,"offset":0,"time":"2026-11-23T12:00:00Z","stream":"stdout","text":"x"}`)
+			}))
+			defer server.Close()
+			client, err := New(server.URL, server.Client())
+			if err != nil {
+				t.Fatal(err)
+			}
+			client.firstWait, client.mostWait, client.patience = time.Millisecond, time.Millisecond, 20*time.Millisecond
+			lines, errs := read(client.Lines(t.Context(), &backend.Container{}, backend.LogOptions{}, true))
+			if len(lines) != 1 || len(errs) != 1 || !strings.Contains(errs[0].Error(), c.want) {
+				t.Errorf("%d lines, errors %v; want one that says %q", len(lines), errs, c.want)
+			}
+		})
+	}
+	t.Run("interrupted", func(t *testing.T) {
+		server := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {}))
+		defer server.Close()
+		client, err := New(server.URL, server.Client())
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, stop := context.WithCancel(t.Context())
+		client.firstWait, client.Notice = time.Hour, func(error) { stop() }
+		_, errs := read(client.Lines(ctx, &backend.Container{}, backend.LogOptions{}, true))
+		if len(errs) != 1 || !errors.Is(errs[0], context.Canceled) {
+			t.Errorf("errors %v", errs)
+		}
+	})
+	t.Run("never begun", func(t *testing.T) {
+		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusBadGateway) }))
+		defer server.Close()
+		client, err := New(server.URL, server.Client())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, errs := read(client.Lines(t.Context(), &backend.Container{}, backend.LogOptions{}, true)); len(errs) != 1 {
+			t.Errorf("errors %v", errs)
+		}
+	})
+}
+
+// TestRedirect: a token is shown to no other host.
+func TestRedirect(t *testing.T) {
+	other := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { t.Errorf("another host was asked: %v", r.Header) }))
+	defer other.Close()
+	for _, status := range []int{http.StatusMovedPermanently, http.StatusFound, http.StatusTemporaryRedirect, http.StatusPermanentRedirect} {
+		t.Run(http.StatusText(status), func(t *testing.T) {
+			server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { http.Redirect(w, r, other.URL+"/x", status) }))
+			defer server.Close()
+			c, err := New(server.URL, server.Client())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := c.Namespaces(t.Context()); err == nil || !strings.Contains(err.Error(), other.URL) || !strings.Contains(err.Error(), "--server") {
+				t.Errorf("error %v, want one that says where it leads, and what to do", err)
+			}
+		})
 	}
 }
