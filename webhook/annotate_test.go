@@ -697,10 +697,9 @@ func TestUnreadable(t *testing.T) {
 		w.addRun("r", "build")
 		w.archive("r", "build")
 		w.endRun("r", "build")
-		reads := w.store.reads
 		after(unreadableAfter - time.Minute)
 		w.expect(runPath("r"))
-		if n := w.store.reads - reads; n > int(unreadableAfter/retryMost)+20 {
+		if n := w.store.reads; n > int(unreadableAfter/retryMost)+20 {
 			t.Errorf("%d reads in %s", n, unreadableAfter)
 		}
 		if got := w.runRecord("r"); got.State != record.Succeeded {
@@ -936,7 +935,9 @@ func TestNoPatch(t *testing.T) {
 						t.Errorf("run.json of %s says %q, want %q", name, got.State, record.Succeeded)
 					}
 				}
-				if events := w.events(); len(events) != 10 || !strings.Contains(events[0], "ShiplogLost") {
+				// The one that is deleted may have got its event before.
+				events := slices.DeleteFunc(w.events(), func(e string) bool { return strings.HasPrefix(e, "PipelineRun deleted ") })
+				if len(events) != 10 || !strings.Contains(events[0], "ShiplogLost") {
 					t.Errorf("events %q, want one for each of the runs that are there", events)
 				}
 				if n := testutil.ToFloat64(a.waiting); n != c.pending {
