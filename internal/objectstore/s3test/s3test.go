@@ -170,7 +170,7 @@ func (p process) start(ctx context.Context, cfg objectstore.Config) (*running, s
 	var args, env []string
 	switch p.server {
 	case Versity:
-		args = []string{"--port", addr, "--access", p.access, "--secret", p.secret, "--region", Region, "--health", "/health", "--quiet"}
+		args = []string{"--port", addr, "--access", p.access, "--secret", p.secret, "--region", Region, "--health", "/health", "--quiet", "--keep-alive"} // as S3 does
 		if p.cert != "" {
 			args = append(args, "--cert", p.cert, "--key", p.key)
 		}
