@@ -134,17 +134,20 @@ func (f *finding) in(a *api, r *http.Request, place *backend.Place, c backend.Co
 	case backend.Running, backend.Partial:
 		all.Unfinished = append(all.Unfinished, name+": "+c.Describe())
 	}
-	missing, first := 0, (*backend.MissingError)(nil)
+	missing, said := 0, ""
 	defer func() {
+		if missing > 1 {
+			said += fmt.Sprintf(" (and at %d more)", missing-1)
+		}
 		if missing > 0 {
-			all.Damage = append(all.Damage, fmt.Sprintf("%s: could not be searched at %d places, the first at byte %d: %s", name, missing, first.Offset, first.Reason))
+			all.Damage = append(all.Damage, said)
 		}
 	}()
 	for m, err := range f.search.In(r.Context(), a.Archive, c, backend.LogOptions{}) {
 		var lacks *backend.MissingError
 		if errors.As(err, &lacks) {
 			if missing++; missing == 1 {
-				first = lacks
+				said = fmt.Sprintf("%s: could not be searched at byte %d: %s", name, lacks.Offset, lacks.Reason)
 			}
 			continue
 		}
