@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"io/fs"
 	"iter"
 	"slices"
 	"time"
@@ -91,9 +92,13 @@ type reading struct {
 	pieces  map[criline.Stream]bool // the last line of that stream has not ended; where options.dull is set
 	since   bool                    // a line at or behind options.Since was there
 
+	lists   int            // how often the log was listed anew
 	dropped layout.Segment // corrupt, and the one of these that goes furthest
 	why     error
 }
+
+// mostLists bounds how often a log is listed anew. It is compacted once.
+const mostLists = 3
 
 // begin chooses where to begin.
 func (a *Archive) begin(c Container, o LogOptions) *reading {
@@ -167,6 +172,10 @@ func (r *reading) read(ctx context.Context, c Container, yield func(Line, error)
 				}
 				continue
 			}
+			if errors.Is(err, fs.ErrNotExist) {
+				next.drop()
+				return r.again(ctx, c, s, err, yield)
+			}
 			if err != nil {
 				yield(Line{}, err)
 				return false
@@ -203,6 +212,10 @@ func (r *reading) read(ctx context.Context, c Container, yield func(Line, error)
 				}
 				break
 			}
+			if errors.Is(err, fs.ErrNotExist) {
+				next.drop()
+				return r.again(ctx, c, s, err, yield)
+			}
 			if err != nil {
 				yield(Line{}, err)
 				return false
@@ -219,6 +232,20 @@ func (r *reading) read(ctx context.Context, c Container, yield func(Line, error)
 		return missing(r.dropped.First, lost, r.why)
 	}
 	return true
+}
+
+// again goes on with a new list where a segment is not there any more: another one holds its bytes since the log was compacted (package compact).
+func (r *reading) again(ctx context.Context, c Container, gone layout.Segment, why error, yield func(Line, error) bool) bool {
+	now, err := r.archive.Container(ctx, c.Key)
+	if err == nil && (r.lists == mostLists || slices.Contains(now.Segments, gone) || slices.Contains(now.covered, gone)) {
+		err = why // it is there for whoever lists
+	}
+	if err != nil {
+		yield(Line{}, err)
+		return false
+	}
+	r.lists++
+	return r.read(ctx, now, yield)
 }
 
 // lines yields the lines of a block that begins at an offset in the archive bytes, and adds to that offset and to the printed bytes of the segment.

@@ -148,6 +148,46 @@ func TestPasses(t *testing.T) {
 	}
 }
 
+// TestReaderWithAnOldList: whoever has listed a log before it is compacted, and reads it after, gets all of it once.
+func TestReaderWithAnOldList(t *testing.T) {
+	for _, before := range []int{0, 1, 7, 400} {
+		t.Run(fmt.Sprint(before), func(t *testing.T) {
+			w := newWorld(t)
+			c := w.container("step-slow")
+			want := w.slow(t, c, 500)
+			archive := backend.New(w.store)
+			old, err := archive.Container(t.Context(), c)
+			if err != nil {
+				t.Fatal(err)
+			}
+			compact := func() {
+				w.pass(t, 0)
+				w.pass(t, settle+time.Minute)
+				if n := len(w.names(t, c)); n != 1 {
+					t.Fatalf("%d segments", n)
+				}
+			}
+			if before == 0 {
+				compact()
+			}
+			var got []byte
+			n := 0
+			for l, err := range archive.Lines(t.Context(), old, backend.LogOptions{}) {
+				if err != nil {
+					t.Fatal(err)
+				}
+				got = criline.Append(got, l.Time, l.Stream, l.Full, l.Text)
+				if n++; n == before {
+					compact()
+				}
+			}
+			if !bytes.Equal(got, want) {
+				t.Errorf("%d bytes, not the %d that were stored", len(got), len(want))
+			}
+		})
+	}
+}
+
 // TestTwoAtOnce: each of two may be at any point of it while the other is at any other.
 func TestTwoAtOnce(t *testing.T) {
 	w := newWorld(t)
