@@ -52,10 +52,11 @@ type site struct {
 	url   string
 	token string // of somebody who may read namespace builds
 	store *objectstore.Store
-	data  string       // the store's files are somewhere below
-	lines atomic.Int64 // requests for lines
-	marks atomic.Int64 // and for groups and errors
-	away  atomic.Bool  // requests for lines fail
+	data  string        // the store's files are somewhere below
+	lines atomic.Int64  // requests for lines
+	marks atomic.Int64  // and for groups and errors
+	away  atomic.Bool   // requests for lines fail
+	gone  chan struct{} // of a request for groups and errors, nobody waited for the answer
 
 	mu   sync.Mutex
 	logs []string // what was logged
@@ -63,7 +64,7 @@ type site struct {
 
 func newSite(t *testing.T) *site {
 	t.Helper()
-	s := &site{data: filepath.Dir(t.TempDir())}
+	s := &site{data: filepath.Dir(t.TempDir()), gone: make(chan struct{}, 10)}
 	s.store, _ = archivetest.Start(t)
 	cluster := apiserver.Start(t)
 	for _, create := range []func() error{
@@ -118,6 +119,11 @@ func newSite(t *testing.T) *site {
 		}
 		if strings.HasPrefix(r.URL.Path, own+"/marks/") {
 			s.marks.Add(1)
+			defer func() {
+				if r.Context().Err() != nil {
+					s.gone <- struct{}{}
+				}
+			}()
 		}
 		mux.ServeHTTP(w, r)
 	}))
@@ -155,6 +161,7 @@ var hostile = []string{
 	`<script>document.title="owned"</script><img src=x onerror="document.title='owned'">`,
 	"\x1b]8;;https://evil.example/\x1b\\a link\x1b]8;;\x1b\\ \x1b]0;title\x07and a title",
 	"access \u202enetworg\u202c, and \u2066isolated\u2069",
+	"\x1b[30;43m black on yellow \x1b[97;44m white on blue \x1b[0;40m plain on black \x1b[0m",
 	"\x1b[2J\x1b[1;1Hcleared \x1b[31mred \x1b[1mbold\x1b[0m plain \x1b[38;2;255;0;128mpink\x1b[0m \x1b[48;5;21mblue\x1b[0m \x1b[",
 	"bytes \xff\xfe and \x00 and \b",
 }
@@ -402,7 +409,7 @@ func TestBrowser(t *testing.T) {
 
 	part("hostile text", func(b *browser) {
 		b.open("/ui/builds/run-7#step=clone/git")
-		b.until("the log", `document.querySelectorAll(".row:not(.waiting)").length >= 5`)
+		b.until("the log", `document.querySelectorAll(".row:not(.waiting)").length >= 6`)
 		text := b.text(".row .text")
 		for _, want := range []string{hostile[0], "a link and a title", "U+202E", "U+2066", "cleared red bold plain pink blue ESC[", "bytes \ufffd\ufffd and NUL and BS"} {
 			if !strings.Contains(text, want) {
@@ -475,7 +482,7 @@ func TestBrowser(t *testing.T) {
 		b.until("the focus", `document.activeElement.name === "q"`)
 		evaluate[string](b, `document.activeElement.value = ""`) // a key that is only simulated is typed though the page prevents it
 		b.do(chromedp.SendKeys(`#search input[type="search"]`, "UNDEFINED: ship"+kb.Enter), chromedp.WaitVisible("#found a"))
-		b.until("what was found", `document.querySelector("#found").innerText.includes("1 lines in")`)
+		b.until("what was found", `document.querySelector("#found").innerText.includes("1 line in")`)
 		b.do(chromedp.Click("#found a"))
 		b.until("the line", `document.querySelector(".row.picked.error:not(.waiting)")`)
 		b.picture("search")
@@ -546,6 +553,55 @@ func TestBrowser(t *testing.T) {
 		elements := evaluate[int](b, `document.querySelectorAll("*").length`)
 		if asked := s.lines.Load() - before; asked > 12 || elements > 2000 {
 			b.Errorf("%d requests for lines and %d elements: only what is seen is to be loaded", asked, elements)
+		}
+
+		// So many turns of the wheel, and jumps by the scroll bar, one in each frame. How fast that is depends on the machine, so it is only told.
+		type frames struct {
+			Median, P99, Worst float64
+			Rows, Chunks       int
+		}
+		const scroll = `new Promise((done) => {
+			const view = document.querySelector(".log"), times = [];
+			let rows = 0, chunks = 0, last = performance.now();
+			const frame = (now) => {
+				times.push(now - last);
+				last = now;
+				rows = Math.max(rows, document.querySelectorAll(".row").length);
+				chunks = Math.max(chunks, Number(document.querySelector(".open").dataset.chunks));
+				if (times.length > 600) {
+					times.sort((a, b) => a - b);
+					done({Median: times[300], P99: times[594], Worst: times[600], Rows: rows, Chunks: chunks});
+					return;
+				}
+				if (times.length % 10 === 0) view.scrollTop = view.scrollHeight * times.length / 601;
+				else view.dispatchEvent(new WheelEvent("wheel", {deltaY: 700, bubbles: true, cancelable: true}));
+				requestAnimationFrame(frame);
+			};
+			requestAnimationFrame(frame);
+		})`
+		f := run(b, chromedp.Evaluate[frames](scroll, chromedp.EvalAwaitPromise))
+		b.Logf("frames while 5 million lines are scrolled: median %.1f ms, 99 of 100 within %.1f ms, all within %.1f ms; %d rows, %d chunks", f.Median, f.P99, f.Worst, f.Rows, f.Chunks)
+		if f.Rows > 100 || f.Chunks > 40 || f.Chunks == 0 {
+			b.Errorf("%d rows are drawn, and %d chunks in memory: want no more than 100 and 40", f.Rows, f.Chunks)
+		}
+
+		began := time.Now()
+		b.do(chromedp.Click("#go-error"))
+		b.until("what was found", `document.querySelector(".state").innerText.includes("no line tells of an error")`)
+		b.Logf("5 million lines without an error are looked through in %s", time.Since(began).Round(10*time.Millisecond))
+		asked := s.marks.Load()
+		b.do(chromedp.Click("#go-error"))
+		b.until("what was found", `document.querySelector(".state").innerText.includes("no line tells of an error")`)
+		if s.marks.Load() != asked {
+			b.Error("what is known was looked for again")
+		}
+		b.do(chromedp.Click(".head"), chromedp.Click(".head"), chromedp.WaitVisible(".log"), chromedp.Click("#go-error"), chromedp.Click(".head"))
+		ctx, cancel := context.WithTimeout(b.ctx, browserTime)
+		defer cancel()
+		select {
+		case <-s.gone:
+		case <-ctx.Done():
+			b.Error("the log is read on though the step was closed")
 		}
 	})
 

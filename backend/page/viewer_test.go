@@ -113,6 +113,15 @@ func TestBrowserViewer(t *testing.T) {
 		b.open("/ui/builds/run-wide#step=t/s&L=490")
 		b.until("the line before", shown(490))
 		b.picture("unwrapped-phone")
+		// Seen from the side, a number stays where it is, and what marks a line goes on.
+		evaluate[float64](b, `document.querySelector(".pane").scrollLeft = 3000`)
+		if off := evaluate[float64](b, `(() => {
+			const row = document.querySelector(".row.picked"), pane = document.querySelector(".pane").getBoundingClientRect();
+			return Math.abs(row.querySelector(".number").getBoundingClientRect().left - pane.left) + Math.max(0, pane.right - row.getBoundingClientRect().right);
+		})()`); off > 1 {
+			b.Errorf("the number and the mark's end are off by %.0f px", off)
+		}
+		b.picture("sideways-phone")
 		b.do(chromedp.Click("#wrap"))
 		b.until("wrapped lines", `document.body.classList.contains("wrapped")`)
 		// Each turn of the wheel shows what follows: every screen begins where the one before has ended, or above.
@@ -136,7 +145,7 @@ func TestBrowserViewer(t *testing.T) {
 			before := evaluate[float64](b, `document.querySelector(".log").scrollTop`)
 			b.wheel(300)
 			b.until(fmt.Sprintf("turn %d", i), fmt.Sprintf(`document.querySelector(".log").scrollTop > %f`, before))
-			if i == 8 {
+			if i == 5 {
 				b.picture("wrapped-phone")
 			}
 		}
@@ -158,7 +167,7 @@ func TestBrowserViewer(t *testing.T) {
 		if moved := after - before; moved != 4*18 {
 			b.Errorf("four keys moved the line by %.0f px, want 72", moved)
 		}
-		b.do(chromedp.Click("#wrap"), chromedp.EmulateReset())
+		b.do(chromedp.Click("#wrap"), chromedp.ResetViewport())
 	})
 
 	part("a selection and the focus survive", func(b *browser) {
@@ -223,6 +232,8 @@ func TestBrowserViewer(t *testing.T) {
 		const groups = mostMarks + 1000
 		s.finish(b.T, "groups", archivetest.Lines(begin, groups*2+400, func(i int) string {
 			switch {
+			case i == 5:
+				return "this error is not marked as one"
 			case i == groups*2+1:
 				return "::group::last"
 			case i == groups*2+398:
@@ -235,7 +246,7 @@ func TestBrowserViewer(t *testing.T) {
 		b.open(fmt.Sprintf("/ui/builds/run-groups#step=t/s&L=%d", groups*2+2))
 		b.until("the last group", `document.querySelector(".row.group.picked .fold")`)
 		b.do(chromedp.Click(".row.group.picked .fold"))
-		b.until("why it is not folded, or its end", `document.querySelector(".state").innerText.includes("cannot be folded") || document.querySelector('.row.group.picked .fold[aria-expanded="false"]')`)
+		b.until("why it is not folded", `document.querySelector(".state").innerText.includes("cannot be folded") && document.querySelector('.row.group.picked .fold[aria-expanded="true"]')`)
 		b.do(chromedp.Click("#go-error"))
 		b.until("the first error", fmt.Sprintf(`document.querySelector(".row.picked.error")?.dataset.number === "%d"`, groups*2+399))
 	})
@@ -272,6 +283,8 @@ func TestBrowserViewer(t *testing.T) {
 		s.away.Store(true)
 		defer s.away.Store(false)
 		b.until("what is wrong", `document.querySelector(".state").innerText.includes("the store is away")`)
+		b.do(chromedp.Click(`.row[data-number="7"] .number`))
+		b.until("a line is marked all the same", `document.querySelector(".row.picked").dataset.number === "7"`)
 		if n := evaluate[int](b, `document.querySelectorAll(".row:not(.waiting)").length`); n != 30 {
 			b.Errorf("%d lines are left", n)
 		}

@@ -36,6 +36,8 @@
     if (s < 60) return Math.floor(s) + "s";
     return s < 3600 ? `${Math.floor(s / 60)}m ${two(s % 60)}s` : `${Math.floor(s / 3600)}h ${two(s / 60 % 60)}m`;
   };
+  const isLight = (rgb) => 299 * parseInt(rgb.slice(1, 3), 16) + 587 * parseInt(rgb.slice(3, 5), 16) + 114 * parseInt(rgb.slice(5), 16) > 128000; // by the weights of ITU-R BT.601
+  const plural = (n, what) => `${n} ${what}${n === 1 ? "" : "s"}`;
   // after is the index of the first mark behind a line.
   const after = (marks, number) => {
     let low = 0, high = marks.length;
@@ -315,7 +317,7 @@
       if (this.wanted.size > 0) { this.waiting = setTimeout(() => this.load(), this.chunks.size > 0 ? settle : 0); return; }
       if (!this.goal) return;
       if (this.plain) this.view.scrollTop = this.top(this.index(this.goal)) - 3 * rowHeight;
-      if (this.goal > this.total) say(`Line ${this.goal} is beyond the end: this log has ${this.total} lines${this.status === "running" ? " so far" : ""}.`);
+      if (this.goal > this.total) say(`Line ${this.goal} is beyond the end: this log has ${plural(this.total, "line")}${this.status === "running" ? " so far" : ""}.`);
       this.goal = undefined;
     }
     // drawOnce draws the lines that are looked at, and returns whether one was not as tall as it was thought to be.
@@ -423,7 +425,10 @@
         for (const s of row.s) {
           const span = element("span", s.c, s.t);
           if (s.f) span.style.color = s.f;
-          if (s.g) span.style.backgroundColor = s.g;
+          if (s.g) {
+            span.style.backgroundColor = s.g;
+            if (!s.f && !/\bf\d/.test(s.c)) span.style.color = isLight(s.g) ? "#000" : "#fff";
+          }
           text.append(span);
         }
         if (row.cut) text.append(element("span", "more", ` … ${row.cut} bytes more: see Download`));
@@ -750,11 +755,11 @@
           const m = JSON.parse(part);
           if (m.found) summary = m.found; else hits.push(m);
         }
-        found.replaceChildren(element("p", "hint", `${hits.length} lines …`), ...hits.map(hit));
+        found.replaceChildren(element("p", "hint", plural(hits.length, "line") + " …"), ...hits.map(hit));
       }
       if (!summary) throw new Error("the answer broke off: search again");
-      const said = hits.length === 0 ? "Nothing found" : summary.more ? `The first ${hits.length} lines` : `${hits.length} lines`;
-      found.replaceChildren(element("p", "hint", `${said} in ${summary.logs} logs`), ...hits.map(hit));
+      const said = hits.length === 0 ? "Nothing found" : summary.more ? `The first ${hits.length} lines` : plural(hits.length, "line");
+      found.replaceChildren(element("p", "hint", `${said} in ${plural(summary.logs, "log")}`), ...hits.map(hit));
       for (const what of summary.damage || []) found.append(element("p", "message bad", what));
     } catch (err) {
       if (!stop.signal.aborted) found.replaceChildren(element("p", "message bad", err.message));
