@@ -46,6 +46,8 @@ type View struct {
 	// Outcome is how the run ended, if it is known, and Reason says why it failed.
 	Outcome Outcome
 	Reason  string
+	// Failures are the TaskRuns of the run that have failed, as far as the cluster has them, in the order in which tkn prints their logs.
+	Failures []Failure
 
 	over bool                      // no more pods are to be expected
 	pods map[layout.Pod]corev1.Pod // that are there
@@ -126,7 +128,7 @@ func outcomeOfRecord(rec *backend.RunRecord) (Outcome, string) {
 
 // add puts what the cluster has into the tree.
 func (v *View) add(now *present) {
-	v.over, v.Outcome, v.Reason = now.done, now.outcome, now.reason
+	v.over, v.Outcome, v.Reason, v.Failures = now.done, now.outcome, now.reason, now.failures
 	if v.Tree == nil {
 		v.Tree = &backend.Tree{Run: now.run}
 	}
@@ -320,13 +322,30 @@ const firstLines = 16
 // begins says whether a pod's log begins with l as the archive does. Where the archive cannot say, it does.
 func (r *Reader) begins(ctx context.Context, c backend.Container, l backend.Line) bool {
 	n := 0
+	unfinished := map[criline.Stream]bool{}
 	for kept, err := range r.Archive.Lines(ctx, &c, backend.LogOptions{ToLine: firstLines}, false) {
-		if err != nil || bytes.HasPrefix(l.Text, kept.Text) || bytes.HasPrefix(kept.Text, l.Text) {
+		first := !unfinished[kept.Stream]
+		unfinished[kept.Stream] = !kept.Full
+		if err != nil || kept.Stream != criline.Markers && first && sameBeginning(l, kept) {
 			return true
 		}
 		n++
 	}
 	return n == 0
+}
+
+// sameBeginning says whether two lines, or the first pieces of them, can be of the same line.
+func sameBeginning(a, b backend.Line) bool {
+	switch {
+	case a.Full && b.Full:
+		return bytes.Equal(a.Text, b.Text)
+	case a.Full:
+		return bytes.HasPrefix(a.Text, b.Text)
+	case b.Full:
+		return bytes.HasPrefix(b.Text, a.Text)
+	default:
+		return bytes.HasPrefix(a.Text, b.Text) || bytes.HasPrefix(b.Text, a.Text)
+	}
 }
 
 // keeps says whether the archive has a container's log.

@@ -45,6 +45,65 @@ type present struct {
 	done    bool         // no more pods will be made
 	outcome Outcome
 	reason  string // why it failed
+
+	failures []Failure
+}
+
+// Failure is a TaskRun that has failed, as the cluster tells it.
+type Failure struct {
+	TaskRun, Task string // Task is what tkn calls it
+	Message       string
+	NoPod         bool // it failed before it had one
+}
+
+// failuresOf are those among TaskRuns, in their order.
+func failuresOf(all ...tekton.TaskRun) (failures []Failure) {
+	for _, tr := range all {
+		outcome, message := outcomeOf(tr.Status.GetCondition(apis.ConditionSucceeded))
+		if outcome != Failed {
+			continue
+		}
+		task := tr.Labels[pipeline.PipelineTaskLabelKey]
+		if ref := tr.Spec.TaskRef; task == "" && ref != nil {
+			task = ref.Name
+		} else if task == "" {
+			task = "Task 0" // github.com/tektoncd/cli, pkg/log: formTaskName
+		}
+		failures = append(failures, Failure{tr.Name, task, message, tr.Status.PodName == ""})
+	}
+	return failures
+}
+
+// ContainerFailed says in tkn's words that a container has ended with exit code 1, behind which tkn shows nothing more of its pod, or "" (github.com/tektoncd/cli, pkg/pods: Container.Status).
+func (r *Reader) ContainerFailed(ctx context.Context, p backend.Place) string {
+	name := p.Container.Name
+	if r.Cluster != nil && p.Pod.Record != nil {
+		pod, err := r.Cluster.Core.Pods(p.Pod.Key.Namespace).Get(ctx, p.Pod.Record.PodName, metav1.GetOptions{})
+		if err == nil && string(pod.UID) == p.Pod.Key.PodUID {
+			return failedInPod(pod, name)
+		}
+	}
+	if s := p.Container.Seal; s != nil && s.Exit != nil && s.Exit.Code == 1 {
+		return fmt.Sprintf("container %s has failed ", name)
+	}
+	return ""
+}
+
+func failedInPod(pod *corev1.Pod, name string) string {
+	ended := stateOf(pod, name).Terminated
+	if ended == nil || ended.ExitCode != 1 {
+		return ""
+	}
+	if slices.ContainsFunc(pod.Spec.InitContainers, func(c corev1.Container) bool { return c.Name == name }) {
+		return fmt.Sprintf("container %s has failed: %s", name, ended.Reason)
+	}
+	said := ""
+	for _, why := range []string{ended.Reason, ended.Message} {
+		if why != "" && why != "Error" {
+			said += " : " + why
+		}
+	}
+	return fmt.Sprintf("container %s has failed %s", name, said)
 }
 
 // look finds a run by the name or UID of a PipelineRun or TaskRun, or by a pod's name. It returns nil where there is nothing of the kind.
@@ -108,15 +167,20 @@ func (c *Cluster) pipelineRun(ctx context.Context, namespace, ref string) (*pres
 	}
 	p := &present{run: layout.Run{Namespace: namespace, Name: pr.Name, UID: string(pr.UID)}, uid: string(pr.UID), done: pr.IsDone()}
 	p.outcome, p.reason = outcomeOf(pr.Status.GetCondition(apis.ConditionSucceeded))
-	if p.order, err = c.order(ctx, pr); err != nil {
+	taskRuns, err := c.taskRunsOf(ctx, pr)
+	if err != nil {
 		return nil, err
 	}
+	for _, tr := range taskRuns {
+		p.order = append(p.order, tr.Name)
+	}
+	p.failures = failuresOf(taskRuns...)
 	p.pods, err = c.list(ctx, namespace, labels.Set{pipeline.PipelineRunLabelKey: pr.Name, pipeline.PipelineRunUIDLabelKey: string(pr.UID)})
 	return p, err
 }
 
-// order is that in which tkn prints the logs of a PipelineRun's TaskRuns: as they ended, or else as they began (github.com/tektoncd/cli, pkg/taskrun: Runs.Less).
-func (c *Cluster) order(ctx context.Context, pr *tekton.PipelineRun) ([]string, error) {
+// taskRunsOf are a PipelineRun's TaskRuns in the order in which tkn prints their logs: as they ended, or else as they began (github.com/tektoncd/cli, pkg/taskrun: Runs.Less).
+func (c *Cluster) taskRunsOf(ctx context.Context, pr *tekton.PipelineRun) ([]tekton.TaskRun, error) {
 	with := labels.Set{pipeline.PipelineRunLabelKey: pr.Name, pipeline.PipelineRunUIDLabelKey: string(pr.UID)}
 	list, err := c.Tekton.TaskRuns(pr.Namespace).List(ctx, metav1.ListOptions{LabelSelector: with.String()})
 	if err != nil {
@@ -129,11 +193,7 @@ func (c *Cluster) order(ctx context.Context, pr *tekton.PipelineRun) ([]string, 
 		}
 		return timeOf(x.StartTime).Compare(timeOf(y.StartTime))
 	})
-	var names []string
-	for _, tr := range list.Items {
-		names = append(names, tr.Name)
-	}
-	return names, nil
+	return list.Items, nil
 }
 
 func timeOf(t *metav1.Time) time.Time {
@@ -155,7 +215,7 @@ func (c *Cluster) taskRun(ctx context.Context, namespace, ref string) (*present,
 	if err != nil {
 		return nil, absent(err)
 	}
-	p := &present{run: runOf(tr), taskRun: tr.Name, uid: string(tr.UID), done: tr.IsDone()}
+	p := &present{run: runOf(tr), taskRun: tr.Name, uid: string(tr.UID), done: tr.IsDone(), failures: failuresOf(*tr)}
 	p.outcome, p.reason = outcomeOf(tr.Status.GetCondition(apis.ConditionSucceeded))
 	p.pods, err = c.list(ctx, namespace, labels.Set{pipeline.TaskRunLabelKey: tr.Name, pipeline.TaskRunUIDLabelKey: string(tr.UID)})
 	return p, err
@@ -195,16 +255,19 @@ func podKey(pod *corev1.Pod) (layout.Pod, bool) {
 // Outcome is how a run ended.
 type Outcome string
 
-// The outcomes. A run that has not ended, or of which that is not known, has none.
+// The outcomes. A run of which nothing is known has none.
 const (
-	Succeeded Outcome = "succeeded"
-	Failed    Outcome = "failed"
+	Succeeded  Outcome = "succeeded"
+	Failed     Outcome = "failed"
+	Unfinished Outcome = "unfinished" // the cluster runs it
 )
 
 func outcomeOf(c *apis.Condition) (Outcome, string) {
 	switch {
-	case c == nil || c.IsUnknown():
+	case c == nil:
 		return "", ""
+	case c.IsUnknown():
+		return Unfinished, ""
 	case c.IsTrue():
 		return Succeeded, ""
 	default:
