@@ -157,11 +157,19 @@ func firstOf(ctx context.Context, namespace, ref string, finds ...find) (Target,
 	}
 	for _, f := range finds {
 		t, err := f(ctx, namespace, ref)
+		if err == nil && !t.within(namespace) {
+			continue
+		}
 		if err == nil || !errors.Is(err, fs.ErrNotExist) {
 			return t, err
 		}
 	}
 	return Target{}, notFound
+}
+
+// within says whether a target is one of the namespace that was asked for, and of names: an object of the index must not lead out of what its reader may see.
+func (t Target) within(namespace string) bool {
+	return t.Run.Namespace == namespace && t.Run.Validate() == nil && (t.TaskRun == "" || layout.CheckName("TaskRun", t.TaskRun) == nil) && (t.PodUID == "" || layout.CheckUID("pod UID", t.PodUID) == nil)
 }
 
 func (a *Archive) findUID(ctx context.Context, namespace, uid string) (Target, error) {

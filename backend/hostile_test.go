@@ -2,6 +2,7 @@ package backend
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"iter"
 	"strings"
@@ -45,6 +46,34 @@ func TestForgedPodRecord(t *testing.T) {
 	r.Containers = nil
 	if diff := cmp.Diff(&record.Pod{Namespace: "ns", PodUID: "pod-uid", TaskRun: "run-build"}, r); diff != "" {
 		t.Errorf("of the record is left (-want +got):\n%s", diff)
+	}
+}
+
+// TestForgedPointer: an object of the index does not lead into another namespace, nor to what is no name.
+func TestForgedPointer(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		pointer record.Pointer
+		found   bool
+	}{
+		{"of the run", record.Pointer{Run: run, TaskRun: "run-build", PodUID: "pod-uid"}, true},
+		{"of another namespace", record.Pointer{Run: layout.Run{Namespace: "other", Name: "run", UID: "run-uid"}}, false},
+		{"out of the run", record.Pointer{Run: run, TaskRun: "../../other"}, false},
+		{"out of the TaskRun", record.Pointer{Run: run, TaskRun: "run-build", PodUID: "../x"}, false},
+		{"to nothing", record.Pointer{}, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			m := memory{}
+			m.put(t, layout.UIDIndexKey("ns", "some-uid"), now, c.pointer)
+			m.put(t, layout.PodIndexKey("ns", "some-pod", "pod-uid"), now, c.pointer)
+			for _, ref := range []string{"some-uid", "some-pod"} {
+				target, err := archive(m).Find(t.Context(), "ns", ref)
+				var none *NotFoundError
+				if c.found && err != nil || !c.found && !errors.As(err, &none) {
+					t.Errorf("%s is %+v, error %v", ref, target, err)
+				}
+			}
+		})
 	}
 }
 
