@@ -33,6 +33,7 @@ build: ## Build the binaries into bin/.
 	$(GO) build -trimpath -o bin/shiplog ./backend/cmd/shiplog
 	@ln -sf shiplog bin/kubectl-shiplog
 	@ln -sf shiplog bin/tkn-shiplog
+	@ln -sf shiplog bin/kubectl_complete-shiplog
 
 .PHONY: images
 images: build ## Build the images without a container engine and push them to REGISTRY.

@@ -3,19 +3,21 @@ package main
 import (
 	"bufio"
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/schollz/progressbar/v3"
 	"github.com/spf13/cobra"
-	"golang.org/x/term"
 
 	"github.com/shiplog-dev/shiplog/backend"
 	"github.com/shiplog-dev/shiplog/backend/live"
+	"github.com/shiplog-dev/shiplog/internal/criline"
 	"github.com/shiplog-dev/shiplog/internal/layout"
 )
 
@@ -25,6 +27,7 @@ func newGet(s *settings) *cobra.Command {
 	c := &cobra.Command{
 		Use: "get RUN", Short: "Save the logs of a run as files", Args: exactlyOne, ValidArgsFunction: s.complete(""),
 		Long: `Save the logs of a run as files, byte for byte as they were printed: DIR/TASK/CONTAINER.log, and DIR/TASK.retry1/… of a retry.
+Of a task with several TaskRuns, as one with a matrix, it is DIR/TASKRUN/CONTAINER.log. Nothing is written outside DIR.
 A file that is there already is written anew. What is not whole is saved as far as it goes, named on stderr, and shown by the exit code.`,
 		Example: "  shiplog get -n builds my-run --to logs",
 		RunE:    func(cmd *cobra.Command, args []string) error { return s.get(cmd.Context(), sel, args[0], dir) },
@@ -67,68 +70,118 @@ func (s *settings) get(ctx context.Context, sel *selection, run, dir string) err
 	if err != nil {
 		return err
 	}
+	var wanted []backend.Place
+	for p := range v.Tree.Containers() {
+		if sel.Includes(p.TaskRun, p.Container) {
+			wanted = append(wanted, p)
+		}
+	}
+	if len(wanted) == 0 {
+		return fmt.Errorf("no container of run %s fits: \"%s ls -n %s %s\" shows what there is", run, program(), src.namespace, run)
+	}
 	if dir == "" {
 		dir = v.Tree.Run.Name
 		if v.Tree.Run.Name == layout.NoPipelineRun {
 			dir = run
 		}
+		if err := layout.CheckName("the run", dir); err != nil {
+			return usageError("get: %v: say with --to where its logs go", err)
+		}
 	}
+	if err := os.MkdirAll(dir, 0o777); err != nil {
+		return fmt.Errorf("make the folder of the logs: %w", err)
+	}
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return fmt.Errorf("open the folder of the logs: %w", err)
+	}
+	defer root.Close()
 	bar := s.progress(v, sel)
-	worst, files := 0, 0
-	for p := range v.Tree.Containers() {
-		if !sel.Includes(p.TaskRun, p.Container) {
+	worst, saved, refused := 0, 0, 0
+	given := names{}
+	for _, p := range wanted {
+		name, err := given.file(p)
+		if err != nil {
+			fmt.Fprintf(s.stderr, "shiplog: a log is not saved: %s\n", visible(err.Error()))
+			refused++
 			continue
 		}
-		status, err := s.save(ctx, src, p, filepath.Join(dir, folder(p)), bar)
+		status, err := s.save(ctx, src, p, root, name, bar)
 		if err != nil {
-			return err
+			return fmt.Errorf("save %s: %w", filepath.Join(dir, name), err)
 		}
 		worst = worse(worst, exitCode(status))
-		files++
+		saved++
 	}
 	_ = bar.Finish() // a bar that cannot be drawn does no harm
-	if files == 0 {
-		return fmt.Errorf("no container of run %s fits: \"%s ls -n %s %s\" shows what there is", run, program(), src.namespace, run)
+	fmt.Fprintf(s.stderr, "%d logs are in %s\n", saved, dir)
+	if refused > 0 {
+		return fmt.Errorf("%d logs are not saved: \"%s logs -n %s %s\" shows them", refused, program(), src.namespace, run)
 	}
-	fmt.Fprintf(s.stderr, "%d logs are in %s\n", files, dir)
 	if worst != 0 {
 		return &exitError{code: worst}
 	}
 	return nil
 }
 
-// folder is where a place's files go. The names are those of Kubernetes objects, which have no slash and no dot at their beginning.
+// names are the files that logs of a run were given.
+type names map[string]bool
+
+// folder is where a place's files go.
 func folder(p backend.Place) string {
 	if p.Retry > 0 {
-		return fmt.Sprintf("%s.retry%d", p.TaskRun.Label(), p.Retry)
+		return fmt.Sprintf("%s.retry%d", p.TaskRun.UniqueLabel(), p.Retry)
 	}
-	return p.TaskRun.Label()
+	return p.TaskRun.UniqueLabel()
 }
 
-// save writes one log as <dir>/<container>.log, which is there when it is whole, or as whole as it can be.
-func (s *settings) save(ctx context.Context, src *source, p backend.Place, dir string, bar io.Writer) (backend.Status, error) {
-	if err := os.MkdirAll(dir, 0o777); err != nil {
+// file is the file of a place's log. Names come from the pod's record, which a tenant can write, so what is no name of Kubernetes is no file's either, and no two logs have the same.
+func (n names) file(p backend.Place) (string, error) {
+	folder := folder(p)
+	if err := errors.Join(layout.CheckName("the name of its task", folder), layout.CheckName("the name of its container", p.Container.Name)); err != nil {
+		return "", fmt.Errorf("TaskRun %s: %w", p.TaskRun.Name, err)
+	}
+	name := filepath.Join(folder, p.Container.Name+".log")
+	if n[name] {
+		return "", fmt.Errorf("TaskRun %s: another log is %s", p.TaskRun.Name, name)
+	}
+	n[name] = true
+	return name, nil
+}
+
+// save writes one log as a file under root, which is there when it is whole, or as whole as it can be.
+func (s *settings) save(ctx context.Context, src *source, p backend.Place, root *os.Root, name string, bar io.Writer) (backend.Status, error) {
+	if err := root.MkdirAll(filepath.Dir(name), 0o777); err != nil {
 		return "", err
 	}
-	f, err := os.CreateTemp(dir, p.Container.Name+".*.part")
+	part := name + "." + rand.Text()[:8] + ".part"
+	f, err := root.OpenFile(part, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o666)
 	if err != nil {
 		return "", err
 	}
-	defer os.Remove(f.Name()) // if it is not renamed
+	defer root.Remove(part) // if it is not renamed
 	defer f.Close()
 	status := backend.Verified
-	out := bufio.NewWriterSize(io.MultiWriter(f, bar), 64<<10)
-	printer := &backend.Printer{Out: out, Notices: s.stderr, Ends: s.stderr, Raw: true, Seen: func(seen backend.Status) { status = backend.Worse(status, seen) }}
-	label := p.TaskRun.Label() + "/" + p.Container.Name + " "
+	out := bufio.NewWriterSize(io.MultiWriter(f, harmless{bar}), 64<<10)
+	said := &notices{out: s.stderr, label: strings.TrimSuffix(name, ".log") + " "}
+	printer := &backend.Printer{Out: out, Notices: said, Ends: said, Raw: true, Seen: func(seen backend.Status) { status = backend.Worse(status, seen) }}
 	for l, err := range src.Archive.Lines(ctx, &p.Container, backend.LogOptions{}, false) {
-		if err := printer.Line(label, l, err); err != nil {
-			return "", fmt.Errorf("save %s: %w", filepath.Join(dir, p.Container.Name+".log"), err)
+		if err := printer.Line(said.label, l, err); err != nil {
+			return "", err
 		}
 	}
-	if err := errors.Join(printer.End(label, p.Container), out.Flush(), f.Chmod(0o644), f.Close()); err != nil {
-		return "", fmt.Errorf("save %s: %w", filepath.Join(dir, p.Container.Name+".log"), err)
+	if err := errors.Join(printer.End(said.label, p.Container), out.Flush(), f.Close()); err != nil {
+		return "", err
 	}
-	return status, os.Rename(f.Name(), filepath.Join(dir, p.Container.Name+".log"))
+	return status, root.Rename(part, name)
+}
+
+// harmless drops errors: a log is saved also where its progress cannot be shown, as when it has become longer than it was.
+type harmless struct{ w io.Writer }
+
+func (h harmless) Write(b []byte) (int, error) {
+	_, _ = h.w.Write(b)
+	return len(b), nil
 }
 
 // progress shows on a terminal how many bytes were read of those that are wanted.
@@ -139,20 +192,15 @@ func (s *settings) progress(v *live.View, sel *selection) *progressbar.ProgressB
 			bytes += p.Container.Bytes
 		}
 	}
-	return progressbar.NewOptions64(bytes, progressbar.OptionSetWriter(s.stderr), progressbar.OptionShowBytes(true), progressbar.OptionSetVisibility(s.watched()), progressbar.OptionClearOnFinish())
-}
-
-// watched says whether somebody sees a progress bar.
-func (s *settings) watched() bool {
-	f, ok := s.stderr.(*os.File)
-	return ok && term.IsTerminal(int(f.Fd()))
+	return progressbar.NewOptions64(bytes, progressbar.OptionSetWriter(s.stderr), progressbar.OptionShowBytes(true), progressbar.OptionSetVisibility(isTerminal(s.stderr)), progressbar.OptionClearOnFinish())
 }
 
 func newVerify(s *settings) *cobra.Command {
 	sel := &selection{Choice: backend.Choice{All: true}}
 	c := &cobra.Command{
 		Use: "verify RUN", Short: "Read all of a run and check its digests", Args: exactlyOne, ValidArgsFunction: s.complete(""),
-		Long:    "Read every log of a run to its end and compare it with the digest that its pod has sealed it with. Nothing is printed of the logs.",
+		Long: `Read every log of a run to its end and compare it with the digest that its pod has sealed it with. Nothing is printed of the logs, but how each stands, how many bytes of it
+were read, and its digest. The exit code is 5 where nothing of the run is archived: then nobody knows what was printed.`,
 		Example: "  shiplog verify -n builds my-run",
 		RunE:    func(cmd *cobra.Command, args []string) error { return s.verify(cmd.Context(), sel, args[0]) },
 	}
@@ -170,44 +218,59 @@ func (s *settings) verify(ctx context.Context, sel *selection, run string) error
 		return err
 	}
 	bar := s.progress(v, sel)
-	worst := 0
+	worst, archived := 0, 0
 	type row struct {
 		label string
 		c     backend.Container
-		bytes int64
+		bytes int64 // that were read
 		why   string
 	}
 	var rows []row
 	for p := range v.Tree.Containers() {
 		c := p.Container
 		r := row{label: folder(p) + "/" + c.Name}
+		damaged := ""
 		for l, err := range src.Archive.Lines(ctx, &c, backend.LogOptions{}, false) {
 			var digest *backend.DigestError
 			if errors.As(err, &digest) {
-				c.Status, r.why = backend.Damaged, digest.Error()
+				damaged = digest.Error()
 				continue
 			}
 			if err != nil {
 				return fmt.Errorf("verify %s: %w", r.label, err)
 			}
-			r.bytes += int64(len(l.Text))
-			_ = bar.Add(len(l.Text))
+			if l.Stream == criline.Markers {
+				if m, err := criline.ParseMarker(l.Text); damaged == "" && (err != nil || m.Reason == backend.ReasonMissing) {
+					damaged = backend.DescribeMarker(l.Text)
+				}
+				continue
+			}
+			r.bytes += l.Printed()
+			_ = bar.Add64(l.Printed()) // as in get
 		}
-		if r.why == "" {
-			r.why = c.Why
+		r.why = c.Why
+		if damaged != "" && c.Status != backend.Damaged {
+			c.Status, r.why = backend.Damaged, damaged
 		}
 		r.c = c
 		rows = append(rows, r)
 		worst = worse(worst, exitCode(c.Status))
+		if c.Status != backend.NotCaptured {
+			archived++
+		}
 	}
 	_ = bar.Finish()
+	if archived == 0 {
+		fmt.Fprintf(s.stderr, "shiplog: nothing is archived of run %s: there is nothing to verify\n", run)
+		worst = exitPartial
+	}
 	return s.report(slices.Collect(func(yield func([5]string) bool) {
 		for _, r := range rows {
 			digest := "-"
 			if r.c.Seal != nil {
 				digest = r.c.Seal.SHA256
 			}
-			if !yield([5]string{r.label, string(r.c.Status), fmt.Sprintf("%d bytes", r.c.Bytes), digest, r.why}) {
+			if !yield([5]string{visible(r.label), string(r.c.Status), fmt.Sprintf("%d bytes", r.bytes), visible(digest), visible(r.why)}) {
 				return
 			}
 		}

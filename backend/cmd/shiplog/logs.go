@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 
 	"github.com/fatih/color"
 	"github.com/spf13/cobra"
@@ -64,7 +65,7 @@ func newPipelineRun(s *settings) *cobra.Command {
 	f := c.Flags()
 	f.StringSliceVarP(&sel.Tasks, "task", "t", nil, "only these tasks")
 	f.BoolVar(&sel.timestamps, "timestamps", false, "begin each line with its time")
-	f.BoolVarP(&sel.exitLikeARun, "exit-with-pipelinerun-error", "E", false, "exit with the PipelineRun's: 0 succeeded, 1 failed, 2 not known")
+	f.BoolVarP(&sel.exitLikeARun, "exit-with-pipelinerun-error", "E", false, "exit with the PipelineRun's: 0 succeeded or not over, 1 failed, 2 not known")
 	parent := &cobra.Command{Use: "pipelinerun", Aliases: []string{"pr", "pipelineruns"}, Short: "PipelineRuns, as with tkn"}
 	parent.AddCommand(c)
 	return parent
@@ -102,8 +103,11 @@ func (sel *selection) common(c *cobra.Command) {
 func (s *settings) tknLogs(ctx context.Context, sel *selection, args []string) error {
 	err := s.logs(ctx, sel, args)
 	var exit *exitError
-	if !sel.exitLikeARun && errors.As(err, &exit) && exit.code >= exitRunning {
-		return nil
+	if !sel.exitLikeARun && errors.As(err, &exit) {
+		switch exit.code {
+		case exitRunning, exitLost, exitPartial:
+			return nil
+		}
 	}
 	return err
 }
@@ -155,20 +159,35 @@ func (s *settings) logs(ctx context.Context, sel *selection, args []string) erro
 		lines = src.Follow(ctx, src.namespace, sel.kind, run, sel.Includes, o)
 	}
 	worst, found := 0, false
-	p := &backend.Printer{Out: s.out, Notices: s.out, Ends: afterOutput{s}, Raw: sel.raw, Timestamps: sel.timestamps, Seen: func(status backend.Status) { worst = worse(worst, exitCode(status)) }}
+	said, ends := &notices{out: s.out}, &notices{out: afterOutput{s}}
+	p := &backend.Printer{Out: s.out, Notices: said, Ends: ends, Raw: sel.raw, Timestamps: sel.timestamps, Seen: func(status backend.Status) { worst = worse(worst, exitCode(status)) }}
 	if sel.raw {
 		p.Notices = p.Ends
 	}
-	paint := painter{on: s.colors()}
+	paint := painter{on: s.colors(s.stdout)}
+	tkn := s.likeTkn(src, sel, v)
 	for l, err := range lines {
 		found = found || err == nil
+		if err == nil {
+			hidden, err := tkn.before(l.Place)
+			if err != nil {
+				return err
+			}
+			if hidden {
+				continue
+			}
+		}
 		label := ""
 		if sel.prefix {
-			label = paint.paint(l.Container.Label(), sel.label(l.Place, v))
+			label = paint.paint(l.Container.Label(), visible(sel.label(l.Place, v)))
 		}
+		said.label, ends.label = label, label
 		if err == nil && l.Line.Stream == "" { // the end of one
 			if err = p.End(label, l.Container); err == nil && !sel.raw { // tkn ends a step's log with a blank line
 				err = s.out.WriteByte('\n')
+			}
+			if err == nil {
+				err = tkn.after(ctx, l.Place)
 			}
 		} else {
 			err = p.Line(label, l.Line, err)
@@ -180,14 +199,20 @@ func (s *settings) logs(ctx context.Context, sel *selection, args []string) erro
 	if !found && !begins(v, sel) {
 		return fmt.Errorf("no container of run %s fits: \"%s ls -n %s %s\" shows what there is", run, program(), src.namespace, run)
 	}
+	if err := tkn.end(); err != nil {
+		return err
+	}
 	return s.ending(ctx, src, sel, run, v, worst)
 }
 
-// label is what stands before each line: the task only where a PipelineRun is printed, as tkn has it.
+// label is what stands before each line. As tkn has it, the task only where a PipelineRun is printed, and retries look the same.
 func (sel *selection) label(p backend.Place, v *live.View) string {
 	run := v.Tree.Run
 	if sel.kind == layout.TaskRun {
 		run.Name = layout.NoPipelineRun
+	}
+	if sel.kind != "" {
+		p.Retry = 0
 	}
 	return p.Label(run)
 }
@@ -204,27 +229,21 @@ func begins(v *live.View, sel *selection) bool {
 
 // ending says why a run failed, and returns the exit code.
 func (s *settings) ending(ctx context.Context, src *source, sel *selection, run string, v *live.View, worst int) error {
-	if sel.follow { // which has taken its time
+	if sel.follow || sel.exitLikeARun { // which has taken its time
 		now, err := src.Look(ctx, src.namespace, sel.kind, run)
 		if err == nil {
 			v = now
 		}
 	}
-	if v.Outcome == live.Failed && v.Reason != "" && !sel.raw {
-		if err := s.out.Flush(); err != nil {
+	said := sel.kind == layout.TaskRun && len(v.Failures) > 0
+	if v.Outcome == live.Failed && v.Reason != "" && !sel.raw && !said {
+		if err := s.complain(v.Reason); err != nil {
 			return err
 		}
-		red := color.New(color.FgRed)
-		if s.colors() {
-			red.EnableColor()
-		} else {
-			red.DisableColor()
-		}
-		red.Fprintln(s.stderr, v.Reason)
 	}
 	if sel.exitLikeARun {
 		switch v.Outcome {
-		case live.Succeeded:
+		case live.Succeeded, live.Unfinished: // github.com/tektoncd/cli, pkg/cmd/pipelinerun: prStatusToUnixStatus
 			return nil
 		case live.Failed:
 			return &exitError{code: exitRunFailed}
@@ -234,6 +253,87 @@ func (s *settings) ending(ctx context.Context, src *source, sel *selection, run 
 	}
 	if worst != 0 {
 		return &exitError{code: worst}
+	}
+	return nil
+}
+
+// complain says in red what went wrong with a run.
+func (s *settings) complain(what string) error {
+	if err := s.out.Flush(); err != nil {
+		return err
+	}
+	red := color.New(color.FgRed)
+	if s.colors(s.stderr) {
+		red.EnableColor()
+	} else {
+		red.DisableColor()
+	}
+	_, err := red.Fprintln(s.stderr, visibleText(what))
+	return err
+}
+
+// likeTkn is what "pipelinerun logs" and "taskrun logs" say on stderr beside the logs, as tkn v0.44.0 does (github.com/tektoncd/cli, pkg/log).
+type likeTkn struct {
+	s        *settings
+	src      *source
+	sel      *selection
+	failures []live.Failure // not said yet
+	failed   map[layout.Pod]bool
+}
+
+func (s *settings) likeTkn(src *source, sel *selection, v *live.View) *likeTkn {
+	t := &likeTkn{s: s, src: src, sel: sel, failed: map[layout.Pod]bool{}}
+	if sel.kind != "" && !sel.raw {
+		t.failures = v.Failures
+	}
+	return t
+}
+
+// before says of a TaskRun that it has failed. Of a pod of which a container has ended with exit code 1, nothing more is shown.
+func (t *likeTkn) before(p backend.Place) (hidden bool, err error) {
+	if i := slices.IndexFunc(t.failures, func(f live.Failure) bool { return f.TaskRun == p.TaskRun.Name }); i >= 0 {
+		said := t.failures[:i+1]
+		t.failures = t.failures[i+1:]
+		err = t.say(said)
+	}
+	return t.failed[p.Pod.Key], err
+}
+
+// after says how a container has failed.
+func (t *likeTkn) after(ctx context.Context, p backend.Place) error {
+	if t.sel.kind == "" {
+		return nil
+	}
+	said := t.src.ContainerFailed(ctx, p)
+	if said == "" {
+		return nil
+	}
+	t.failed[p.Pod.Key] = true
+	if t.sel.kind == layout.PipelineRun {
+		said = fmt.Sprintf("failed to get logs for task %s : %s", p.TaskRun.Label(), said)
+	}
+	return t.s.complain(said)
+}
+
+// end says what has failed before it had a log.
+func (t *likeTkn) end() error { return t.say(t.failures) }
+
+func (t *likeTkn) say(failures []live.Failure) error {
+	for _, f := range failures {
+		if len(t.sel.Tasks) > 0 && !slices.Contains(t.sel.Tasks, f.Task) && !slices.Contains(t.sel.Tasks, f.TaskRun) {
+			continue
+		}
+		if err := t.s.out.Flush(); err != nil {
+			return err
+		}
+		if _, err := fmt.Fprintf(t.s.stderr, "task %s has failed: %s\n", visible(f.Task), visibleText(f.Message)); err != nil {
+			return err
+		}
+		if f.NoPod {
+			if err := t.s.complain(fmt.Sprintf("pod for taskrun %s not available yet", f.TaskRun)); err != nil {
+				return err
+			}
+		}
 	}
 	return nil
 }

@@ -52,16 +52,29 @@ func program() string {
 	switch name := filepath.Base(os.Args[0]); name {
 	case "kubectl-shiplog", "tkn-shiplog":
 		return strings.Replace(name, "-", " ", 1)
+	case kubectlComplete:
+		return "kubectl shiplog"
 	default:
 		return "shiplog"
 	}
+}
+
+// kubectlComplete is what kubectl looks for on PATH, and asks with the arguments of a plug-in that a person wants completed.
+const kubectlComplete = "kubectl_complete-shiplog"
+
+// arguments are those of a program of this name.
+func arguments(name string, args []string) []string {
+	if strings.TrimSuffix(filepath.Base(name), ".exe") == kubectlComplete {
+		return append([]string{cobra.ShellCompRequestCmd}, args...)
+	}
+	return args
 }
 
 func main() {
 	// A reader that has seen enough, as head has, ends us quietly: the write fails with EPIPE.
 	signal.Ignore(syscall.SIGPIPE)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
-	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	err := run(ctx, arguments(os.Args[0], os.Args[1:]), os.Stdout, os.Stderr)
 	interrupted := ctx.Err() != nil
 	stop()
 	var exit *exitError
@@ -71,26 +84,44 @@ func main() {
 		os.Exit(130) // as a shell says it of SIGINT
 	case errors.As(err, &exit):
 		if exit.msg != "" {
-			fmt.Fprintln(os.Stderr, "shiplog:", exit.msg)
+			fmt.Fprintln(os.Stderr, "shiplog:", visibleText(exit.msg))
 		}
 		os.Exit(exit.code)
 	default:
-		fmt.Fprintln(os.Stderr, "shiplog:", err)
+		fmt.Fprintln(os.Stderr, "shiplog:", visibleText(err.Error()))
 		os.Exit(exitFailed)
 	}
 }
 
 // run is the program without its process.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
-	out := bufio.NewWriterSize(stdout, 64<<10)
-	root := newRoot(out, stderr)
+	s := &settings{out: bufio.NewWriterSize(stdout, 64<<10), stdout: stdout, stderr: stderr}
+	root := newRoot(s)
 	root.SetArgs(args)
+	root.InitDefaultCompletionCmd(args...)
+	refuseUnknown(root)
 	err := root.ExecuteContext(ctx)
 	// What was read is shown also if something went wrong behind it.
-	if flushErr := out.Flush(); flushErr != nil && err == nil {
+	if flushErr := s.out.Flush(); flushErr != nil && err == nil {
 		return fmt.Errorf("write: %w", flushErr)
 	}
 	return err
+}
+
+// refuseUnknown makes commands that have others under them refuse what is none. Without it, they show their help, as if all were well.
+func refuseUnknown(c *cobra.Command) {
+	for _, sub := range c.Commands() {
+		if sub.HasSubCommands() && !sub.Runnable() {
+			sub.Args = cobra.ArbitraryArgs
+			sub.RunE = func(cmd *cobra.Command, args []string) error {
+				if len(args) == 0 {
+					return cmd.Help()
+				}
+				return usageError("%s: unknown command %q", cmd.Name(), args[0])
+			}
+		}
+		refuseUnknown(sub)
+	}
 }
 
 const about = `shiplog reads the logs of Tekton runs, also after their pods are gone.
@@ -105,10 +136,16 @@ Where logs are read from:
 
 Exit codes:
   0 all is verified; 1 an error; 2 wrong usage; 3 a log is still running; 5 a log is partial: nothing more was heard of its pod; 4 bytes
-  are missing. Of several logs the worst counts: 4, 5, 3. "pipelinerun logs" and "taskrun logs" have tkn's exit codes.`
+  are missing. Of several logs the worst counts: 4, 5, 3. "pipelinerun logs" and "taskrun logs" have tkn's exit codes, and "search"
+  those of grep: 1 nothing is found, 2 an error. 130 is of who has aborted a choice or pressed Ctrl-C.
+
+Times are UTC, also in lists.
+
+Log text is written as it was printed, as kubectl and tkn do: a terminal obeys what is in it, such as colours. All else that a tenant can
+have written, as names and reasons, has control characters by their names, as \x1b; so have the hits of "search" on a terminal.`
 
 // newRoot makes the command with all that is under it.
-func newRoot(out *bufio.Writer, stderr io.Writer) *cobra.Command {
+func newRoot(s *settings) *cobra.Command {
 	root := &cobra.Command{
 		Use: "shiplog", Short: "Read the logs of Tekton runs, also after their pods are gone", Long: about,
 		SilenceErrors: true, SilenceUsage: true,
@@ -121,10 +158,9 @@ func newRoot(out *bufio.Writer, stderr io.Writer) *cobra.Command {
 		}
 		return usageError("unknown command %q", args[0])
 	}
-	root.SetOut(out)
-	root.SetErr(stderr)
+	root.SetOut(s.out)
+	root.SetErr(s.stderr)
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error { return usageError("%s: %v", cmd.Name(), err) })
-	s := &settings{out: out, stderr: stderr}
 	s.flags(root)
 	root.AddCommand(newLogs(s), newPipelineRun(s), newTaskRun(s), newLs(s), newGet(s), newSearch(s), newVerify(s), newOpen(s), newPrefix(s))
 	for _, c := range root.Commands() {

@@ -37,7 +37,7 @@ func TestReference(t *testing.T) {
 			write(sub)
 		}
 	}
-	write(newRoot(bufio.NewWriter(io.Discard), io.Discard))
+	write(newRoot(&settings{out: bufio.NewWriter(io.Discard), stdout: io.Discard, stderr: io.Discard}))
 	golden(t, "../../../docs/cli.md", b.String())
 }
 

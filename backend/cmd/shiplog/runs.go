@@ -1,10 +1,12 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"iter"
 	"os"
 	"slices"
@@ -13,11 +15,15 @@ import (
 
 	"github.com/ktr0731/go-fuzzyfinder"
 	"github.com/spf13/cobra"
+	tekton "github.com/tektoncd/pipeline/pkg/apis/pipeline/v1"
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/term"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"knative.dev/pkg/apis"
 
 	"github.com/shiplog-dev/shiplog/backend"
 	"github.com/shiplog-dev/shiplog/internal/layout"
+	"github.com/shiplog-dev/shiplog/internal/record"
 )
 
 // runLine is a run in a list, and in JSON.
@@ -26,7 +32,7 @@ type runLine struct {
 	Kind    layout.RunKind `json:"kind"`
 	UID     string         `json:"uid"`
 	Created time.Time      `json:"created"`
-	State   string         `json:"state,omitempty"` // if it is known: a bucket's list does not have it
+	State   string         `json:"state,omitempty"` // "running", or one of record.RunState, if it is known: a bucket's list does not have it
 	Prefix  string         `json:"prefix"`          // of its objects
 }
 
@@ -41,12 +47,17 @@ func (src *source) runs(ctx context.Context, kind layout.RunKind, limit int) ite
 			}
 			src.Notice(err)
 		}
+		now := map[string]string{} // states
+		for _, r := range present {
+			now[r.UID] = r.State
+		}
 		known := map[string]bool{}
 		n := 0
 		give := func(r runLine) bool {
 			if known[r.UID] {
 				return true
 			}
+			r.State = cmp.Or(now[r.UID], r.State)
 			known[r.UID] = true
 			n++
 			return yield(r, nil) && n != limit
@@ -76,6 +87,46 @@ func (src *source) runs(ctx context.Context, kind layout.RunKind, limit int) ite
 	}
 }
 
+// running is the state of a run that has not ended, as far as is known.
+const running = "running"
+
+// stateOf is a run's state by its condition, as its record has it.
+func stateOf(c *apis.Condition) string {
+	switch {
+	case c == nil || c.IsUnknown():
+		return running
+	case c.IsTrue():
+		return string(record.Succeeded)
+	case c.Reason == tekton.PipelineRunReasonCancelled.String() || c.Reason == tekton.TaskRunReasonCancelled.String():
+		return string(record.Cancelled)
+	default:
+		return string(record.Failed)
+	}
+}
+
+// recordedStates reads the states of runs that a bucket's list does not have: one GET each.
+func (src *source) recordedStates(ctx context.Context, runs []runLine) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(16)
+	for i, r := range runs {
+		if src.bucket == nil || r.State != "" {
+			continue
+		}
+		index := layout.RunIndex{Namespace: src.namespace, Created: r.Created, Kind: r.Kind, Name: r.Name, UID: r.UID}
+		group.Go(func() error {
+			have, err := src.bucket.Run(ctx, index.Run())
+			if err == nil {
+				runs[i].State = cmp.Or(string(have.State), running)
+			}
+			if errors.Is(err, fs.ErrNotExist) {
+				return nil
+			}
+			return err
+		})
+	}
+	return group.Wait()
+}
+
 var errSkip = errors.New("no more")
 
 // archiveRuns yields the runs of the archive.
@@ -100,7 +151,7 @@ func (src *source) archiveRuns(ctx context.Context, kind layout.RunKind) iter.Se
 				if err == nil && kind != "" && x.Kind != kind {
 					continue
 				}
-				if !yield(runLine{x.Name, x.Kind, x.UID, x.Created, string(x.State), x.Prefix}, err) || err != nil {
+				if !yield(runLine{x.Name, x.Kind, x.UID, x.Created, cmp.Or(string(x.State), running), x.Prefix}, err) || err != nil {
 					return
 				}
 			}
@@ -119,7 +170,7 @@ func (src *source) clusterRuns(ctx context.Context, kind layout.RunKind) (all []
 			return nil, fmt.Errorf("list the PipelineRuns of namespace %s: %w", src.namespace, err)
 		}
 		for _, pr := range list.Items {
-			all = append(all, runLine{Name: pr.Name, Kind: layout.PipelineRun, UID: string(pr.UID), Created: pr.CreationTimestamp.Time})
+			all = append(all, runLine{Name: pr.Name, Kind: layout.PipelineRun, UID: string(pr.UID), Created: pr.CreationTimestamp.Time, State: stateOf(pr.Status.GetCondition(apis.ConditionSucceeded))})
 		}
 	}
 	if kind != layout.PipelineRun {
@@ -129,7 +180,7 @@ func (src *source) clusterRuns(ctx context.Context, kind layout.RunKind) (all []
 		}
 		for _, tr := range list.Items {
 			if kind == layout.TaskRun || len(tr.OwnerReferences) == 0 {
-				all = append(all, runLine{Name: tr.Name, Kind: layout.TaskRun, UID: string(tr.UID), Created: tr.CreationTimestamp.Time})
+				all = append(all, runLine{Name: tr.Name, Kind: layout.TaskRun, UID: string(tr.UID), Created: tr.CreationTimestamp.Time, State: stateOf(tr.Status.GetCondition(apis.ConditionSucceeded))})
 			}
 		}
 	}
@@ -164,11 +215,11 @@ func (s *settings) pick(ctx context.Context, src *source, kind layout.RunKind, h
 		return "", fmt.Errorf("there are no runs in namespace %s", src.namespace)
 	case how.last, len(runs) == 1:
 		return runs[0].UID, nil
-	case !term.IsTerminal(int(os.Stdin.Fd())) || !term.IsTerminal(int(os.Stdout.Fd())):
+	case !term.IsTerminal(int(os.Stdin.Fd())) || !isTerminal(s.stdout):
 		return "", usageError("name one run, or use --last: namespace %s has several", src.namespace)
 	}
 	i, err := fuzzyfinder.Find(runs, func(i int) string {
-		return fmt.Sprintf("%s  %s  %s", runs[i].Created.Local().Format(time.DateTime), runs[i].Kind, runs[i].Name)
+		return fmt.Sprintf("%s  %s  %s", runs[i].Created.UTC().Format(time.RFC3339), runs[i].Kind, visible(runs[i].Name))
 	}, fuzzyfinder.WithContext(ctx))
 	if errors.Is(err, fuzzyfinder.ErrAbort) {
 		return "", &exitError{code: 130}
@@ -206,7 +257,7 @@ func newLs(s *settings) *cobra.Command {
 	var output string
 	c := &cobra.Command{
 		Use: "ls [RUN]", Short: "List the runs of a namespace, or what there is of one run",
-		Long: "List the runs of a namespace, newest first, or what there is of one run: bytes, lines, and whether a log is verified, running, partial or has gaps.",
+		Long: "List the runs of a namespace, newest first, with their states, or what there is of one run: bytes, lines, and whether a log is verified, running, partial or has gaps.",
 		Example: `  shiplog ls -n builds
   shiplog ls -n builds my-run`,
 		ValidArgsFunction: s.complete(""),
@@ -238,32 +289,39 @@ func newLs(s *settings) *cobra.Command {
 		},
 	}
 	c.Flags().IntVar(&limit, "limit", 50, "the most runs to list; 0: all")
-	c.Flags().StringVarP(&output, "output", "o", "", "json for JSON: of runs one object a line, of a run the tree")
+	c.Flags().StringVarP(&output, "output", "o", "", "json for JSON: of runs one object a line (without its state where a bucket is read), of a run the tree")
 	return c
 }
 
 func (s *settings) listRuns(ctx context.Context, src *source, limit int, output string) error {
-	w := tabwriter.NewWriter(s.out, 0, 0, 2, ' ', 0)
 	e := json.NewEncoder(s.out)
-	n := 0
+	var table []runLine
 	for r, err := range src.runs(ctx, "", limit) {
 		if err != nil {
 			return err
 		}
-		n++
 		if output == "json" { // one object a line, so that a long list needs no memory
 			if err := e.Encode(r); err != nil {
 				return err
 			}
 			continue
 		}
-		if n == 1 {
-			fmt.Fprintln(w, "NAME\tKIND\tCREATED\tUID")
-		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\n", r.Name, r.Kind, r.Created.UTC().Format(time.RFC3339), r.UID)
+		table = append(table, r)
 	}
-	if n == 0 && output == "" {
-		fmt.Fprintf(w, "There are no runs of namespace %q.\n", src.namespace)
+	switch {
+	case output == "json":
+		return nil
+	case len(table) == 0:
+		_, err := fmt.Fprintf(s.out, "There are no runs of namespace %q.\n", src.namespace)
+		return err
+	}
+	if err := src.recordedStates(ctx, table); err != nil {
+		return err
+	}
+	w := tabwriter.NewWriter(s.out, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(w, "NAME\tKIND\tSTATE\tCREATED\tUID")
+	for _, r := range table {
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\n", visible(r.Name), r.Kind, visible(cmp.Or(r.State, "-")), r.Created.UTC().Format(time.RFC3339), visible(r.UID))
 	}
 	return w.Flush()
 }
@@ -276,9 +334,9 @@ func printTree(tree *backend.Tree, others []layout.Run, out interface{ Write([]b
 	}
 	created := ""
 	if r := tree.Record; r != nil {
-		name, kind, created = r.Name, r.Kind, "  created "+r.Created.Format(time.RFC3339)
+		name, kind, created = r.Name, r.Kind, "  created "+r.Created.UTC().Format(time.RFC3339)
 	}
-	fmt.Fprintf(out, "%s %s/%s  %s%s\n", kind, tree.Run.Namespace, name, tree.Run.UID, created)
+	fmt.Fprintf(out, "%s %s/%s  %s%s\n", visible(string(kind)), visible(tree.Run.Namespace), visible(name), visible(tree.Run.UID), created)
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', tabwriter.AlignRight|tabwriter.DiscardEmptyColumns)
 	for _, tr := range tree.TaskRuns {
 		for i, p := range tr.Pods {
@@ -293,14 +351,14 @@ func printTree(tree *backend.Tree, others []layout.Run, out interface{ Write([]b
 			if err := w.Flush(); err != nil {
 				return err
 			}
-			fmt.Fprintf(out, "  %s%s  pod %s\n", tr.Label(), retry, pod)
+			fmt.Fprintf(out, "  %s%s  pod %s\n", visible(tr.UniqueLabel()), retry, visible(pod))
 			w = tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 			for _, c := range p.Containers {
 				about := ""
 				if c.Estimated {
 					about = "about "
 				}
-				fmt.Fprintf(w, "    %s\t%s\t%s%d bytes\t%[3]s%[5]d lines\t%[6]s\n", c.Name, c.Status, about, c.Bytes, c.Lines, c.Why)
+				fmt.Fprintf(w, "    %s\t%s\t%s%d bytes\t%[3]s%[5]d lines\t%[6]s\n", visible(c.Name), c.Status, about, c.Bytes, c.Lines, visible(c.Why))
 			}
 		}
 	}
@@ -308,7 +366,7 @@ func printTree(tree *backend.Tree, others []layout.Run, out interface{ Write([]b
 		return err
 	}
 	for _, other := range others {
-		fmt.Fprintf(out, "another run of this name: %s\n", other.UID)
+		fmt.Fprintf(out, "another run of this name: %s\n", visible(other.UID))
 	}
 	return nil
 }

@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"iter"
 	"net/url"
+	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"text/tabwriter"
 
 	"github.com/pkg/browser"
@@ -37,12 +39,16 @@ func (s *settings) report(rows [][5]string, worst int) error {
 func newSearch(s *settings) *cobra.Command {
 	sel := &selection{}
 	q := &backend.Query{}
-	var around, limit int
+	var around, before, after, limit int
 	c := &cobra.Command{
 		Use: "search RUN PATTERN", Short: "Search the logs of a run", ValidArgsFunction: s.complete(""),
-		Long: "Search the logs of a run in the archive. What is found is printed with its line number, and the exit code is 1 if nothing is, as grep's.",
+		Long: `Search the logs of a run in the archive. What is found is printed with its line number.
+
+The exit code is 0 if something is found and all was searched, 1 if nothing is found, and 2 for an error, as grep's. Where not all could be searched it is
+4 (bytes are missing), 5 (a log is partial) or 3 (a log is still running), whatever was found.`,
 		Example: `  shiplog search -n builds my-run 'connection refused'
-  shiplog search -n builds my-run -e 'error|fail(ed)?' -i -C 3`,
+  shiplog search -n builds my-run -e 'error|fail(ed)?' -i --around 3
+  shiplog search -n builds my-run panic: -A 20 --task build`,
 		Args: func(_ *cobra.Command, args []string) error {
 			if len(args) != 2 {
 				return usageError("search: name one run and one pattern")
@@ -50,20 +56,41 @@ func newSearch(s *settings) *cobra.Command {
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if around < 0 || limit < 1 {
-				return usageError("search: --context %d and --limit %d have to be at least 0 and 1", around, limit)
+			if limit < 1 {
+				return usageError("search: --limit %d is not at least 1", limit)
 			}
 			q.Pattern, q.Before, q.After = args[1], around, around
-			return s.search(cmd.Context(), sel, *q, limit, args[0])
+			if cmd.Flags().Changed("before") {
+				q.Before = before
+			}
+			if cmd.Flags().Changed("after") {
+				q.After = after
+			}
+			return searchFailed(s.search(cmd.Context(), sel, *q, limit, args[0]))
 		},
 	}
 	f := c.Flags()
 	f.BoolVarP(&q.Regexp, "regexp", "e", false, "PATTERN is a regular expression (RE2)")
 	f.BoolVarP(&q.IgnoreCase, "ignore-case", "i", false, "upper and lower case are the same")
-	f.IntVar(&around, "context", 0, "`N` lines before and behind each match")
+	f.IntVar(&around, "around", 0, "`N` lines before and behind each match")
+	f.IntVarP(&before, "before", "B", 0, "`N` lines before each match")
+	f.IntVarP(&after, "after", "A", 0, "`N` lines behind each match")
 	f.IntVar(&limit, "limit", 1000, "the most matches to print")
 	sel.chooses(c)
 	return c
+}
+
+// searchFailed gives errors another exit code than "nothing found" has.
+func searchFailed(err error) error {
+	var exit *exitError
+	switch {
+	case err == nil, errors.Is(err, context.Canceled), errors.Is(err, syscall.EPIPE):
+		return err
+	case errors.As(err, &exit) && (exit.code != exitFailed || exit.msg == ""):
+		return err
+	default:
+		return &exitError{exitUsage, err.Error()}
+	}
 }
 
 // placed is a match of one of a run's logs.
@@ -91,36 +118,73 @@ func (s *settings) search(ctx context.Context, sel *selection, q backend.Query, 
 	if src.server != nil {
 		matches = src.searchServer(ctx, v.Tree, sel, q, limit, &found)
 	}
+	text := func(l string) string { return l }
+	if isTerminal(s.stdout) {
+		text = func(l string) string { return visibleBut(l, "\t") }
+	}
 	n := 0
 	for m, err := range matches {
 		if err != nil {
 			return err
 		}
+		label := visible(m.label)
 		if n++; n > 1 && (q.Before > 0 || q.After > 0) {
 			fmt.Fprintln(s.out, "--")
 		}
 		for _, l := range m.match.Before {
-			fmt.Fprintf(s.out, "%s%d- %s\n", m.label, l.Line, l.Text)
+			fmt.Fprintf(s.out, "%s%d- %s\n", label, l.Line, text(l.Text))
 		}
-		fmt.Fprintf(s.out, "%s%d: %s\n", m.label, m.match.Line, m.match.Text)
+		fmt.Fprintf(s.out, "%s%d: %s\n", label, m.match.Line, text(m.match.Text))
 		for _, l := range m.match.After {
-			fmt.Fprintf(s.out, "%s%d- %s\n", m.label, l.Line, l.Text)
+			fmt.Fprintf(s.out, "%s%d- %s\n", label, l.Line, text(l.Text))
 		}
 	}
 	if err := s.out.Flush(); err != nil {
 		return err
 	}
-	for _, damage := range found.Found.Damage {
-		fmt.Fprintln(s.stderr, "shiplog: not all was searched:", damage)
+	all := found.Found
+	for _, why := range slices.Concat(all.Damage, all.Unfinished) {
+		fmt.Fprintln(s.stderr, "shiplog: not all was searched:", visible(why))
 	}
-	if found.Found.More {
+	if all.More {
 		fmt.Fprintf(s.stderr, "shiplog: there are more than %d matches: use --limit\n", limit)
 	}
 	if n == 0 {
-		fmt.Fprintf(s.stderr, "shiplog: nothing found in %d logs\n", found.Found.Logs)
+		fmt.Fprintf(s.stderr, "shiplog: nothing found in %d logs\n", all.Logs)
+	}
+	if code := searched(all.Damage, all.Unfinished, v.Tree, sel); code != 0 {
+		return &exitError{code: code}
+	}
+	if n == 0 {
 		return &exitError{code: exitFailed}
 	}
 	return nil
+}
+
+// searched is the exit code of how complete what was searched is.
+func searched(damage, unfinished []string, tree *backend.Tree, sel *selection) int {
+	switch {
+	case len(damage) > 0:
+		return exitLost
+	case len(unfinished) == 0:
+		return 0
+	}
+	code := exitRunning
+	for p := range tree.Containers() {
+		if sel.Includes(p.TaskRun, p.Container) && p.Container.Status == backend.Partial {
+			code = exitPartial
+		}
+	}
+	return code
+}
+
+// nameOf is what a log is called where it is said that not all of it was searched, as the server does.
+func nameOf(p backend.Place) string {
+	task := p.TaskRun.UniqueLabel()
+	if p.Retry > 0 {
+		task += fmt.Sprintf(" retry %d", p.Retry)
+	}
+	return task + "/" + p.Container.Name
 }
 
 // searchBucket searches here what it reads from S3.
@@ -132,13 +196,17 @@ func (src *source) searchBucket(ctx context.Context, tree *backend.Tree, sel *se
 				continue
 			}
 			all.Logs++
-			if c := p.Container; c.Status == backend.Gaps || c.Status == backend.Damaged {
-				all.Damage = append(all.Damage, c.Name+": "+c.Describe())
+			switch c := p.Container; c.Status {
+			case backend.Gaps, backend.Damaged:
+				all.Damage = append(all.Damage, nameOf(p)+": "+c.Describe())
+			case backend.Running, backend.Partial:
+				all.Unfinished = append(all.Unfinished, nameOf(p)+": "+c.Describe())
 			}
+			var missing []*backend.MissingError
 			for m, err := range search.In(ctx, src.bucket, p.Container, backend.LogOptions{}) {
-				var digest *backend.DigestError
-				if errors.As(err, &digest) {
-					all.Damage = append(all.Damage, digest.Error())
+				var lacks *backend.MissingError
+				if errors.As(err, &lacks) {
+					missing = append(missing, lacks)
 					continue
 				}
 				if err != nil {
@@ -153,6 +221,9 @@ func (src *source) searchBucket(ctx context.Context, tree *backend.Tree, sel *se
 				if !yield(placed{p.Label(tree.Run), api.MatchOf(m)}, nil) {
 					return
 				}
+			}
+			if len(missing) > 0 {
+				all.Damage = append(all.Damage, fmt.Sprintf("%s: could not be searched at %d places, the first at byte %d: %s", nameOf(p), len(missing), missing[0].Offset, missing[0].Reason))
 			}
 		}
 	}

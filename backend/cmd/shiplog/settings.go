@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"os"
@@ -41,13 +42,14 @@ const (
 
 // settings are the flags that all commands have, and what they stand for.
 type settings struct {
-	out    *bufio.Writer
+	out    *bufio.Writer // to stdout
+	stdout io.Writer
 	stderr io.Writer
 
 	namespace, kubeconfig, context string
 	s3, endpoint                   string
 	server, serverCA               string
-	noColor                        bool
+	insecureHTTP, noColor          bool
 
 	noticed sync.Map // what was said already
 }
@@ -63,6 +65,7 @@ func (s *settings) flags(root *cobra.Command) {
 	f.StringVar(&s.endpoint, "s3-endpoint", "", "`URL` of a store other than AWS")
 	f.StringVar(&s.server, "server", "", "`URL` of the shiplog server")
 	f.StringVar(&s.serverCA, "server-ca", os.Getenv(envServerCA), "`FILE` of certificates that sign the server's")
+	f.BoolVar(&s.insecureHTTP, "insecure-http", false, "send the token also to an http:// address of another host")
 	f.BoolVarP(&s.noColor, "no-color", "C", false, "no colours; without a terminal there are none")
 }
 
@@ -131,20 +134,36 @@ func (s *settings) open(ctx context.Context) (*source, error) {
 	}
 	src := &source{namespace: namespace, close: func() {}}
 	src.Cluster, src.Notice = &live.Cluster{Core: core, Tekton: tekton}, s.notice
+	if err := s.connect(ctx, src, core, config); err != nil {
+		var exit *exitError
+		if errors.As(err, &exit) {
+			return nil, err
+		}
+		s.notice(fmt.Errorf("no archive: %w", err))
+	}
+	return src, nil
+}
+
+// connect makes the server the archive, with the kubeconfig's token.
+func (s *settings) connect(ctx context.Context, src *source, core coreclient.CoreV1Interface, config *rest.Config) error {
 	where, err := s.findServer(ctx, core)
 	if err != nil {
-		s.notice(fmt.Errorf("no archive: %w", err))
-		return src, nil
+		return err
+	}
+	if err := where.confidential(s.insecureHTTP); err != nil {
+		return err
 	}
 	transport, err := where.transport(config)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	if src.server, err = client.New(where.address, &http.Client{Transport: transport}); err != nil {
-		return nil, &exitError{exitUsage, err.Error()}
+	server, err := client.New(where.address, &http.Client{Transport: transport})
+	if err != nil {
+		return where.bad(err)
 	}
-	src.Archive, src.base = src.server, where.address
-	return src, nil
+	server.Notice = s.notice
+	src.server, src.Archive, src.base = server, server, where.address
+	return nil
 }
 
 func (s *settings) openBucket(ctx context.Context) (*source, error) {
@@ -167,7 +186,7 @@ func (s *settings) openBucket(ctx context.Context) (*source, error) {
 // notice says on stderr what something else stands in for, once.
 func (s *settings) notice(err error) {
 	if _, said := s.noticed.LoadOrStore(err.Error(), true); !said {
-		fmt.Fprintln(s.stderr, "shiplog:", err)
+		fmt.Fprintln(s.stderr, "shiplog:", visibleText(err.Error()))
 	}
 }
 
@@ -175,6 +194,28 @@ func (s *settings) notice(err error) {
 type address struct {
 	address string
 	ca      []byte
+	given   bool // by a flag or the environment, and not by the cluster
+}
+
+// bad is an address that cannot be used: wrong usage, or where the cluster has it, as if it had none.
+func (a address) bad(err error) error {
+	if a.given {
+		return &exitError{exitUsage, err.Error()}
+	}
+	return fmt.Errorf("ConfigMap %s/%s: %w", infoNamespace, infoName, err)
+}
+
+// confidential refuses to send a token where others can read it on its way.
+func (a address) confidential(insecure bool) error {
+	u, err := url.Parse(a.address)
+	if err != nil || u.Scheme != "http" || insecure {
+		return nil // client.New says what is wrong with an address
+	}
+	ip := net.ParseIP(u.Hostname())
+	if u.Hostname() == "localhost" || ip != nil && ip.IsLoopback() {
+		return nil
+	}
+	return a.bad(fmt.Errorf("the server's address %q would show your token to everybody on the way: use https://, or if you must, --insecure-http", a.address))
 }
 
 // findServer asks the flags, the environment and the cluster.
@@ -192,6 +233,7 @@ func (s *settings) findServer(ctx context.Context, core coreclient.CoreV1Interfa
 		a.address = os.Getenv(envServer)
 	}
 	if a.address != "" {
+		a.given = true
 		return a, nil
 	}
 	info, err := core.ConfigMaps(infoNamespace).Get(ctx, infoName, metav1.GetOptions{})
@@ -233,9 +275,15 @@ func (src *source) explain(err error) error {
 	return err
 }
 
-// colors says whether to colour, as tkn does.
-func (s *settings) colors() bool {
-	return !s.noColor && os.Getenv("NO_COLOR") == "" && term.IsTerminal(int(os.Stdout.Fd()))
+// colors says whether to colour what is written to w, stdout or stderr.
+func (s *settings) colors(w io.Writer) bool {
+	return !s.noColor && os.Getenv("NO_COLOR") == "" && isTerminal(w)
+}
+
+// isTerminal says whether a person sees what is written to w.
+func isTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	return ok && term.IsTerminal(int(f.Fd()))
 }
 
 // palette are the colours of labels. Red is for errors.
