@@ -483,6 +483,10 @@ func TestBrowser(t *testing.T) {
 		evaluate[string](b, `document.activeElement.value = ""`) // a key that is only simulated is typed though the page prevents it
 		b.do(chromedp.SendKeys(`#search input[type="search"]`, "UNDEFINED: ship"+kb.Enter), chromedp.WaitVisible("#found a"))
 		b.until("what was found", `document.querySelector("#found").innerText.includes("1 line in")`)
+		if text := b.text("#found .message.bad"); !strings.Contains(text, "Not all could be searched of:") || !strings.Contains(text, "build/step-lost: bytes are missing") {
+			b.Errorf("of the log with a gap: %q", text)
+		}
+		b.picture("search-gaps")
 		b.do(chromedp.Click("#found a"))
 		b.until("the line", `document.querySelector(".row.picked.error:not(.waiting)")`)
 		b.picture("search")

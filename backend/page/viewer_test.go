@@ -99,6 +99,8 @@ func TestBrowserViewer(t *testing.T) {
 			b.Errorf("the page says %q", text)
 		}
 		b.picture("nothing")
+		archivetest.PutPod(b.T, s.store, layout.Pod{Run: layout.Run{Namespace: "builds", Name: "none", UID: "run-none"}, TaskRun: "none-t", PodUID: "pod-none"}, record.Pod{PodName: "none-t-pod", Created: begin, Containers: steps("s")})
+		b.until("the first step", `document.querySelector(".step") && !document.querySelector("#tree > .message") && document.querySelector("#title").innerText.includes("logs running")`)
 	})
 
 	part("a long line is read to its end", func(b *browser) {
@@ -167,7 +169,7 @@ func TestBrowserViewer(t *testing.T) {
 		if moved := after - before; moved != 4*18 {
 			b.Errorf("four keys moved the line by %.0f px, want 72", moved)
 		}
-		b.do(chromedp.Click("#wrap"), chromedp.ResetViewport())
+		b.do(chromedp.Click("#wrap"), chromedp.EmulateViewport(1280, 900))
 	})
 
 	part("a selection and the focus survive", func(b *browser) {
@@ -362,6 +364,9 @@ func TestBrowserViewer(t *testing.T) {
 		b.until("what was found", `document.querySelectorAll("#found a").length === 6`)
 		if text := b.text("#found"); !strings.Contains(text, "wait/sidecar-db:1") || !strings.Contains(text, "states-m-1/s:3") {
 			b.Errorf("found:\n%s", text)
+		}
+		if text := b.text("#found .message"); !strings.Contains(text, "Only what is archived so far was searched of:") || !strings.Contains(text, "wait/step-pull: not started yet") {
+			b.Errorf("of the log that runs: %q", text)
 		}
 		b.picture("found")
 		evaluate[string](b, `(document.querySelector('#found a[href="#step=states-m-1/s&L=2"]').click(), "")`)

@@ -692,8 +692,8 @@
       if (missing) show();
     } catch { /* it is tried again */ } finally { refreshing = false; }
   };
-  // A log that is partial may go on, though nothing is heard of the run.
-  const mayChange = () => run.dataset.over !== "true" || [...logs.values()].some((l) => l.status === "running" || l.status === "partial");
+  // A run that has just begun has no steps, and a log that is partial may go on, though nothing is heard of the run.
+  const mayChange = () => run.dataset.over !== "true" || !document.querySelector(".step") || [...logs.values()].some((l) => l.status === "running" || l.status === "partial");
   setInterval(() => { if (mayChange() && !document.hidden) refresh(); }, treeEvery);
 
   // What is shown of all logs is remembered by the browser.
@@ -760,7 +760,15 @@
       if (!summary) throw new Error("the answer broke off: search again");
       const said = hits.length === 0 ? "Nothing found" : summary.more ? `The first ${hits.length} lines` : plural(hits.length, "line");
       found.replaceChildren(element("p", "hint", `${said} in ${plural(summary.logs, "log")}`), ...hits.map(hit));
-      for (const what of summary.damage || []) found.append(element("p", "message bad", what));
+      const lacks = (className, title, logs) => {
+        if (!logs?.length) return;
+        const box = element("div", className, title), list = element("ul");
+        list.append(...logs.map((what) => element("li", "", what)));
+        box.append(list);
+        found.firstChild.after(box);
+      };
+      lacks("message", "Only what is archived so far was searched of:", summary.unfinished);
+      lacks("message bad", "Not all could be searched of:", summary.damage);
     } catch (err) {
       if (!stop.signal.aborted) found.replaceChildren(element("p", "message bad", err.message));
     }
