@@ -108,7 +108,7 @@ const recordConcurrency = 16
 
 // What a tree holds at most, far beyond what any run has: whoever can write under a pod's prefix can make as many objects as they like, and must not fill the memory of all who read.
 const (
-	maxSegments   = 200_000 // of a run. A step that prints all the time makes one in some seconds
+	maxSegments   = 500_000 // of a run: some 100 MB. A step that prints all the time makes one in 5 s, 17,000 a day
 	maxContainers = record.MaxContainers
 	maxRecords    = 64 << 20 // bytes of a run's records
 )
