@@ -105,7 +105,7 @@ func unreadable(tasks []*runObject) verdict {
 
 // placeName is what a person calls a container: task, try and step.
 func placeName(p backend.Place) string {
-	name := p.TaskRun.Label()
+	name := p.TaskRun.UniqueLabel()
 	if p.Retry > 0 {
 		name += fmt.Sprintf(" retry %d", p.Retry)
 	}
