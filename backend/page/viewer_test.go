@@ -172,6 +172,45 @@ func TestBrowserViewer(t *testing.T) {
 		b.do(chromedp.Click("#wrap"), chromedp.EmulateViewport(1280, 900))
 	})
 
+	part("lines of all lengths, page by page", func(b *browser) {
+		const lines = 1200
+		s.finish(b.T, "lengths", archivetest.Lines(begin, lines, func(i int) string { return strings.Repeat(number(i)+" ", 1+i*i%197) }))
+		b.open("/ui/builds/run-lengths#step=t/s&L=1")
+		b.until("the log", shown(1))
+		b.do(chromedp.Click("#wrap"))
+		pages := func(key string) string {
+			return run(b, chromedp.Evaluate[string](fmt.Sprintf(`new Promise((done) => {
+				const view = document.querySelector(".log"), seen = new Set();
+				let last = "";
+				const page = () => {
+					if (document.querySelector(".row.waiting")) { requestAnimationFrame(page); return; }
+					const box = view.getBoundingClientRect(), rows = [...document.querySelectorAll(".row")];
+					for (const row of rows) {
+						const r = row.getBoundingClientRect();
+						if (r.bottom > box.top && r.top < box.bottom) seen.add(row.dataset.number);
+					}
+					const now = rows[0].dataset.number + " " + rows[0].getBoundingClientRect().top;
+					if (now === last) {
+						done(seen.size + " lines, " + rows.find((row) => row.getBoundingClientRect().bottom > box.top).dataset.number + " to " + rows.pop().dataset.number);
+						return;
+					}
+					last = now;
+					view.dispatchEvent(new KeyboardEvent("keydown", {key: %q, bubbles: true}));
+					requestAnimationFrame(page);
+				};
+				page();
+			})`, key), chromedp.EvalAwaitPromise))
+		}
+		if got := pages("PageDown"); !strings.HasPrefix(got, fmt.Sprintf("%d lines", lines)) || !strings.HasSuffix(got, fmt.Sprintf(" to %d", lines)) {
+			b.Errorf("down: %s", got)
+		}
+		b.picture("lengths")
+		if got := pages("PageUp"); !strings.HasPrefix(got, fmt.Sprintf("%d lines, 1 to ", lines)) {
+			b.Errorf("up: %s", got)
+		}
+		b.do(chromedp.Click("#wrap"))
+	})
+
 	part("a selection and the focus survive", func(b *browser) {
 		all := archivetest.Lines(begin, 60, number)
 		c := s.start(b.T, "grows", firstLines(all, 40))
@@ -354,6 +393,11 @@ func TestBrowserViewer(t *testing.T) {
 			b.until(c.name, fmt.Sprintf(`document.getElementById("told").innerText === %q`, c.told))
 		}
 		b.picture("told")
+
+		for step, want := range map[string]string{"wait/bare": "it has no command", "wait/pull": "image pull failed"} {
+			b.open("/ui/builds/run-states#step=" + step)
+			b.until(step, fmt.Sprintf(`document.querySelector(".state")?.innerText.includes(%q)`, want))
+		}
 
 		b.open("/ui/builds/run-states")
 		b.do(chromedp.Click("#go-failed"))

@@ -133,7 +133,7 @@
       const running = this.status === "running";
       this.pause.hidden = !running && !this.paused;
       this.pause.textContent = this.paused ? "Go on" : "Pause";
-      this.state.textContent = problem || this.damage || (this.paused ? "paused" : running ? "live" : this.says || "");
+      this.state.textContent = problem || this.damage || (this.paused ? "paused" : running && (this.total > 0 || !this.says) ? "live" : this.says || "");
       this.box.classList.toggle("live", running && !this.paused);
     }
 
