@@ -102,8 +102,16 @@ func (sel *selection) common(c *cobra.Command) {
 // tknLogs prints logs with tkn's exit codes: a log that is not whole is no failure.
 func (s *settings) tknLogs(ctx context.Context, sel *selection, args []string) error {
 	err := s.logs(ctx, sel, args)
+	if sel.exitLikeARun {
+		return err
+	}
+	return notWhole(err)
+}
+
+// notWhole drops what says how complete a log is.
+func notWhole(err error) error {
 	var exit *exitError
-	if !sel.exitLikeARun && errors.As(err, &exit) {
+	if errors.As(err, &exit) {
 		switch exit.code {
 		case exitRunning, exitLost, exitPartial:
 			return nil
@@ -242,19 +250,24 @@ func (s *settings) ending(ctx context.Context, src *source, sel *selection, run 
 		}
 	}
 	if sel.exitLikeARun {
-		switch v.Outcome {
-		case live.Succeeded, live.Unfinished: // github.com/tektoncd/cli, pkg/cmd/pipelinerun: prStatusToUnixStatus
-			return nil
-		case live.Failed:
-			return &exitError{code: exitRunFailed}
-		default:
-			return &exitError{code: exitRunUnknown}
-		}
+		return exitLikeARun(v.Outcome)
 	}
 	if worst != 0 {
 		return &exitError{code: worst}
 	}
 	return nil
+}
+
+// exitLikeARun is what -E exits with, as tkn does (github.com/tektoncd/cli, pkg/cmd/pipelinerun: prStatusToUnixStatus): a run that goes on is no failure.
+func exitLikeARun(outcome live.Outcome) error {
+	switch outcome {
+	case live.Succeeded, live.Unfinished:
+		return nil
+	case live.Failed:
+		return &exitError{code: exitRunFailed}
+	default:
+		return &exitError{code: exitRunUnknown}
+	}
 }
 
 // complain says in red what went wrong with a run.

@@ -14,6 +14,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/shiplog-dev/shiplog/backend/archivetest"
+	"github.com/shiplog-dev/shiplog/backend/live"
 	"github.com/shiplog-dev/shiplog/internal/criline"
 	"github.com/shiplog-dev/shiplog/internal/layout"
 	"github.com/shiplog-dev/shiplog/internal/objectstore"
@@ -138,9 +139,11 @@ func fill(t *testing.T, store *objectstore.Store) {
 	put(t, store, logText{container: layout.Container{Pod: brokenPod, Container: "step-a"}, lines: first, sealed: true, broken: true})
 	running := layout.Pod{Run: layout.Run{Namespace: "ns", Name: "running", UID: "88888888-2222-3333-4444-555555555555"}, TaskRun: "running-a", PodUID: "pod-running"}
 	put(t, store, logText{container: layout.Container{Pod: running, Container: "step-a"}, lines: first})
+	putRecord(t, store, layout.UIDIndexKey("ns", running.UID), record.Pointer{Run: running.Run})
 
 	// One container for each state, and for each reason of an empty log.
 	states := layout.Pod{Run: layout.Run{Namespace: "ns", Name: "states", UID: "77777777-2222-3333-4444-555555555555"}, TaskRun: "states-a", PodUID: "pod-states"}
+	putRecord(t, store, layout.UIDIndexKey("ns", states.UID), record.Pointer{Run: states.Run})
 	var names []record.Container
 	for _, name := range []string{"prepare", "step-verified", "step-gaps", "step-running", "step-damaged", "step-silent", "step-killed", "step-no-image", "step-unknown", "step-waits"} {
 		names = append(names, record.Container{Name: name, Kind: record.Step, Captured: true})
@@ -163,11 +166,7 @@ func fill(t *testing.T, store *objectstore.Store) {
 func TestCommands(t *testing.T) {
 	store, config := archivetest.Start(t)
 	fill(t, store)
-	t.Setenv(objectstore.EnvBucket, config.Bucket)
-	t.Setenv(objectstore.EnvEndpoint, config.Endpoint)
-	t.Setenv(objectstore.EnvRegion, config.Region)
-	t.Setenv("AWS_ACCESS_KEY_ID", config.Credentials.AccessKeyID)
-	t.Setenv("AWS_SECRET_ACCESS_KEY", string(config.Credentials.SecretAccessKey))
+	useBucket(t, config)
 	for _, c := range []struct {
 		name string
 		args []string
@@ -237,6 +236,16 @@ func TestCommands(t *testing.T) {
 			golden(t, filepath.Join("testdata", c.name+".txt"), got)
 		})
 	}
+}
+
+// useBucket has the CLI read a bucket.
+func useBucket(t *testing.T, config objectstore.Config) {
+	t.Helper()
+	t.Setenv(objectstore.EnvBucket, config.Bucket)
+	t.Setenv(objectstore.EnvEndpoint, config.Endpoint)
+	t.Setenv(objectstore.EnvRegion, config.Region)
+	t.Setenv("AWS_ACCESS_KEY_ID", config.Credentials.AccessKeyID)
+	t.Setenv("AWS_SECRET_ACCESS_KEY", string(config.Credentials.SecretAccessKey))
 }
 
 // said is what the CLI writes, and its exit code.
@@ -314,6 +323,35 @@ func TestExitCodes(t *testing.T) {
 			}
 			if got != c.want {
 				t.Errorf("%d, want %d", got, c.want)
+			}
+		})
+	}
+}
+
+func TestTknExitCodes(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		err  error
+		want int
+	}{
+		{"running", notWhole(&exitError{code: exitRunning}), 0},
+		{"partial", notWhole(&exitError{code: exitPartial}), 0},
+		{"bytes are missing", notWhole(&exitError{code: exitLost}), 0},
+		{"a choice was aborted", notWhole(&exitError{code: 130}), 130},
+		{"wrong usage", notWhole(&exitError{code: exitUsage}), exitUsage},
+		{"-E: the run succeeded", exitLikeARun(live.Succeeded), 0},
+		{"-E: the run failed", exitLikeARun(live.Failed), 1},
+		{"-E: the run goes on", exitLikeARun(live.Unfinished), 0},
+		{"-E: nothing is known of the run", exitLikeARun(""), 2},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			code := 0
+			var exit *exitError
+			if errors.As(c.err, &exit) {
+				code = exit.code
+			}
+			if code != c.want {
+				t.Errorf("%d, want %d", code, c.want)
 			}
 		})
 	}

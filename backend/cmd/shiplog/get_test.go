@@ -1,0 +1,214 @@
+package main
+
+import (
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/shiplog-dev/shiplog/backend/archivetest"
+	"github.com/shiplog-dev/shiplog/internal/criline"
+	"github.com/shiplog-dev/shiplog/internal/layout"
+	"github.com/shiplog-dev/shiplog/internal/objectstore"
+	"github.com/shiplog-dev/shiplog/internal/record"
+)
+
+// filesIn are the files under a folder.
+func filesIn(t *testing.T, dir string) map[string]string {
+	t.Helper()
+	all := map[string]string{}
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		b, err := os.ReadFile(path)
+		name, _ := filepath.Rel(dir, path)
+		all[filepath.ToSlash(name)] = string(b)
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return all
+}
+
+const compiled = "line 0\nline 1\nline 2\nline 3\nline 4\nhalf of a line\ncutan error\n"
+
+func TestGet(t *testing.T) {
+	store, config := archivetest.Start(t)
+	fill(t, store)
+	fillMatrix(t, store)
+	useBucket(t, config)
+	for _, c := range []struct {
+		name string
+		args []string
+		code int
+		want map[string]string
+		says []string
+	}{
+		{"steps", []string{"run"}, exitLost, map[string]string{"build/step-compile.log": compiled, "build.retry1/step-compile.log": "before the gap\nbehind the gap\n"},
+			[]string{"2 logs are in", "build.retry1/step-compile -- shiplog: 17 bytes are missing here"}},
+		{"all", []string{"run", "-a"}, exitLost, map[string]string{
+			"build/prepare.log": "prepared\n", "build/step-compile.log": compiled, "build/sidecar-db.log": "",
+			"build.retry1/prepare.log": "prepared\n", "build.retry1/step-compile.log": "before the gap\nbehind the gap\n", "build.retry1/sidecar-db.log": "",
+		}, []string{"6 logs are in", "not captured: no-command"}},
+		{"one container", []string{"run", "--container", "prepare"}, 0, map[string]string{"build/prepare.log": "prepared\n", "build.retry1/prepare.log": "prepared\n"}, nil},
+		{"by UID", []string{theRunUID, "--task", "build", "--container", "prepare"}, 0, map[string]string{"build/prepare.log": "prepared\n", "build.retry1/prepare.log": "prepared\n"}, nil},
+		{"running", []string{"running"}, exitRunning, map[string]string{"running-a/step-a.log": compiled}, []string{"still running"}},
+		{"damaged", []string{"states", "--step", "damaged"}, exitLost, map[string]string{"states-a/step-damaged.log": ""}, []string{"this log is damaged"}},
+		{"empty", []string{"states", "--step", "silent"}, 0, map[string]string{"states-a/step-silent.log": ""}, nil},
+		{"matrix", []string{"matrix"}, 0, map[string]string{"matrix-0/step-a.log": "0\n", "matrix-1/step-a.log": "1\n", "alone/step-a.log": "2\n"}, []string{"3 logs are in"}},
+		{"nothing fits", []string{"run", "--step", "none"}, exitFailed, map[string]string{}, []string{"no container of run run fits"}},
+		{"no such run", []string{"none"}, exitFailed, map[string]string{}, []string{`is named "none"`}},
+		{"no run", nil, exitUsage, map[string]string{}, []string{"name one run"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			dir := t.TempDir()
+			got, code := said(t, append([]string{"get", "-n", "ns", "--to", dir}, c.args...))
+			if code != c.code {
+				t.Errorf("exit code %d, want %d", code, c.code)
+			}
+			if diff := cmp.Diff(c.want, filesIn(t, dir)); diff != "" {
+				t.Errorf("files (-want +got):\n%s", diff)
+			}
+			for _, want := range c.says {
+				if !strings.Contains(got, want) {
+					t.Errorf("%q does not say %q", got, want)
+				}
+			}
+		})
+	}
+	t.Run("a folder that is there", func(t *testing.T) {
+		dir := t.TempDir()
+		if err := os.MkdirAll(filepath.Join(dir, "build"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		for name, text := range map[string]string{"build/prepare.log": "an older and longer log", "build/mine.txt": "mine"} {
+			if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		for range 2 {
+			said(t, []string{"get", "-n", "ns", "--to", dir, "run", "--container", "prepare"})
+		}
+		if diff := cmp.Diff(map[string]string{"build/prepare.log": "prepared\n", "build.retry1/prepare.log": "prepared\n", "build/mine.txt": "mine"}, filesIn(t, dir)); diff != "" {
+			t.Errorf("files (-want +got):\n%s", diff)
+		}
+	})
+	t.Run("the run's name is the folder's", func(t *testing.T) {
+		dir := t.TempDir()
+		t.Chdir(dir)
+		said(t, []string{"get", "-n", "ns", "run", "--container", "prepare"})
+		if diff := cmp.Diff(map[string]string{"run/build/prepare.log": "prepared\n", "run/build.retry1/prepare.log": "prepared\n"}, filesIn(t, dir)); diff != "" {
+			t.Errorf("files (-want +got):\n%s", diff)
+		}
+	})
+	t.Run("a link out of the folder", func(t *testing.T) {
+		outside, dir := t.TempDir(), t.TempDir()
+		if err := os.Symlink(outside, filepath.Join(dir, "build")); err != nil {
+			t.Fatal(err)
+		}
+		got, code := said(t, []string{"get", "-n", "ns", "--to", dir, "run", "--container", "prepare"})
+		if code != exitFailed || !strings.Contains(got, filepath.Join(dir, "build")) {
+			t.Errorf("exit code %d, %q", code, got)
+		}
+		if diff := cmp.Diff(map[string]string{}, filesIn(t, outside)); diff != "" {
+			t.Error(diff)
+		}
+	})
+	t.Run("a file is in the way", func(t *testing.T) {
+		file := filepath.Join(t.TempDir(), "file")
+		if err := os.WriteFile(file, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if got, code := said(t, []string{"get", "-n", "ns", "--to", file, "run"}); code != exitFailed || !strings.Contains(got, file) {
+			t.Errorf("exit code %d, %q", code, got)
+		}
+	})
+}
+
+// fillMatrix adds a run of which two TaskRuns have the same task.
+func fillMatrix(t *testing.T, store *objectstore.Store) {
+	t.Helper()
+	run := archivetest.PutRun(t, store, record.Run{Kind: layout.PipelineRun, Namespace: "ns", Name: "matrix", UID: "55555555-2222-3333-4444-555555555555", Created: start.Add(-2 * time.Hour)})
+	for i, task := range []string{"many", "many", "alone"} {
+		pod := layout.Pod{Run: run, TaskRun: []string{"matrix-0", "matrix-1", "matrix-alone"}[i], PodUID: []string{"p0", "p1", "p2"}[i]}
+		archivetest.PutPod(t, store, pod, record.Pod{PodName: pod.TaskRun + "-pod", PipelineTask: task, Created: start, Containers: []record.Container{{Name: "step-a", Kind: record.Step, Captured: true}}})
+		put(t, store, logText{container: layout.Container{Pod: pod, Container: "step-a"}, sealed: true, lines: criline.Append(nil, start, criline.Stdout, true, []byte{byte('0' + i)})})
+	}
+}
+
+// TestHostileNames: names that a tenant has written into a pod's record lead nowhere, and no terminal obeys them.
+func TestHostileNames(t *testing.T) {
+	server := newFakeServer(t)
+	for _, name := range []string{"../../escaped", "/escaped", "..", ".", "a/b", `a\b`, "", "\x1b]0;title\x07", "NUL", strings.Repeat("x", 300)} {
+		t.Run(name, func(t *testing.T) {
+			parent := t.TempDir()
+			dir := filepath.Join(parent, "a", "b")
+			bad, good := fakeContainer("step-a", 2, "a\n"), fakeContainer("step-b", 2, "b\n")
+			bad.task, bad.Name = name, "step-a"
+			worse := fakeContainer(name, 2, "c\n")
+			worse.task = "other"
+			server.containers = []fakeLog{bad, worse, good}
+			got, code := said(t, []string{"get", "-n", "ns", "run", "--all", "--to", dir, "--server", server.URL})
+			files := filesIn(t, parent)
+			if name == "" { // the TaskRun's name stands for the task's
+				delete(files, "a/b/run-empty/step-a.log")
+			}
+			if diff := cmp.Diff(map[string]string{"a/b/good/step-b.log": "b\n"}, files); diff != "" {
+				t.Errorf("files (-want +got):\n%s", diff)
+			}
+			if code != exitFailed || !strings.Contains(got, "shiplog: a log is not saved: TaskRun run-") || !strings.Contains(got, "not saved: \"shiplog logs") {
+				t.Errorf("exit code %d: %s", code, got)
+			}
+			for _, args := range [][]string{{"ls", "run"}, {"verify", "run"}, {"logs", "--archive", "run"}, {"search", "run", "c"}} {
+				got, _ := said(t, append(args, "-n", "ns", "--server", server.URL))
+				if strings.ContainsAny(got, "\x1b\x07") {
+					t.Errorf("%v: %q", args, got)
+				}
+			}
+		})
+	}
+}
+
+func TestVerify(t *testing.T) {
+	store, config := archivetest.Start(t)
+	useBucket(t, config)
+	archivetest.PutRun(t, store, record.Run{Kind: layout.PipelineRun, Namespace: "ns", Name: "nothing", UID: "u-nothing", Created: start})
+	left := archivetest.PutRun(t, store, record.Run{Kind: layout.PipelineRun, Namespace: "ns", Name: "left-alone", UID: "u-left", Created: start})
+	archivetest.PutPod(t, store, layout.Pod{Run: left, TaskRun: "left-a", PodUID: "p-left"}, record.Pod{PodName: "left-a-pod", Created: start, Containers: []record.Container{{Name: "step-a", Kind: record.Step, Skipped: "no-command"}}})
+	corrupt := archivetest.PutRun(t, store, record.Run{Kind: layout.PipelineRun, Namespace: "ns", Name: "corrupt", UID: "u-corrupt", Created: start})
+	key := layout.Container{Pod: layout.Pod{Run: corrupt, TaskRun: "corrupt-a", PodUID: "p-corrupt"}, Container: "step-a"}
+	lines := archivetest.Lines(start, 4, func(int) string { return "x" })
+	segments, bodies := archivetest.Segments(t, lines, 2)
+	bodies[1][len(bodies[1])-1] ^= 1
+	for i, s := range segments {
+		archivetest.Put(t, store, key.SegmentKey(s), bodies[i])
+	}
+	archivetest.PutRecord(t, store, key.SealKey(), archivetest.Seal(t, lines))
+	for _, c := range []struct {
+		run  string
+		code int
+		says []string
+	}{
+		{"nothing", exitPartial, []string{"nothing is archived of run nothing"}},
+		{"left-alone", exitPartial, []string{"not captured", "nothing is archived of run left-alone"}},
+		{"corrupt", exitLost, []string{"damaged", "4 bytes are missing here (missing"}},
+	} {
+		t.Run(c.run, func(t *testing.T) {
+			got, code := said(t, []string{"verify", "-n", "ns", c.run})
+			if code != c.code {
+				t.Errorf("exit code %d, want %d", code, c.code)
+			}
+			for _, want := range c.says {
+				if !strings.Contains(got, want) {
+					t.Errorf("%q does not say %q", got, want)
+				}
+			}
+		})
+	}
+}
