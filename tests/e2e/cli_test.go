@@ -26,6 +26,8 @@ import (
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/yaml"
+
+	"github.com/shiplog-dev/shiplog/internal/contract"
 )
 
 // person runs commands as somebody who has a kubeconfig with a token, and may read runs, pods and logs of nsOn.
@@ -75,7 +77,7 @@ func newPerson(t *testing.T, name string) *person {
 	}
 	lines := strings.Split(strings.TrimSpace(out), "\n")
 	bin := t.TempDir()
-	for _, plugin := range []string{"tkn-shiplog", "kubectl-shiplog"} {
+	for _, plugin := range []string{"tkn-shiplog", "kubectl-shiplog", "kubectl_complete-shiplog"} {
 		if err := os.Symlink(env.cli, filepath.Join(bin, plugin)); err != nil {
 			t.Fatal(err)
 		}
@@ -150,15 +152,42 @@ func (p *person) says(t *testing.T, name string, args ...string) (stdout, stderr
 	return out.String(), errs.String(), cmd.ProcessState.ExitCode()
 }
 
-// same checks that two commands say the same on stdout, with the same exit code.
+// same checks that two commands say the same on stdout and stderr, with the same exit code.
 func (p *person) same(t *testing.T, want, got []string) string {
 	t.Helper()
 	wantOut, wantErr, wantCode := p.says(t, want[0], want[1:]...)
 	gotOut, gotErr, gotCode := p.says(t, got[0], got[1:]...)
-	if diff := gocmp.Diff(wantOut, gotOut); diff != "" || wantCode != gotCode {
-		t.Errorf("%s: exit code %d, stderr %q\n%s: exit code %d, stderr %q\n(-first +second):\n%s", strings.Join(want, " "), wantCode, wantErr, strings.Join(got, " "), gotCode, gotErr, diff)
+	sameSaid(t, want, got, wantOut, gotOut, wantCode, gotCode)
+	if diff := gocmp.Diff(withoutNotices(wantErr), withoutNotices(gotErr)); diff != "" {
+		t.Errorf("stderr of %s and of %s (-first +second):\n%s", strings.Join(want, " "), strings.Join(got, " "), diff)
 	}
 	return wantOut
+}
+
+// sameOut checks stdout and the exit code alone.
+func (p *person) sameOut(t *testing.T, want, got []string) {
+	t.Helper()
+	wantOut, _, wantCode := p.says(t, want[0], want[1:]...)
+	gotOut, _, gotCode := p.says(t, got[0], got[1:]...)
+	sameSaid(t, want, got, wantOut, gotOut, wantCode, gotCode)
+}
+
+func sameSaid(t *testing.T, want, got []string, wantOut, gotOut string, wantCode, gotCode int) {
+	t.Helper()
+	if diff := gocmp.Diff(wantOut, gotOut); diff != "" || wantCode != gotCode {
+		t.Errorf("%s: exit code %d\n%s: exit code %d\n(-first +second):\n%s", strings.Join(want, " "), wantCode, strings.Join(got, " "), gotCode, diff)
+	}
+}
+
+// withoutNotices leaves out what shiplog alone has to say of a log: that it is empty, and why.
+func withoutNotices(stderr string) string {
+	var b strings.Builder
+	for line := range strings.Lines(stderr) {
+		if !strings.Contains(line, "-- shiplog: ") {
+			b.WriteString(line)
+		}
+	}
+	return b.String()
 }
 
 // TestCLILikeTkn compares the CLI with Tekton's own, while the pods are there and after they and the run are gone.
@@ -186,7 +215,34 @@ pipelineSpec:
 	tr := p.same(t, []string{p.tkn, "taskrun", "logs", taskRun}, []string{env.cli, "tr", "logs", taskRun})
 	p.same(t, []string{p.tkn, "tr", "logs", taskRun, "-s", "b", "-t"}, []string{env.cli, "tr", "logs", taskRun, "-s", "b", "-t"})
 	all := p.same(t, []string{p.tkn, "pipelinerun", "logs", pr.Name}, []string{env.cli, "pipelinerun", "logs", pr.Name})
-	p.same(t, []string{p.tkn, "pr", "logs", pr.Name}, []string{env.cli, "pr", "logs", pr.Name, "--archive"})
+	p.sameOut(t, []string{p.tkn, "pr", "logs", pr.Name}, []string{env.cli, "pr", "logs", pr.Name, "--archive"}) // which knows less of failures
+	p.sameOut(t, []string{p.tkn, "pr", "logs", "none"}, []string{env.cli, "pr", "logs", "none"})
+	p.sameOut(t, []string{p.tkn, "tr", "logs", "none"}, []string{env.cli, "tr", "logs", "none"})
+	inPluginsDir := *p
+	dir := t.TempDir()
+	if err := os.Symlink(env.cli, filepath.Join(dir, "tkn-shiplog")); err != nil {
+		t.Fatal(err)
+	}
+	inPluginsDir.env = append(slices.Clone(p.env), "PATH="+os.Getenv("PATH"), "TKN_PLUGINS_DIR="+dir)
+	inPluginsDir.same(t, []string{p.tkn, "pr", "logs", pr.Name}, []string{p.tkn, "shiplog", "pr", "logs", pr.Name})
+
+	// tkn takes the shipper for a step too.
+	everything := func(program string) (lines []string) {
+		out, stderr, code := p.says(t, program, "pr", "logs", pr.Name, "-a")
+		if code != 0 {
+			t.Errorf("%s pr logs -a: exit code %d, stderr %q", program, code, stderr)
+		}
+		for line := range strings.Lines(out) {
+			if line != "\n" && !strings.Contains(line, " : "+contract.ShipperContainer+"] ") {
+				lines = append(lines, line)
+			}
+		}
+		return lines
+	}
+	if diff := gocmp.Diff(everything(p.tkn), everything(env.cli)); diff != "" {
+		t.Errorf("-a (-tkn +shiplog):\n%s", diff)
+	}
+	otherCommands(t, p, pr)
 
 	check := func(when string) {
 		t.Helper()
@@ -207,6 +263,87 @@ pipelineSpec:
 	got, _, code := p.says(t, env.kubectl, "shiplog", "ls", pr.Name)
 	if code != 0 || strings.Count(got, "verified") < 6 {
 		t.Errorf("kubectl shiplog ls: exit code %d:\n%s", code, got)
+	}
+}
+
+// otherCommands runs once each what is not tkn's, as somebody with a kubeconfig alone.
+func otherCommands(t *testing.T, p *person, pr *tekton.PipelineRun) {
+	t.Helper()
+	dir := t.TempDir()
+	page := fmt.Sprintf("/ui/%s/%s", nsOn, pr.UID)
+	for _, c := range []struct {
+		args []string
+		want string // on stdout
+	}{
+		{[]string{env.cli, "search", pr.Name, "line 2", "--around", "1"}, "[first : a] 2: line 2\n"},
+		{[]string{env.cli, "verify", pr.Name}, "verified"},
+		{[]string{env.cli, "open", "--print", pr.Name}, page},
+		{[]string{env.cli, "get", pr.Name, "--to", dir}, ""},
+		{[]string{env.cli, "ls", "--limit", "0"}, pr.Name},
+		{[]string{env.kubectl, "__complete", "shiplog", "logs", ""}, ":4\n"},
+	} {
+		out, stderr, code := p.says(t, c.args[0], c.args[1:]...)
+		if code != 0 || !strings.Contains(out, c.want) {
+			t.Errorf("%s: exit code %d, %q does not say %q; stderr %q", strings.Join(c.args, " "), code, out, c.want, stderr)
+		}
+	}
+	saved, err := os.ReadFile(filepath.Join(dir, "second", "step-b.log"))
+	if want := "of the second task\nno newline"; err != nil || string(saved) != want {
+		t.Errorf("saved is %q, want %q, error %v", saved, want, err)
+	}
+	bucket := "s3://" + os.Getenv("SHIPLOG_S3_BUCKET")
+	if out, err := command(t.Context(), "", nil, env.cli, "logs", "-n", nsOn, "--s3", bucket, "-t", "first", pr.Name); err != nil || !strings.Contains(out, "[first : a] line 3\n") {
+		t.Errorf("logs --s3 %s: %v, %q", bucket, err, out)
+	}
+}
+
+// TestCLIFailsLikeTkn compares retries, of which tkn shows nothing behind a container that ended with exit code 1, and all that is said on stderr.
+func TestCLIFailsLikeTkn(t *testing.T) {
+	t.Parallel()
+	p := newPerson(t, "cli-tkn-fails")
+	pr := newPipelineRun(t, nsOn, "fails-like-tkn", `
+pipelineSpec:
+  tasks:
+    - {name: flaky, retries: 1, taskSpec: {steps: [{name: a, image: busybox, script: "echo tried; exit 1"}, {name: b, image: busybox, script: "echo never"}]}}
+    - {name: well, taskSpec: {steps: [{name: c, image: busybox, script: "echo well"}]}}
+`, nil)
+	finishRun(t, pr)
+	sealed(t, nsOn, pr.Name)
+	for _, args := range [][]string{{"pr", "logs", pr.Name}, {"pr", "logs", pr.Name, "-E"}, {"pr", "logs", pr.Name, "-t", "well"}, {"pr", "logs", pr.Name, "-f"}, {"tr", "logs", pr.Name + "-flaky"}} {
+		p.same(t, append([]string{p.tkn}, args...), append([]string{env.cli}, args...))
+	}
+}
+
+// TestCLIFollowsLikeTkn follows a run from before it prints to its end.
+func TestCLIFollowsLikeTkn(t *testing.T) {
+	t.Parallel()
+	p := newPerson(t, "cli-tkn-follows")
+	pr := newPipelineRun(t, nsOn, "follows-like-tkn", `
+pipelineSpec:
+  tasks:
+    - {name: only, taskSpec: {steps: [{name: a, image: busybox, script: "for i in 1 2 3 4 5 6; do echo line $i; sleep 0.5; done"}, {name: b, image: busybox, script: "echo and more"}]}}
+`, nil)
+	podOfRun(t, &tekton.TaskRun{ObjectMeta: metav1.ObjectMeta{Namespace: nsOn, Name: pr.Name + "-only"}})
+	var wg sync.WaitGroup
+	said := make([]string, 2)
+	errs := make([]bytes.Buffer, 2)
+	for i, program := range []string{p.tkn, env.cli} {
+		cmd := p.command(t, program, "pr", "logs", "-f", pr.Name)
+		cmd.Stderr = &errs[i]
+		wg.Go(func() {
+			out, err := cmd.Output()
+			said[i] = string(out)
+			if err != nil {
+				t.Errorf("%s: %v, %s", program, err, errs[i].String())
+			}
+		})
+	}
+	wg.Wait()
+	if diff := gocmp.Diff(said[0], said[1]); diff != "" || !strings.Contains(said[0], "and more") {
+		t.Errorf("-f (-tkn +shiplog):\n%s", diff)
+	}
+	if diff := gocmp.Diff(withoutNotices(errs[0].String()), withoutNotices(errs[1].String())); diff != "" {
+		t.Errorf("stderr of -f (-tkn +shiplog):\n%s", diff)
 	}
 }
 
