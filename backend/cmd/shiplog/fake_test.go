@@ -22,6 +22,7 @@ import (
 type fakeServer struct {
 	*httptest.Server
 	containers []fakeLog // each of a TaskRun of its own
+	matches    string    // of a search
 }
 
 type fakeLog struct {
@@ -48,7 +49,7 @@ func newFakeServer(t *testing.T) *fakeServer {
 		e := json.NewEncoder(w)
 		switch {
 		case strings.HasSuffix(r.URL.Path, "/search"):
-			fmt.Fprintln(w, `{"found":{"matches":0,"more":false,"logs":1}}`)
+			fmt.Fprintln(w, s.matches+`{"found":{"matches":0,"more":false,"logs":1}}`)
 		case strings.HasSuffix(r.URL.Path, "/logs"):
 			for i, c := range s.containers {
 				if !strings.HasSuffix(r.URL.Path, fmt.Sprintf("/%s/p%d/%s/logs", taskRun(c, i), i, c.Name)) {

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"go.uber.org/goleak"
 
 	"github.com/shiplog-dev/shiplog/backend/archivetest"
 	"github.com/shiplog-dev/shiplog/backend/live"
@@ -21,6 +22,8 @@ import (
 	"github.com/shiplog-dev/shiplog/internal/record"
 	"github.com/shiplog-dev/shiplog/internal/segment"
 )
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 var update = flag.Bool("update", false, "write the golden files anew")
 

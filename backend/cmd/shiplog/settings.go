@@ -124,6 +124,7 @@ func (s *settings) open(ctx context.Context) (*source, error) {
 	if s.namespace != "" {
 		namespace = s.namespace
 	}
+	config.QPS, config.Burst = 50, 300 // as kubectl's: client-go's 5 are slow for a run with many containers
 	core, err := coreclient.NewForConfig(config)
 	if err != nil {
 		return nil, fmt.Errorf("use the kubeconfig: %w", err)

@@ -59,7 +59,7 @@ func TestProgress(t *testing.T) {
 	for _, c := range []struct {
 		name string
 		said int64 // bytes, by the tree
-	}{{"as long as it was", int64(len(long))}, {"grown", int64(len(long)) / 4}, {"was empty", 0}} {
+	}{{"as long as it was", int64(len(long))}, {"grown", int64(len(long))/4 + 1}, {"was empty", 0}} {
 		t.Run(c.name, func(t *testing.T) {
 			server.containers = []fakeLog{fakeContainer("step-a", c.said, long), fakeContainer("step-b", 0, "")}
 			server.containers[1].task = "other"
@@ -122,4 +122,23 @@ func TestColours(t *testing.T) {
 			t.Error("NO_COLOR is not heeded")
 		}
 	})
+}
+
+// TestSearchOnTerminal: a person sees what a hit would do to the terminal; a program gets it as it is.
+func TestSearchOnTerminal(t *testing.T) {
+	server := newFakeServer(t)
+	server.containers = []fakeLog{fakeContainer("step-a", 2, "x\n")}
+	server.matches = `{"taskRun":"run-0","task":"good","retry":0,"container":"step-a","line":7,"text":"\u001b]0;title\u0007red","before":[{"line":6,"text":"\u001b[2J"}]}` + "\n"
+	args := []string{"search", "-n", "ns", "run", "red", "-B", "1", "--server", server.URL}
+	stdout := openTerminal(t)
+	if err := run(t.Context(), args, stdout.File, io.Discard); err != nil {
+		t.Error(err)
+	}
+	if got, want := stdout.shown(), `[good : a] 6- \x1b[2J`+"\n"+`[good : a] 7: \x1b]0;title\ared`+"\n"; got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+	got, code := said(t, args)
+	if want := "[good : a] 6- \x1b[2J\n[good : a] 7: \x1b]0;title\ared\n"; got != want || code != 0 {
+		t.Errorf("exit code %d, %q, want %q", code, got, want)
+	}
 }
