@@ -19,7 +19,7 @@ import (
 const (
 	// maxFile is the size at which a log file is full. A file is at most an eighth of the limit, so that the shipper, which deletes whole
 	// files, makes room in small steps.
-	maxFile = 4 << 20
+	maxFile = 8 << 20
 	// minFile keeps a tiny limit from making a file for every line.
 	minFile = 4 << 10
 	// batchBytes bounds one write(2), and so the memory for it: 64 KiB that are all newlines become 2.6 MiB of lines.

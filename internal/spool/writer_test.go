@@ -260,7 +260,7 @@ func TestWriterRotates(t *testing.T) {
 		name        string
 		limit, want int64
 	}{
-		{"4 MiB", 64 << 20, 4 << 20},
+		{"8 MiB", 256 << 20, 8 << 20},
 		{"an eighth of a small limit", 1 << 20, 128 << 10},
 		{"at least 4 KiB", 1, 4 << 10},
 	} {

@@ -5,10 +5,8 @@ package main
 import (
 	"errors"
 	"fmt"
-	"os"
 	"sync"
-	"syscall"
-	"time"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -20,9 +18,6 @@ import (
 // firstOwnFD keeps tee's own copies of stdout and stderr away from the numbers that shell scripts use.
 const firstOwnFD = 10
 
-// past is a deadline that is over.
-var past = time.Unix(1, 0)
-
 // sink is where the copy goes: the spool.
 type sink interface {
 	Write(s criline.Stream, chunk []byte)
@@ -32,39 +27,44 @@ type sink interface {
 // stream is the way of one stream: pipe → sink, and the container's own stdout or stderr.
 type stream struct {
 	name criline.Stream
-	pipe *os.File // read end, non-blocking
-	fd   int      // of pipe; os.File.Fd would make it block
-	out  int      // the container's own
+	pipe int // read end, non-blocking
+	out  int // the container's own
 	sink sink
-
+	stop *stop
 	hand *spool.HandStream
-	conn syscall.RawConn // of pipe
 
-	// What follows is of one call of next, and outlives it only so that a chunk costs no allocation.
-	try   func(fd uintptr) bool
-	limit int
-	chunk []byte
-	err   error
+	// ahead is how many bytes at the pipe's beginning the container's own stdout or stderr has already.
+	ahead   int
+	noPipe  bool // that is none, so that nothing can be ahead
+	waitFor [2]unix.PollFd
 }
 
-// newStream makes a stream. It fails only where pipe is not open.
-func newStream(name criline.Stream, pipe, out int, to sink, hand *spool.HandStream) (*stream, error) {
-	s := &stream{name: name, pipe: os.NewFile(uintptr(pipe), string(name)), fd: pipe, out: out, sink: to, hand: hand}
-	conn, err := s.pipe.SyscallConn()
+// stop ends the reading of pipes. Its reader waits for it with a poll, since waiting with Go's own costs a switch of threads for each chunk.
+type stop struct {
+	asked atomic.Bool
+	fd    int // an eventfd(2) that is readable from then on
+}
+
+func newStop() (*stop, error) {
+	fd, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
 	if err != nil {
-		return nil, fmt.Errorf("read %s: %w", name, err)
+		return nil, fmt.Errorf("make an eventfd: %w", err)
 	}
-	s.conn = conn
-	s.try = func(fd uintptr) (done bool) {
-		s.chunk, s.err = s.hand.Take(int(fd), s.limit)
-		return !errors.Is(s.err, unix.EAGAIN)
-	}
-	return s, nil
+	return &stop{fd: fd}, nil
 }
+
+func (s *stop) ask() {
+	s.asked.Store(true)
+	_, _ = unix.Write(s.fd, []byte{1, 0, 0, 0, 0, 0, 0, 0}) // fails only where it is readable 2^64 times over
+}
+
+// errStopped is why no more is read.
+var errStopped = errors.New("stopped")
 
 // copying is both streams, each with a goroutine that drain waits for.
 type copying struct {
 	streams [2]*stream
+	stop    *stop
 	hand    *spool.Hand
 	wg      sync.WaitGroup
 }
@@ -75,7 +75,11 @@ var streams = [2]criline.Stream{criline.Stdout, criline.Stderr}
 // startCopy puts pipes in the place of fd 1 and 2, and begins to copy. A process that opens /proc/1/fd/1 writes into the pipe too. On an error, fd 1 and 2
 // are what they were.
 func startCopy(to sink, hand *spool.Hand) (*copying, error) {
-	c := &copying{hand: hand}
+	stop, err := newStop()
+	if err != nil {
+		return nil, err
+	}
+	c := &copying{hand: hand, stop: stop}
 	var own, reads, writes [2]int
 	for i := range own {
 		var err error
@@ -94,10 +98,7 @@ func startCopy(to sink, hand *spool.Hand) (*copying, error) {
 		}
 	}
 	for i, name := range streams {
-		var err error
-		if c.streams[i], err = newStream(name, reads[i], own[i], to, hand.Stream(name)); err != nil {
-			return nil, err
-		}
+		c.streams[i] = &stream{name: name, pipe: reads[i], out: own[i], sink: to, stop: stop, hand: hand.Stream(name)}
 	}
 	for i := range writes {
 		if err := unix.Dup3(writes[i], i+1, 0); err != nil {
@@ -119,15 +120,13 @@ func (c *copying) outlives() []int {
 	if c.hand.FD < 0 {
 		return nil
 	}
-	return []int{c.hand.FD, c.streams[0].fd, c.streams[1].fd}
+	return []int{c.hand.FD, c.streams[0].pipe, c.streams[1].pipe}
 }
 
 // drain stops the copying when all that is in the pipes now has been copied. It does not wait for the end of the pipes, which a background process, and tee itself,
 // hold open.
 func (c *copying) drain() {
-	for _, s := range c.streams {
-		_ = s.pipe.SetReadDeadline(past) // reading stops, and bytes stay in the pipe
-	}
+	c.stop.ask() // reading stops, and bytes stay in the pipes
 	c.wg.Wait()
 }
 
@@ -151,16 +150,16 @@ func (c *copying) end(w interface{ End(record.Exit) error }, exit record.Exit, h
 	}
 }
 
-// run copies until the deadline, and then what is left in the pipe.
+// run copies until it is to stop, and then what is left in the pipe.
 func (s *stream) run() {
-	for {
+	for !s.stop.asked.Load() {
 		if _, err := s.next(spool.ChunkBytes); err != nil {
-			break // the deadline; a pipe whose write end tee holds itself has no end and no other error
+			break // it is to stop; a pipe whose write end tee holds itself has no end and no other error
 		}
 	}
 	// TIOCINQ is FIONREAD: the bytes in the pipe.
-	left, err := unix.IoctlGetInt(s.fd, unix.TIOCINQ)
-	if err != nil || s.pipe.SetReadDeadline(time.Time{}) != nil {
+	left, err := unix.IoctlGetInt(s.pipe, unix.TIOCINQ)
+	if err != nil {
 		return
 	}
 	s.copyBytes(left)
@@ -177,20 +176,54 @@ func (s *stream) copyBytes(left int) {
 	}
 }
 
-// next waits for output, takes at most so many bytes of it, and hands them on: to the spool first, since what is not there is lost if tee is killed now and the shipper does not hold what
-// outlives it, and then to the container's own stdout or stderr.
+// next waits for output, takes at most so many bytes of it, and hands them on.
+//
+// The container's own stdout gets them first, as far as it has room: tee(2) puts into a pipe what is in another one, and leaves it there. Nothing is in tee's hands alone by that, where it is lost if tee is killed now and
+// the shipper does not hold what outlives it. The rest is written when it is in the spool.
 func (s *stream) next(limit int) (n int, err error) {
-	s.limit = limit
-	if err := s.conn.Read(s.try); err != nil {
-		return 0, err
+	limit = min(limit, spool.ChunkBytes)
+	for {
+		if s.ahead == 0 && !s.noPipe {
+			n, err := unix.Tee(s.pipe, s.out, limit, unix.SPLICE_F_NONBLOCK)
+			s.ahead, s.noPipe = int(max(n, 0)), errors.Is(err, unix.EINVAL)
+		}
+		chunk, err := s.hand.Take(s.pipe, limit)
+		if errors.Is(err, unix.EAGAIN) {
+			err = s.wait()
+			if err == nil {
+				continue
+			}
+		}
+		if err != nil {
+			return 0, err
+		}
+		s.keep(chunk)
+		s.hand.Done()
+		n = len(chunk)
+		has := min(s.ahead, n)
+		s.ahead -= has
+		writeAll(s.out, chunk[has:])
+		return n, nil
 	}
-	if s.err != nil {
-		return 0, s.err
+}
+
+// wait waits for output, or until it is to stop.
+func (s *stream) wait() error {
+	for {
+		s.waitFor = [2]unix.PollFd{{Fd: int32(s.pipe), Events: unix.POLLIN}, {Fd: int32(s.stop.fd), Events: unix.POLLIN}}
+		_, err := unix.Poll(s.waitFor[:], -1)
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case err != nil:
+			return fmt.Errorf("wait for output: %w", err)
+		case s.waitFor[1].Revents != 0:
+			return errStopped
+		case s.waitFor[0].Revents&unix.POLLIN != 0:
+			return nil
+		case s.waitFor[0].Revents != 0: // an end or an error, which a pipe that tee holds the write end of has not
+			return fmt.Errorf("wait for output: the pipe has the event %#x", s.waitFor[0].Revents)
+		}
 	}
-	s.keep(s.chunk)
-	s.hand.Done()
-	writeAll(s.out, s.chunk)
-	return len(s.chunk), nil
 }
 
 // keep writes to the spool. A panic of the spool's code must not end the build: the bytes at hand are counted as lost to the copy, and the container's own

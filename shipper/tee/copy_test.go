@@ -23,10 +23,12 @@ type panickingSink struct {
 	taken     bytes.Buffer
 	abandoned int64
 	why       string
-	worse     bool // panics when it is told, too
+	worse     bool          // panics when it is told, too
+	asked     chan struct{} // a value for each write
 }
 
 func (p *panickingSink) Write(_ criline.Stream, chunk []byte) {
+	p.asked <- struct{}{}
 	if bytes.Contains(chunk, []byte("panic")) {
 		panic("a bug")
 	}
@@ -49,12 +51,13 @@ func pipes(t *testing.T, to sink) (s *stream, feed *os.File, stdout *os.File) {
 		t.Fatal(err)
 	}
 	feed, stdout = os.NewFile(uintptr(in[1]), "feed"), os.NewFile(uintptr(out[0]), "stdout")
-	s, err := newStream(criline.Stdout, in[0], out[1], to, spool.NewHand(false).Stream(criline.Stdout))
+	stop, err := newStop()
 	if err != nil {
 		t.Fatal(err)
 	}
+	s = &stream{name: criline.Stdout, pipe: in[0], out: out[1], sink: to, stop: stop, hand: spool.NewHand(false).Stream(criline.Stdout)}
 	t.Cleanup(func() {
-		if err := errors.Join(feed.Close(), stdout.Close(), s.pipe.Close(), unix.Close(s.out)); err != nil {
+		if err := errors.Join(feed.Close(), stdout.Close(), unix.Close(s.pipe), unix.Close(s.out), unix.Close(stop.fd)); err != nil {
 			t.Error(err)
 		}
 	})
@@ -73,9 +76,9 @@ func TestPanicInTheCopy(t *testing.T) {
 		{"a sink that panics again is not asked again", true, "one\n", 0},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			to := &panickingSink{worse: tc.worse}
+			to := &panickingSink{worse: tc.worse, asked: make(chan struct{}, 4)}
 			s, feed, stdout := pipes(t, to)
-			c := &copying{streams: [2]*stream{s, s}}
+			c := &copying{streams: [2]*stream{s, s}, stop: s.stop}
 			c.wg.Go(s.run)
 			send := func(text string) {
 				t.Helper()
@@ -87,8 +90,11 @@ func TestPanicInTheCopy(t *testing.T) {
 					t.Errorf("stdout got %q, %v, want %q", got, err, text)
 				}
 			}
-			for _, text := range []string{"one\n", "panic\n", "three\n", "four\n"} {
+			for i, text := range []string{"one\n", "panic\n", "three\n", "four\n"} {
 				send(text)
+				if !tc.worse || i < 2 { // each is a chunk of its own: stdout has it before it is taken
+					<-to.asked
+				}
 			}
 			c.drain()
 			if to.taken.String() != tc.taken || to.abandoned != tc.lost {
@@ -116,10 +122,8 @@ func TestDrain(t *testing.T) {
 		if _, err := feed.Write(want); err != nil {
 			t.Fatal(err)
 		}
-		c := &copying{streams: [2]*stream{s, s}}
-		if err := s.pipe.SetReadDeadline(past); err != nil { // the child ended before the first read
-			t.Fatal(err)
-		}
+		c := &copying{streams: [2]*stream{s, s}, stop: s.stop}
+		s.stop.ask() // the child ended before the first read
 		c.wg.Go(s.run)
 		c.drain()
 		if !bytes.Equal(to.Bytes(), want) {
@@ -143,7 +147,7 @@ func TestKeptBeforeItIsShown(t *testing.T) {
 	to := make(tellingSink, 2)
 	s, feed, stdout := pipes(t, to)
 	writeAll(s.out, bytes.Repeat([]byte("x"), 64<<10)) // as much as a pipe holds: the next byte has to wait
-	c := &copying{streams: [2]*stream{s, s}}
+	c := &copying{streams: [2]*stream{s, s}, stop: s.stop}
 	c.wg.Go(s.run)
 	if _, err := io.WriteString(feed, "kept\n"); err != nil {
 		t.Fatal(err)
@@ -244,11 +248,8 @@ func TestCopyAllocatesNothing(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer unix.Close(null)
-	s, err := newStream(criline.Stdout, in[0], null, discard{}, spool.NewHand(false).Stream(criline.Stdout))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer s.pipe.Close()
+	defer unix.Close(in[0])
+	s := &stream{name: criline.Stdout, pipe: in[0], out: null, sink: discard{}, hand: spool.NewHand(false).Stream(criline.Stdout)}
 	chunk := []byte("a line\n")
 	if n := testing.AllocsPerRun(1000, func() {
 		if _, err := write.Write(chunk); err != nil {

@@ -4,10 +4,12 @@ package bench
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
 	"io"
+	"iter"
 	"log/slog"
 	"net"
 	"net/http"
@@ -26,7 +28,7 @@ import (
 	"github.com/shiplog-dev/shiplog/backend"
 	"github.com/shiplog-dev/shiplog/backend/api"
 	"github.com/shiplog-dev/shiplog/backend/archivetest"
-	"github.com/shiplog-dev/shiplog/internal/criline"
+	"github.com/shiplog-dev/shiplog/backend/compact"
 	"github.com/shiplog-dev/shiplog/internal/layout"
 	"github.com/shiplog-dev/shiplog/internal/objectstore"
 )
@@ -43,6 +45,36 @@ func TestMain(m *testing.M) {
 		return
 	}
 	os.Exit(m.Run())
+}
+
+// delayEnv is how far that server's store is to be.
+const delayEnv = "SHIPLOG_BENCH_DELAY"
+
+// distant is a store that answers later.
+type distant struct {
+	*objectstore.Store
+	delay time.Duration
+}
+
+func (d *distant) Get(ctx context.Context, key string) (io.ReadCloser, error) {
+	wait(d.delay)
+	return d.Store.Get(ctx, key)
+}
+
+// List waits for each page, as many as it yields.
+func (d *distant) List(ctx context.Context, prefix, delimiter, after string, limit int) iter.Seq2[objectstore.Entry, error] {
+	return func(yield func(objectstore.Entry, error) bool) {
+		n := 0
+		wait(d.delay)
+		for e, err := range d.Store.List(ctx, prefix, delimiter, after, limit) {
+			if n++; n%1000 == 0 {
+				wait(d.delay)
+			}
+			if !yield(e, err) {
+				return
+			}
+		}
+	}
 }
 
 // profileEnv names a file for a CPU profile of that server.
@@ -68,7 +100,11 @@ func serve(addr string) error {
 	if err != nil {
 		return err
 	}
-	handler := api.New(api.Options{Archive: backend.New(store), Gate: open{}, Log: slog.New(slog.DiscardHandler)})
+	delay, err := time.ParseDuration(cmp.Or(os.Getenv(delayEnv), "0"))
+	if err != nil {
+		return err
+	}
+	handler := api.New(api.Options{Archive: backend.New(&distant{store, delay}), Gate: open{}, Log: slog.New(slog.DiscardHandler)})
 	if name := os.Getenv(profileEnv); name != "" {
 		f, err := os.Create(name)
 		if err != nil {
@@ -99,7 +135,7 @@ func (g *target) env() []string {
 }
 
 // backend starts the server on one core.
-func (g *target) backend(t *testing.T) (*process, string) {
+func (g *target) backend(t *testing.T, delay time.Duration) (*process, string) {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
@@ -112,7 +148,7 @@ func (g *target) backend(t *testing.T) (*process, string) {
 		t.Fatal(err)
 	}
 	cmd := exec.Command("taskset", "-c", "0", self)
-	cmd.Env = append(g.env(), serveEnv+"="+addr)
+	cmd.Env = append(g.env(), serveEnv+"="+addr, delayEnv+"="+delay.String())
 	p := startProcess(t, cmd)
 	base := "http://" + addr + api.Base
 	p.until(t, time.Minute, "the server", func() bool {
@@ -191,54 +227,107 @@ func read(t *testing.T, r *results) {
 	slow(t, r, g)
 }
 
-// slow measures the log of a step that printed a line a second for ten hours: 120 segments of a second, and the others of 5. It is compared with the same log in one segment.
+// far is how long a store that is not on this machine takes to answer; S3 has some 20 ms to the first byte.
+const far = 20 * time.Millisecond
+
+// slow measures the log of a step that printed a line a second for ten hours: 120 segments of a second, and the others of 5. It is compared with the same log when it is compacted.
 func slow(t *testing.T, r *results, g *target) {
 	const seconds = 10 * 3600
 	begun := time.Date(2026, 11, 23, 0, 0, 0, 0, time.UTC)
-	var lines []byte
-	for i := range seconds {
-		lines = criline.Append(lines, begun.Add(time.Duration(i)*time.Second), criline.Stdout, true, fmt.Appendf(nil, "waiting for the deployment to be ready: %d of 600 replicas", i/60))
-	}
-	server, base := g.backend(t)
-	first, last, all := [2]samples{}, [2]samples{}, [2]samples{}
+	lines := archivetest.Lines(begun, seconds, func(i int) string {
+		return fmt.Sprintf("waiting for the deployment to be ready: %d of 600 replicas", i/60)
+	})
 	var pods [2]*pod
 	objects := [2]int{}
-	for i, each := range []int{5, 0} {
-		kind := []string{"many segments", "one segment"}[i]
-		first[i] = samples{Name: "slow step, " + kind + ", first byte", Unit: "ms"}
-		last[i] = samples{Name: "slow step, " + kind + ", last 100 lines", Unit: "ms"}
-		all[i] = samples{Name: "slow step, " + kind + ", whole", Unit: "ms"}
+	for i := range pods {
 		pods[i] = newPod(t, g, 1)
 		c := layout.Container{Pod: pods[i].Pod, Container: pods[i].containers[0]}
-		archivetest.PutLog(t, g.store, c, lines, each)
+		archivetest.PutLog(t, g.store, c, lines, 5)
 		archivetest.PutRecord(t, g.store, c.SealKey(), archivetest.Seal(t, lines))
-		segments, _ := archivetest.Segments(t, lines, each)
-		objects[i] = len(segments)
 	}
-	for range 5 {
-		for i, p := range pods {
-			f, _, _ := fetch(t, p.address(base)+"/logs?limitBytes=1", io.Discard)
-			first[i].add(f.Seconds() * 1000)
-			_, took, _ := fetch(t, p.address(base)+"/logs?tailLines=100", io.Discard)
-			last[i].add(took.Seconds() * 1000)
-			_, took, _ = fetch(t, p.address(base)+"/logs", io.Discard)
-			all[i].add(took.Seconds() * 1000)
+	used := pods[1].compact(t)
+	for i, p := range pods {
+		_, objects[i] = p.archived(t)
+	}
+	what := fmt.Sprintf(" of 36,000 lines of ten hours in %d segments", objects[0])
+	for _, store := range []struct {
+		where string
+		delay time.Duration
+	}{{"", 0}, {fmt.Sprintf(", from a store that is %d ms away", far.Milliseconds()), far}} {
+		server, base := g.backend(t, store.delay)
+		for _, m := range []struct {
+			what, query, aim string
+		}{{"first byte", "?limitBytes=1", "50 ms"}, {"last 100 lines", "?tailLines=100", "50 ms"}, {"all", "", ""}} {
+			if store.delay > 0 {
+				m.aim = ""
+			}
+			var took [2]samples
+			for i, kind := range []string{"as they came", "compacted"} {
+				took[i] = samples{Name: "slow step, " + kind + ", " + m.what + store.where, Unit: "ms"}
+			}
+			for range 5 {
+				for i, p := range pods {
+					first, all, _ := fetch(t, p.address(base)+"/logs"+m.query, io.Discard)
+					if m.what == "first byte" {
+						all = first
+					}
+					took[i].add(all.Seconds() * 1000)
+				}
+			}
+			r.keep(took[:]...)
+			r.row(m.what+what+store.where, m.aim, took[0].median() <= 50, "a LIST has a thousand names, and what a log is worth is known only when all are there", "%v; compacted %v", took[0], took[1])
+		}
+		server.stop(t)
+	}
+	r.Text = append(r.Text, fmt.Sprintf(`Compacting that log made %d segments of %d, with %d GETs, %d PUT and %d DELETEs. A whole read costs %d requests before and %d after.`, objects[1], objects[0], used.gets, used.puts, used.deletes, objects[0]+(objects[0]+999)/1000, objects[1]+1))
+}
+
+// using counts what is asked of a store.
+type using struct {
+	*objectstore.Store
+	gets, puts, deletes int
+}
+
+func (u *using) Get(ctx context.Context, key string) (io.ReadCloser, error) {
+	u.gets++
+	return u.Store.Get(ctx, key)
+}
+
+func (u *using) Put(ctx context.Context, key string, body []byte) error {
+	u.puts++
+	return u.Store.Put(ctx, key, body)
+}
+
+func (u *using) Delete(ctx context.Context, key string) error {
+	u.deletes++
+	return u.Store.Delete(ctx, key)
+}
+
+// compact does what the compactor does, without the pause in between.
+func (p *pod) compact(t *testing.T) *using {
+	t.Helper()
+	u := &using{Store: p.target.store}
+	for waits := true; waits; {
+		tree, err := backend.New(u).Tree(t.Context(), backend.Target{Run: p.Run})
+		if err != nil {
+			t.Fatal(err)
+		}
+		u.gets = max(0, u.gets-1) // of the seal
+		waits = false
+		for place := range tree.Containers() {
+			o, err := compact.Log(t.Context(), u, place, time.Now().Add(time.Hour))
+			if err != nil {
+				t.Fatal(err)
+			}
+			waits = waits || o.Waits
 		}
 	}
-	server.stop(t)
-	what := fmt.Sprintf(" of 36,000 lines of ten hours in %d segments", objects[0])
-	for _, m := range []struct {
-		what, aim string
-		s         [2]samples
-	}{{"first byte", "50 ms", first}, {"last 100 lines", "50 ms", last}, {"all", "", all}} {
-		r.keep(m.s[0], m.s[1])
-		r.row(m.what+what, m.aim, m.s[0].median() <= 50, "a LIST has a thousand names, and what a log is worth is known only when all are there", "%v; in one segment %v", m.s[0], m.s[1])
-	}
+	return u
 }
 
 // ends measures what a person sees first: a log's beginning, and its last lines.
 func ends(t *testing.T, r *results, p *pod, megabytes int64) {
-	server, base := p.target.backend(t)
+	server, base := p.target.backend(t, 0)
 	first := samples{Name: fmt.Sprintf("first byte of %d MB", megabytes), Unit: "ms"}
 	last := samples{Name: fmt.Sprintf("last 100 lines of %d MB", megabytes), Unit: "ms"}
 	for range 20 {
@@ -322,7 +411,7 @@ func oneObject(t *testing.T, r *results, p *pod) samples {
 func whole(t *testing.T, r *results, p *pod, archive, printed int64) {
 	dir := scratch(t)
 	p.segments(t, dir)
-	server, base := p.target.backend(t)
+	server, base := p.target.backend(t, 0)
 	shell := func(s *samples, command, want string) {
 		t.Helper()
 		begun := time.Now()

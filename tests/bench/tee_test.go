@@ -70,6 +70,7 @@ func printed(t *testing.T, argv func(dir string) []string, size int64) cost {
 	defer os.RemoveAll(dir)
 	args := argv(dir)
 	cmd := exec.Command(args[0], args[1:]...)
+	cmd.Dir = dir // Tekton's leaves a file there
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)
