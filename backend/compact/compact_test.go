@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"log/slog"
 	"slices"
 	"strings"
@@ -256,6 +257,11 @@ func TestLeftAlone(t *testing.T) {
 			w.slow(t, c, 300)
 			archivetest.PutLog(t, w.store, w.container("step-next"), criline.Append(nil, time.Now(), criline.Stdout, true, []byte("x")), 0)
 		}},
+		{"another log of its pod was never sealed", func(t *testing.T, w *world, c layout.Container) {
+			w.slow(t, c, 300)
+			archivetest.PutLog(t, w.store, w.container("step-next"), criline.Append(nil, time.Now(), criline.Stdout, true, []byte("x")), 0)
+			w.options.Archive = backend.New(&aged{w.store, time.Hour})
+		}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			w := newWorld(t)
@@ -267,6 +273,23 @@ func TestLeftAlone(t *testing.T) {
 				t.Errorf("%d segments, want those %d", len(got), len(before))
 			}
 		})
+	}
+}
+
+// aged is a store that got everything some time ago.
+type aged struct {
+	*objectstore.Store
+	by time.Duration
+}
+
+func (a *aged) List(ctx context.Context, prefix, delimiter, after string, limit int) iter.Seq2[objectstore.Entry, error] {
+	return func(yield func(objectstore.Entry, error) bool) {
+		for e, err := range a.Store.List(ctx, prefix, delimiter, after, limit) {
+			e.LastModified = e.LastModified.Add(-a.by)
+			if !yield(e, err) {
+				return
+			}
+		}
 	}
 }
 

@@ -113,9 +113,12 @@ func (c *Compactor) run(ctx context.Context, target backend.Target) (done bool) 
 	}
 	done = tree.Over(c.now())
 	for place := range tree.Containers() {
-		if growing(place.Pod) {
-			// What is stored of a pod is a sign of its life, which tells the states of its other logs.
+		// What is stored of a pod is a sign of its life, which tells the states of its logs that are not sealed.
+		if has(place.Pod, backend.Running) {
 			done = false
+			continue
+		}
+		if has(place.Pod, backend.Partial) {
 			continue
 		}
 		o, err := Log(ctx, c.options.Store, place, c.now())
@@ -131,7 +134,7 @@ func (c *Compactor) run(ctx context.Context, target backend.Target) (done bool) 
 	return done
 }
 
-// growing says whether more is to come of a log of the pod.
-func growing(p backend.Pod) bool {
-	return slices.ContainsFunc(p.Containers, func(c backend.Container) bool { return c.Status == backend.Running })
+// has says whether a log of the pod is in that state.
+func has(p backend.Pod, status backend.Status) bool {
+	return slices.ContainsFunc(p.Containers, func(c backend.Container) bool { return c.Status == status })
 }
