@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -258,6 +259,50 @@ func TestCopyAllocatesNothing(t *testing.T) {
 		s.copyBytes(len(chunk))
 	}); n != 0 {
 		t.Errorf("a chunk costs %v allocations", n)
+	}
+}
+
+// BenchmarkCopy takes 64 KiB at a time from a pipe, and writes them to the spool and to the container's own stdout.
+func BenchmarkCopy(b *testing.B) {
+	var in [2]int
+	if err := errors.Join(unix.Pipe2(in[:], unix.O_CLOEXEC), unix.SetNonblock(in[0], true)); err != nil {
+		b.Fatal(err)
+	}
+	feed := os.NewFile(uintptr(in[1]), "feed")
+	defer feed.Close()
+	defer unix.Close(in[0])
+	null, err := unix.Open(os.DevNull, unix.O_WRONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer unix.Close(null)
+	dir := b.TempDir()
+	w, err := spool.NewWriter(dir, 1<<40)
+	if err != nil {
+		b.Fatal(err)
+	}
+	s := &stream{name: criline.Stdout, pipe: in[0], out: null, sink: w, hand: spool.NewHand(false).Stream(criline.Stdout)}
+	chunk := bytes.Repeat([]byte(strings.Repeat("x", 99)+"\n"), spool.ChunkBytes/100)
+	b.SetBytes(int64(len(chunk)))
+	b.ReportAllocs()
+	for i := 0; b.Loop(); i++ {
+		if _, err := feed.Write(chunk); err != nil {
+			b.Fatal(err)
+		}
+		s.copyBytes(len(chunk))
+		if i%1000 == 999 { // the shipper, so that the disk stays empty
+			b.StopTimer()
+			files, err := filepath.Glob(filepath.Join(dir, "*.log"))
+			if err != nil {
+				b.Fatal(err)
+			}
+			for _, name := range files[:len(files)-1] {
+				if err := os.Remove(name); err != nil {
+					b.Fatal(err)
+				}
+			}
+			b.StartTimer()
+		}
 	}
 }
 

@@ -39,6 +39,7 @@ var parts = []struct {
 	{"list", "Listing runs", list},
 	{"cluster", "Builds on a cluster, with shiplog and without", cluster},
 	{"webhook", "The webhook: admission and tickets", webhook},
+	{"hot", "Hot paths, and what they allocate", hot},
 	{"growth", "Growth", growth},
 }
 
