@@ -54,7 +54,7 @@ var static embed.FS
 var templateFiles embed.FS
 
 var templates = template.Must(template.New("").Funcs(template.FuncMap{
-	"bytes": sizeOf, "ago": ago, "took": took, "stamp": func(t time.Time) string { return t.UTC().Format(time.RFC3339) }, "base": func() string { return Base }, "own": func() string { return own }, "api": func() string { return api.Base },
+	"bytes": sizeOf, "ago": ago, "lower": strings.ToLower, "took": took, "stamp": func(t time.Time) string { return t.UTC().Format(time.RFC3339) }, "base": func() string { return Base }, "own": func() string { return own }, "api": func() string { return api.Base },
 }).ParseFS(templateFiles, "templates/*.html"))
 
 // policy lets a page load nothing but its own script and style, and send its forms nowhere else. Log text that became HTML could do nothing.

@@ -323,6 +323,32 @@ func TestLogs(t *testing.T) {
 	}
 }
 
+// TestFailed: the failed step is one that made the run fail, and not one that was tried again with success.
+func TestFailed(t *testing.T) {
+	pod := func(code int) backend.Pod {
+		return backend.Pod{Containers: []backend.Container{{Name: "step-s", Kind: record.Step, Status: backend.Verified, Seal: &record.Seal{Exit: &record.Exit{Code: code}}}}}
+	}
+	for _, c := range []struct {
+		name     string
+		taskRuns []backend.TaskRun
+		want     string
+	}{
+		{"none", []backend.TaskRun{{Name: "a", Pods: []backend.Pod{pod(0)}}}, ""},
+		{"the first of two", []backend.TaskRun{{Name: "a", Pods: []backend.Pod{pod(1)}}, {Name: "b", Pods: []backend.Pod{pod(1)}}}, "a/s"},
+		{"behind one that was tried again with success", []backend.TaskRun{{Name: "a", Pods: []backend.Pod{pod(1), pod(0)}}, {Name: "b", Pods: []backend.Pod{pod(1)}}}, "b/s"},
+		{"the last try", []backend.TaskRun{{Name: "a", Pods: []backend.Pod{pod(1), pod(1)}}}, "a/s&retry=1"},
+		{"a try alone", []backend.TaskRun{{Name: "a", Pods: []backend.Pod{pod(1), pod(0)}}}, "a/s"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			tree := &backend.Tree{TaskRuns: c.taskRuns}
+			tree.Sort()
+			if got := runPageOf(tree, "pipelineruns", begin).Failed; got != c.want {
+				t.Errorf("%q, want %q", got, c.want)
+			}
+		})
+	}
+}
+
 // TestNames: two steps never have the same address.
 func TestNames(t *testing.T) {
 	for _, c := range []struct {

@@ -23,7 +23,7 @@ type runPage struct {
 	Took                        time.Duration
 	Over                        bool
 	Tasks                       []task
-	Failed                      string // the first step that failed, as the fragment names it
+	Failed                      string // the first step that failed for good, or that failed, as the fragment names it
 	Others                      []layout.Run
 }
 
@@ -93,6 +93,7 @@ func runPageOf(tree *backend.Tree, kind string, now time.Time) runPage {
 	}
 	data.Title = data.Name
 	var worst backend.Status
+	forGood := false // the failed step is one of a TaskRun's last try
 	for place := range tree.Containers() {
 		c := place.Container
 		if silent(c) {
@@ -111,8 +112,8 @@ func runPageOf(tree *backend.Tree, kind string, now time.Time) runPage {
 		case c.Status != backend.NotCaptured:
 			worst = backend.Worse(worst, c.Status)
 		}
-		if s.Failed && data.Failed == "" {
-			data.Failed = s.ID
+		if last := place.Retry == len(place.TaskRun.Pods)-1; s.Failed && (data.Failed == "" || last && !forGood) {
+			data.Failed, forGood = s.ID, last
 		}
 	}
 	data.Logs = string(worst)
