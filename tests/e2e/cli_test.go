@@ -309,7 +309,7 @@ pipelineSpec:
 `, nil)
 	finishRun(t, pr)
 	sealed(t, nsOn, pr.Name)
-	for _, args := range [][]string{{"pr", "logs", pr.Name}, {"pr", "logs", pr.Name, "-E"}, {"pr", "logs", pr.Name, "-t", "well"}, {"pr", "logs", pr.Name, "-f"}, {"tr", "logs", pr.Name + "-flaky"}} {
+	for _, args := range [][]string{{"pr", "logs", pr.Name}, {"pr", "logs", pr.Name, "-E"}, {"pr", "logs", pr.Name, "-t", "well"}, {"pr", "logs", pr.Name, "-f", "-t", "flaky"}, {"tr", "logs", pr.Name + "-flaky"}} { // with -f, tkn prints tasks in no certain order
 		p.same(t, append([]string{p.tkn}, args...), append([]string{env.cli}, args...))
 	}
 }
