@@ -52,6 +52,9 @@ func (p *process) peak() int64 { return kilobytes(p.cmd.Process.Pid, "VmHWM:") }
 // resident is the memory now.
 func (p *process) resident() int64 { return kilobytes(p.cmd.Process.Pid, "VmRSS:") }
 
+// program is how much of that are pages of the program's file, which the kernel reads again when it needs them.
+func (p *process) program() int64 { return kilobytes(p.cmd.Process.Pid, "RssFile:") }
+
 func kilobytes(pid int, field string) int64 {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
