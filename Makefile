@@ -43,10 +43,10 @@ images: build ## Build the images without a container engine and push them to RE
 	@manifests/push-image.sh '$(REGISTRY)/shiplog-shipper:$(VERSION)' '$(ARCH)' /shipper bin/shipper bin/tee
 
 .PHONY: release
-release: ## Write bin/shiplog.yaml, everything to install with the images of REGISTRY. OVERLAY=openshift for OpenShift, COMPONENTS=compaction to compact logs.
+release: ## Write bin/shiplog.yaml, everything to install with the images of REGISTRY. OVERLAY=openshift for OpenShift.
 	@test -n '$(REGISTRY)' || { echo 'release: name your registry, as in: make release REGISTRY=registry.example.com/shiplog' >&2; exit 1; }
 	@mkdir -p bin
-	@COMPONENTS='$(COMPONENTS)' manifests/render.sh '$(or $(OVERLAY),base)' '$(REGISTRY)' '$(VERSION)' > bin/shiplog.yaml
+	@manifests/render.sh '$(or $(OVERLAY),base)' '$(REGISTRY)' '$(VERSION)' > bin/shiplog.yaml
 	@echo 'wrote bin/shiplog.yaml'
 
 .PHONY: test

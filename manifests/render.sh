@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Prints everything to install, with the images of a registry.
-# usage: [COMPONENTS="compaction …"] render.sh base|OVERLAY REGISTRY VERSION
+# usage: render.sh base|OVERLAY REGISTRY VERSION
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -9,12 +9,6 @@ kubectl=${KUBECTL:-$(command -v kubectl || go run ./tests/cluster binary kubectl
 source=manifests/base
 [ "$overlay" = base ] || source=manifests/overlays/$overlay
 [ -f "$source/kustomization.yaml" ] || { echo "render: there is no $source/kustomization.yaml" >&2; exit 1; }
-
-components=
-for name in ${COMPONENTS:-}; do
-  [ -f "manifests/components/$name/kustomization.yaml" ] || { echo "render: there is no manifests/components/$name" >&2; exit 1; }
-  components+="  - ../../manifests/components/$name"$'\n'
-done
 
 # Kustomize takes no image names from outside, and its images transformer does not know the shipper's, which is an environment variable. So the
 # two are set in a kustomization on top. It must be inside the tree, since kustomize does not resolve paths from elsewhere.
@@ -26,8 +20,7 @@ apiVersion: kustomize.config.k8s.io/v1beta1
 kind: Kustomization
 resources:
   - ../../$source
-${components:+components:
-$components}images:
+images:
   - name: shiplog-webhook
     newName: $registry/shiplog-webhook
     newTag: "$version"

@@ -32,8 +32,8 @@ for name in SHIPLOG_S3_BUCKET SHIPLOG_S3_PREFIX SHIPLOG_S3_ENDPOINT SHIPLOG_S3_R
 done
 "$KUBECTL" -n shiplog-system create configmap shiplog-s3 "${settings[@]}" --dry-run=client -o yaml | "$KUBECTL" apply -f -
 if [ -n "${AWS_ACCESS_KEY_ID:-}" ]; then
-  # From standard input: arguments can be read by every process of the machine. A trial has one pair of keys for both.
-  for secret in shiplog-s3 shiplog-s3-reader; do
+  # From standard input: arguments can be read by every process of the machine. A trial has one pair of keys for all.
+  for secret in shiplog-s3 shiplog-s3-reader shiplog-s3-compactor; do
     "$KUBECTL" apply -f - <<YAML
 apiVersion: v1
 kind: Secret
@@ -51,6 +51,7 @@ manifests/render.sh "${OVERLAY:-base}" "$REGISTRY" "$version" | "$KUBECTL" apply
 "$KUBECTL" -n shiplog-system wait --for=condition=Ready certificate/shiplog-webhook certificate/shiplog-backend --timeout=120s
 "$KUBECTL" -n shiplog-system rollout status deployment/shiplog-webhook --timeout=180s
 "$KUBECTL" -n shiplog-system rollout status deployment/shiplog-backend --timeout=180s
+"$KUBECTL" -n shiplog-system rollout status deployment/shiplog-compactor --timeout=180s
 # Until cert-manager has written the CA, the API server cannot call the webhook, and pods would silently stay without shiplog.
 for _ in $(seq 120); do
   [ -z "$("$KUBECTL" get mutatingwebhookconfiguration shiplog -o jsonpath='{.webhooks[0].clientConfig.caBundle}')" ] || exit 0

@@ -6,6 +6,7 @@
 package compact
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -13,6 +14,8 @@ import (
 	"fmt"
 	"io"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/shiplog-dev/shiplog/backend"
 	"github.com/shiplog-dev/shiplog/internal/criline"
@@ -23,8 +26,10 @@ import (
 const (
 	// segmentBytes is how many archive bytes a segment gets: as many as the shipper gives it where a step prints fast, so that a part of a log stays cheap to read.
 	segmentBytes = 8 << 20
-	// Segments are put together where that leaves at most a fourth of them, and saves at least so many.
-	leastSaved = 12
+	// leastSaved is how many segments less a log must become. Those that a step of a few minutes leaves are read in some tenths of a second anyway, and not worth a request for each.
+	leastSaved = 100
+	// atOnce is how many objects are asked for, or deleted, at the same time.
+	atOnce = 16
 	// settle is how long large segments are there beside the small ones: longer than a reader takes from one page of a list to the next.
 	settle = 15 * time.Minute
 )
@@ -116,10 +121,14 @@ func (m *maker) combine(ctx context.Context, groups [][]layout.Segment) (stored 
 		if len(group) == 1 {
 			continue
 		}
+		bodies, err := m.fetch(ctx, group)
+		if err != nil {
+			return stored, err
+		}
 		w.Begin(group[0].Offset, group[0].PrintedOffset, group[0].Line)
-		for _, s := range group {
+		for i, s := range group {
 			counts := criline.Tally{Stdout: s.Printed, Lines: s.Lines, First: s.First, Last: s.Last} // as its name has them, with its first bytes
-			err := m.read(ctx, s, func(b []byte) error {
+			err := m.read(bytes.NewReader(bodies[i]), s, func(b []byte) error {
 				counts.Bytes = int64(len(b))
 				err := w.Append(b, counts)
 				counts.Stdout, counts.Lines = 0, 0
@@ -145,29 +154,58 @@ func (m *maker) combine(ctx context.Context, groups [][]layout.Segment) (stored 
 func (m *maker) drop(ctx context.Context, c backend.Container) (deleted int, err error) {
 	digest := sha256.New()
 	for _, s := range c.Segments {
-		if err := m.read(ctx, s, func(b []byte) error { _, err := digest.Write(b); return err }); err != nil {
+		object, err := m.store.Get(ctx, m.key.SegmentKey(s))
+		if err != nil {
+			return 0, err
+		}
+		err = m.read(object, s, func(b []byte) error { _, err := digest.Write(b); return err })
+		object.Close() // opened for reading: there is nothing to lose
+		if err != nil {
 			return 0, err
 		}
 	}
 	if sum := hex.EncodeToString(digest.Sum(nil)); sum != c.Seal.SHA256 {
 		return 0, &backend.DigestError{Container: c.Key, Want: c.Seal.SHA256, Have: sum}
 	}
-	for _, s := range c.Covered() {
-		if err := m.store.Delete(ctx, m.key.SegmentKey(s)); err != nil {
-			return deleted, err
+	covered := c.Covered()
+	return len(covered), each(ctx, len(covered), func(ctx context.Context, i int) error {
+		return m.store.Delete(ctx, m.key.SegmentKey(covered[i]))
+	})
+}
+
+// fetch gets the objects of a group: together they are not larger than a segment.
+func (m *maker) fetch(ctx context.Context, group []layout.Segment) ([][]byte, error) {
+	bodies := make([][]byte, len(group))
+	return bodies, each(ctx, len(group), func(ctx context.Context, i int) error {
+		object, err := m.store.Get(ctx, m.key.SegmentKey(group[i]))
+		if err != nil {
+			return err
 		}
-		deleted++
+		defer object.Close() // opened for reading: there is nothing to lose
+		most := group[i].Length + frameBytes
+		bodies[i], err = io.ReadAll(io.LimitReader(object, most+1))
+		if err == nil && int64(len(bodies[i])) > most {
+			err = fmt.Errorf("%s is larger than what it holds", m.key.SegmentKey(group[i]))
+		}
+		return err
+	})
+}
+
+// frameBytes is more than a zstd frame has beside what it holds, however badly that compresses.
+const frameBytes = 64 << 10
+
+// each does f for each of n, several at a time.
+func each(ctx context.Context, n int, f func(ctx context.Context, i int) error) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(atOnce)
+	for i := range n {
+		group.Go(func() error { return f(ctx, i) })
 	}
-	return deleted, nil
+	return group.Wait()
 }
 
 // read hands on the bytes of a segment, and fails where they are not what its name says.
-func (m *maker) read(ctx context.Context, s layout.Segment, to func([]byte) error) error {
-	object, err := m.store.Get(ctx, m.key.SegmentKey(s))
-	if err != nil {
-		return err
-	}
-	defer object.Close() // opened for reading: there is nothing to lose
+func (m *maker) read(object io.Reader, s layout.Segment, to func([]byte) error) error {
 	if err := m.reader.Open(object, s); err != nil {
 		return err
 	}

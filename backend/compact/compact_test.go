@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -64,7 +65,7 @@ func (w *world) slow(t *testing.T, c layout.Container, n int) []byte {
 		stream := []criline.Stream{criline.Stdout, criline.Stderr}[i%2]
 		lines = criline.Append(lines, begun.Add(time.Duration(i)*time.Second), stream, i%7 != 0, fmt.Appendf(nil, "waiting: %d", i))
 	}
-	archivetest.PutLog(t, w.store, c, lines, 5)
+	archivetest.PutLog(t, w.store, c, lines, 2)
 	archivetest.PutRecord(t, w.store, c.SealKey(), archivetest.Seal(t, lines))
 	return lines
 }
@@ -115,7 +116,7 @@ func (w *world) pass(t *testing.T, later time.Duration) {
 func TestPasses(t *testing.T) {
 	w := newWorld(t)
 	c := w.container("step-slow")
-	lines := w.slow(t, c, 500)
+	lines := w.slow(t, c, 300)
 	small := w.names(t, c)
 
 	w.pass(t, 0)
@@ -151,11 +152,11 @@ func TestPasses(t *testing.T) {
 
 // TestReaderWithAnOldList: whoever has listed a log before it is compacted, and reads it after, gets all of it once.
 func TestReaderWithAnOldList(t *testing.T) {
-	for _, before := range []int{0, 1, 7, 400} {
+	for _, before := range []int{0, 1, 7, 200} {
 		t.Run(fmt.Sprint(before), func(t *testing.T) {
 			w := newWorld(t)
 			c := w.container("step-slow")
-			want := w.slow(t, c, 500)
+			want := w.slow(t, c, 300)
 			archive := backend.New(w.store)
 			old, err := archive.Container(t.Context(), c)
 			if err != nil {
@@ -237,7 +238,7 @@ func TestLeftAlone(t *testing.T) {
 				t.Fatal(err)
 			}
 		}},
-		{"few segments", func(t *testing.T, w *world, c layout.Container) { w.slow(t, c, 40) }},
+		{"few segments", func(t *testing.T, w *world, c layout.Container) { w.slow(t, c, 190) }},
 		{"a segment is missing", func(t *testing.T, w *world, c layout.Container) {
 			w.slow(t, c, 300)
 			if err := w.store.Delete(t.Context(), w.names(t, c)[7]); err != nil {
@@ -361,9 +362,10 @@ func reversed(t *testing.T, frame []byte, s layout.Segment) []byte {
 func TestBrokenOff(t *testing.T) {
 	w := newWorld(t)
 	c := w.container("step-slow")
-	lines := w.slow(t, c, 200)
+	lines := w.slow(t, c, 300)
 	for n := 0; ; n++ {
-		broken := &breaking{Store: w.store, left: n}
+		broken := &breaking{Store: w.store}
+		broken.left.Store(int64(n))
 		_, err := Log(t.Context(), broken, w.place(t, c), time.Now().Add(settle+time.Minute))
 		w.is(t, c, lines)
 		if err == nil && len(w.names(t, c)) == 1 {
@@ -380,11 +382,11 @@ var errBroken = errors.New("broken off")
 // breaking is a store that does so much and no more.
 type breaking struct {
 	Store
-	left int
+	left atomic.Int64
 }
 
 func (b *breaking) do(f func() error) error {
-	if b.left--; b.left < 0 {
+	if b.left.Add(-1) < 0 {
 		return errBroken
 	}
 	return f()

@@ -31,7 +31,7 @@ func parseCompactFlags(args []string) (compactOptions, error) {
 	var o compactOptions
 	f := flag.NewFlagSet("backend "+compactCommand, flag.ContinueOnError)
 	f.DurationVar(&o.every, "every", 10*time.Minute, "pause between two looks at all runs that are new enough")
-	f.DurationVar(&o.since, "since", 48*time.Hour, "how old a run may be, by its creation, to be looked at")
+	f.DurationVar(&o.since, "since", 48*time.Hour, "how old a run may be, by its creation, to be looked at; older ones stay as they are")
 	f.StringVar(&o.metricsAddr, "metrics-address", ":8080", "address of /metrics, /healthz and /readyz")
 	if err := f.Parse(args); err != nil {
 		return o, err

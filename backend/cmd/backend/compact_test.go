@@ -48,7 +48,7 @@ func TestCompact(t *testing.T) {
 	run := archivetest.PutRun(t, store, record.Run{Kind: layout.PipelineRun, Namespace: "team", Name: "build", UID: uid, Created: created, Completed: created.Add(time.Minute), State: record.Succeeded})
 	log := layout.Container{Pod: layout.Pod{Run: run, TaskRun: "build-deploy", PodUID: uid}, Container: "step-wait"}
 	lines := archivetest.Lines(created, 300, func(i int) string { return fmt.Sprintf("waiting: %d", i) })
-	archivetest.PutLog(t, store, log, lines, 5)
+	archivetest.PutLog(t, store, log, lines, 2)
 	archivetest.PutRecord(t, store, log.SealKey(), archivetest.Seal(t, lines))
 	whole, _ := archivetest.Segments(t, lines, 0)
 
