@@ -56,7 +56,7 @@ func tee(t *testing.T, r *results) {
 		r.keep(cpu...)
 		r.keep(rss...)
 		const mine, theirs = 3, 2
-		r.row(fmt.Sprintf("speed, %s lines", s), "faster than Tekton's", ratio(speed[mine], speed[theirs]) > 1, "",
+		r.row(fmt.Sprintf("speed, %s lines", s), "faster than Tekton's", ratio(speed[mine], speed[theirs]) > 1, "it writes 41 bytes more for each line to the spool, its time and stream; Tekton's writes what it reads",
 			"%v; Tekton's %v: **%.2f times as fast**; tee(1) %v; nothing between %v", speed[mine], speed[theirs], ratio(speed[mine], speed[theirs]), speed[1], speed[0])
 		r.row(fmt.Sprintf("CPU for a printed GB with `cat`'s own, %s lines", s), "", true, "", "%v; Tekton's %v; tee(1) %v; nothing between %v", cpu[mine], cpu[theirs], cpu[1], cpu[0])
 		r.row(fmt.Sprintf("peak RSS, %s lines", s), "6 MiB", rss[mine].most() <= 6, "", "%v; Tekton's %v", rss[mine], rss[theirs])
