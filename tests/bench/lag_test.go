@@ -34,26 +34,23 @@ func lag(t *testing.T, r *results) {
 		r.row(what, aim, (median == 0 || s.median() <= median) && s.percentile(99) <= p99, "", "median %.2f s, p99 %.2f s, longest %.2f s (%d lines)", s.median(), s.percentile(99), s.most(), len(s.Values))
 	}
 	const early = "median 0.7 s, p99 2 s"
-	burst := newWatched(t, g, shipper, tee)
-	burst.flow(t, in, 20_000_000, fast)
-	burst.end(t)
-	row("20 MB/s, first two minutes", early, 0.7, 2, burst.lags(t, folder, "lag at 20 MB/s", func(time.Duration, int) bool { return true }))
-	burst.clear(t)
-
 	line := []byte("a line of a build that has little to say\n")
-	trickle, stream, pauses := newWatched(t, g, shipper, tee), newWatched(t, g, shipper, tee), newWatched(t, g, shipper, tee)
-	const long, trickled = 7 * time.Minute, 180 // of these, lines at one a second
+	burst, trickle, stream, pauses := newWatched(t, g, shipper, tee), newWatched(t, g, shipper, tee), newWatched(t, g, shipper, tee), newWatched(t, g, shipper, tee)
+	const long, trickled = 5 * time.Minute, 150 // of these, lines at one a second
+	// All at the same time: together they use little of the machine.
 	var wg sync.WaitGroup
-	wg.Go(func() { trickle.lines(t, line, int(long/time.Second), time.Second) })
+	wg.Go(func() { burst.flow(t, in, 20_000_000, fast) })
 	wg.Go(func() { stream.flow(t, in, 1_000_000, fast) })
+	wg.Go(func() { trickle.lines(t, line, int(long/time.Second), time.Second) })
 	wg.Go(func() { // a step that has long been slow, and then pauses
 		pauses.lines(t, line, trickled, time.Second)
-		pauses.lines(t, line, 12, 20*time.Second)
+		pauses.lines(t, line, 7, 20*time.Second)
 	})
 	wg.Wait()
-	for _, w := range []watched{trickle, stream, pauses} {
+	for _, w := range []watched{burst, trickle, stream, pauses} {
 		w.end(t)
 	}
+	row("20 MB/s, first two minutes", early, 0.7, 2, burst.lags(t, folder, "lag at 20 MB/s", func(time.Duration, int) bool { return true }))
 	row("1 MB/s, first two minutes", early, 0.7, 2, stream.lags(t, folder, "lag at 1 MB/s", func(time.Duration, int) bool { return true }))
 	row("1 line/s, first two minutes", early, 0.7, 2, trickle.lags(t, folder, "lag at 1 line/s, first two minutes", func(d time.Duration, _ int) bool { return d < fast }))
 	row("the first line after a pause of 20 s", early, 0.7, 2, pauses.lags(t, folder, "lag of the first line after a pause of 20 s", func(_ time.Duration, n int) bool { return n >= trickled }))
@@ -61,9 +58,9 @@ func lag(t *testing.T, r *results) {
 
 	soon, later := trickle.objects(t, folder)
 	hour := float64(soon) + float64(later)*float64(time.Hour-fast)/float64(long-fast)
-	r.keep(samples{Name: "segments of the first two minutes at 1 line/s", Values: []float64{float64(soon)}}, samples{Name: "segments of the five minutes after", Values: []float64{float64(later)}})
+	r.keep(samples{Name: "segments of the first two minutes at 1 line/s", Values: []float64{float64(soon)}}, samples{Name: "segments of the minutes after, at 1 line/s", Values: []float64{float64(later)}})
 	alive := (time.Hour).Minutes() // at most: it is written where nothing else is
-	r.row("objects of one hour at 1 line/s", "1,000", hour+alive <= 1000, "", "%.0f segments (%d in the first two minutes and %d in the five after them, computed for the hour) and at most %.0f of alive.json", hour, soon, later, alive)
+	r.row("objects of one hour at 1 line/s", "1,000", hour+alive <= 1000, "", "%.0f segments (%d in the first two minutes and %d in the %.0f after them, computed for the hour) and at most %.0f of alive.json", hour, soon, later, (long - fast).Minutes(), alive)
 }
 
 // step is one that prints what it is given.
