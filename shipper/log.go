@@ -16,8 +16,8 @@ import (
 
 const (
 	// trickle is how many segments a log may cut by age before it is cut at the slow interval, and pause the silence after which it starts anew. At
-	// 1 s and 5 s this makes about 770 objects of an hour of one line a second.
-	trickle = 60
+	// 1 s and 5 s this is two minutes of one line a second, and some 830 objects of an hour of them.
+	trickle = 130
 	pause   = 30 * time.Second
 	// hurryInterval is the age at which logs are cut after SIGTERM, and one whose container has ended. It is not 0, since a step can make these marks itself, at any time.
 	hurryInterval = 100 * time.Millisecond

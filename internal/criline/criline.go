@@ -144,10 +144,9 @@ func (p *Parser) Run(b []byte) (lines, length int) {
 	if p.line.Stream == "" {
 		return 0, 0
 	}
-	prefix := string(p.prefix[:])
 	for {
 		rest := b[length:]
-		if len(rest) <= PrefixLen || string(rest[:PrefixLen]) != prefix {
+		if len(rest) <= PrefixLen || [PrefixLen]byte(rest) != p.prefix { // as a string it would be allocated
 			return lines, length
 		}
 		i := bytes.IndexByte(rest[PrefixLen:], '\n')
