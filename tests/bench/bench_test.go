@@ -2,7 +2,7 @@
 
 // Package bench measures shiplog beside what people would use instead, and beside the limit, on one machine, over the same data and in rounds that take turns. "make bench" runs it.
 //
-// Each part hands in rows and texts. They are kept in docs/benchmarks.json with every sample, and docs/benchmarks.md is written from that. With RUN=…, the name of a part or a regular expression of
+// Each part hands in rows and texts. They are kept in docs/benchmarks.json with their samples, and docs/benchmarks.md is written from that. With RUN=…, the name of a part or a regular expression of
 // several, only these are measured, and take the place of what was measured of them before. Nothing here asserts a speed: a part fails only where what it measured did not work.
 package bench
 
@@ -67,6 +67,19 @@ type samples struct {
 	Unit   string    `json:"unit"`
 	Values []float64 `json:"values"`
 }
+
+// thin leaves at most mostKept values, evenly chosen by size: percentiles stay what they are.
+func (s *samples) thin() {
+	if n := len(s.Values); n > mostKept {
+		sorted, kept := s.sorted(), make([]float64, mostKept)
+		for i := range kept {
+			kept[i] = sorted[i*(n-1)/(mostKept-1)]
+		}
+		s.Values = kept
+	}
+}
+
+const mostKept = 1000
 
 func (s *samples) add(v float64) { s.Values = append(s.Values, v) }
 
@@ -140,6 +153,11 @@ func save(name string, r results) error {
 	}
 	d.Machine, d.Versions = machine(), versions()
 	d.Parts[name] = r
+	for _, p := range d.Parts {
+		for i := range p.Samples {
+			p.Samples[i].thin()
+		}
+	}
 	if b, err = json.MarshalIndent(d, "", " "); err != nil {
 		return err
 	}
@@ -188,7 +206,7 @@ func (d document) markdown() string {
 
 const introduction = `# Benchmarks
 
-Written by ` + "`make bench`" + ` (one part alone: ` + "`make bench RUN=ship`" + `); every sample is in [benchmarks.json](benchmarks.json). A figure is the median of its rounds, with the least and the most, and
+Written by ` + "`make bench`" + ` (one part alone: ` + "`make bench RUN=ship`" + `); the samples are in [benchmarks.json](benchmarks.json), of more than a thousand those at even distances by size. A figure is the median of its rounds, with the least and the most, and
 a ratio is one of medians. What is compared takes turns in one run, over the same data. Nothing here is asserted by a test; a busy machine gives other figures.
 
 - Machine: %s. The S3 server, and for the cluster's rows all of Kubernetes and Tekton, run on the same cores.
