@@ -24,7 +24,7 @@ import (
 )
 
 const (
-	// segmentBytes is how many archive bytes a segment gets: as many as the shipper gives it where a step prints fast, so that a part of a log stays cheap to read.
+	// segmentBytes is how many archive bytes a segment gets at most: twice as many as the shipper gives it where a step prints fast, so that a part of a log stays cheap to read.
 	segmentBytes = 8 << 20
 	// leastSaved is how many segments less a log must become. Those that a step of a few minutes leaves are read in some tenths of a second anyway, and not worth a request for each.
 	leastSaved = 100

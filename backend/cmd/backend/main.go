@@ -1,5 +1,7 @@
 // Command backend is shiplog's server for readers: the web page, the HTTP API over the archive, and what the Tekton Dashboard and Tekton Results ask for. It has read-only keys of the bucket, keeps nothing of its own, and asks the API server at each request who may read. Any number of replicas run side by
 // side.
+//
+// As "backend compact" it serves nobody: it puts small segments together, with keys of its own (compact.go).
 package main
 
 import (
