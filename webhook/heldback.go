@@ -172,9 +172,7 @@ func slimPodOf(pod *corev1.Pod) *corev1.Pod {
 
 // listPods lists page by page, as listSlim does and for the same reason: where a cluster is full, 10,000 pods are pending.
 func listPods(ctx context.Context, client typedcorev1.PodInterface, o metav1.ListOptions) (*slimList, error) {
-	all := &slimList{}
-	o.ResourceVersion, o.ResourceVersionMatch, o.Limit, o.Continue = "", "", runPage, ""
-	for {
+	return listPages(o, func(o metav1.ListOptions, all *slimList) (metav1.ListInterface, error) {
 		page, err := client.List(ctx, o)
 		if err != nil {
 			return nil, err
@@ -182,11 +180,8 @@ func listPods(ctx context.Context, client typedcorev1.PodInterface, o metav1.Lis
 		for i := range page.Items {
 			all.Items = append(all.Items, slimPodOf(&page.Items[i]))
 		}
-		if o.Continue = page.Continue; o.Continue == "" {
-			all.ResourceVersion = page.ResourceVersion
-			return all, nil
-		}
-	}
+		return page, nil
+	})
 }
 
 // run watches until the context ends, and returns when all that it has begun has ended.

@@ -267,15 +267,26 @@ func (l *slimList) DeepCopyObject() runtime.Object {
 // listSlim lists all runs page by page, so that no more than a page of whole runs is in memory. An API server that streams lists (Kubernetes 1.34 and newer) is not asked so. An older one sends all at once to
 // whoever takes what its cache holds: hundreds of megabytes where there are 10,000 runs.
 func listSlim(ctx context.Context, client dynamic.ResourceInterface, o metav1.ListOptions) (*slimList, error) {
-	all := &slimList{}
-	o.ResourceVersion, o.ResourceVersionMatch, o.Limit, o.Continue = "", "", runPage, ""
-	for {
+	return listPages(o, func(o metav1.ListOptions, all *slimList) (metav1.ListInterface, error) {
 		page, err := client.List(ctx, o)
 		if err != nil {
 			return nil, err
 		}
 		for i := range page.Items {
 			all.Items = append(all.Items, slimOf(&page.Items[i]))
+		}
+		return page, nil
+	})
+}
+
+// listPages asks for one page after the other. Each time, list adds what is kept of a page.
+func listPages(o metav1.ListOptions, list func(metav1.ListOptions, *slimList) (metav1.ListInterface, error)) (*slimList, error) {
+	all := &slimList{}
+	o.ResourceVersion, o.ResourceVersionMatch, o.Limit, o.Continue = "", "", runPage, ""
+	for {
+		page, err := list(o, all)
+		if err != nil {
+			return nil, err
 		}
 		if o.Continue = page.GetContinue(); o.Continue == "" {
 			all.ResourceVersion = page.GetResourceVersion()
