@@ -56,7 +56,7 @@ func defaultSettings() settings {
 		imagePullPolicy:   corev1.PullIfNotPresent,
 		ticketURL:         "https://shiplog-webhook.shiplog-system.svc" + ticket.Path,
 		spoolLimit:        1 << 30,
-		segmentBytes:      4 << 20,
+		segmentBytes:      6 << 20,
 		flushInterval:     time.Second,
 		slowFlushInterval: 5 * time.Second,
 		drainGrace:        30 * time.Second,

@@ -17,7 +17,7 @@ func TestParseFlags(t *testing.T) {
 		err   string             // a part of it
 	}{
 		"least": {nil, func(o options) bool {
-			return o.spoolLimit == 1<<30 && o.segmentBytes == 4<<20 && o.caFile == "/certs/ca.crt" && o.drainGrace == 30*time.Second && !o.openShift && o.port == 9443
+			return o.spoolLimit == 1<<30 && o.segmentBytes == 6<<20 && o.caFile == "/certs/ca.crt" && o.drainGrace == 30*time.Second && !o.openShift && o.port == 9443
 		}, ""},
 		"cert dir moves the CA": {[]string{"--cert-dir=/x"}, func(o options) bool { return o.caFile == "/x/ca.crt" }, ""},
 		"CA by itself":          {[]string{"--ca-file=/y.pem"}, func(o options) bool { return o.caFile == "/y.pem" }, ""},

@@ -15,6 +15,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sync/singleflight"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -132,9 +133,11 @@ type ticketService struct {
 	cfg     ticketConfig
 	core    kubernetes.Interface
 	tekton  dynamic.Interface
-	slots   chan struct{} // holds one value per request in work
-	written *lru.Cache    // object key → SHA-256 of what this process wrote there
-	told    *lru.Cache    // keys of the run.json that this process wrote, where nothing is to be added until the run has ended
+	slots   chan struct{}      // holds one value per request in work
+	written *lru.Cache         // object key → SHA-256 of what this process wrote there
+	told    *lru.Cache         // keys of the run.json that this process wrote, where nothing is to be added until the run has ended
+	puts    singleflight.Group // by key and SHA-256
+	runs    singleflight.Group // by the key of run.json
 	issued  prometheus.Counter
 	refused *prometheus.CounterVec
 }
@@ -367,38 +370,70 @@ func (s *ticketService) writeRecords(ctx context.Context, owned ownedPod) error 
 	if err != nil {
 		return &refusedError{refusedStoreDown, "the records cannot be made", err}
 	}
-	key, whole := owned.pod.RunKey(), true
-	if _, told := s.told.Get(key); !told {
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return s.writeRun(ctx, owned) })
+	for key, body := range objects {
+		group.Go(func() error { return s.write(ctx, key, body) })
+	}
+	return group.Wait()
+}
+
+// writeRun puts run.json.
+func (s *ticketService) writeRun(ctx context.Context, owned ownedPod) error {
+	key := owned.pod.RunKey()
+	if _, told := s.told.Get(key); told {
+		return nil
+	}
+	return s.once(ctx, &s.runs, key, func(ctx context.Context) error {
 		run, err := s.runRecord(ctx, owned)
 		if err != nil {
 			return err
 		}
-		whole = run.Kind != layout.PipelineRun || len(run.Tasks) > 0
-		if objects[key], err = record.Encode(run); err != nil {
-			return &refusedError{refusedStoreDown, "the records cannot be made", err}
+		body, err := record.Encode(run)
+		if err != nil {
+			return &refusedError{refusedStoreDown, "the run's record cannot be made", err}
 		}
+		if err := s.write(ctx, key, body); err != nil {
+			return err
+		}
+		if run.Kind != layout.PipelineRun || len(run.Tasks) > 0 {
+			s.told.Add(key, nil)
+		}
+		return nil
+	})
+}
+
+// write puts an object, if this process has not written the same there last.
+func (s *ticketService) write(ctx context.Context, key string, body []byte) error {
+	sum := sha256.Sum256(body)
+	wrote := func() bool { old, ok := s.written.Get(key); return ok && old == sum }
+	if wrote() {
+		return nil
 	}
-	group, ctx := errgroup.WithContext(ctx)
-	for key, body := range objects {
-		sum := sha256.Sum256(body)
-		if old, ok := s.written.Get(key); ok && old == sum {
-			continue
-		}
-		group.Go(func() error {
-			if err := s.cfg.Store.Put(ctx, key, body); err != nil {
-				return err
-			}
-			s.written.Add(key, sum)
+	return s.once(ctx, &s.puts, key+string(sum[:]), func(ctx context.Context) error {
+		if wrote() {
 			return nil
-		})
-	}
-	if err := group.Wait(); err != nil {
-		return &refusedError{refusedStoreDown, "the object store does not take the index objects", err}
-	}
-	if whole {
-		s.told.Add(key, nil)
-	}
-	return nil
+		}
+		if err := s.cfg.Store.Put(ctx, key, body); err != nil {
+			return &refusedError{refusedStoreDown, "the object store does not take the index objects", err}
+		}
+		s.written.Add(key, sum)
+		return nil
+	})
+}
+
+// once does what many pods of a run want at the same moment for one of them, and gives all of them its outcome. That does not depend on whether that one still waits, but on its deadline.
+func (s *ticketService) once(ctx context.Context, group *singleflight.Group, what string, do func(context.Context) error) error {
+	_, err, _ := group.Do(what, func() (any, error) {
+		alone := context.WithoutCancel(ctx)
+		if deadline, ok := ctx.Deadline(); ok {
+			var cancel context.CancelFunc
+			alone, cancel = context.WithDeadline(alone, deadline)
+			defer cancel()
+		}
+		return nil, do(alone)
+	})
+	return err
 }
 
 // runRecord makes run.json, and asks for the run if that was not done yet.

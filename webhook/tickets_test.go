@@ -725,6 +725,44 @@ func TestTicketsAtOnce(t *testing.T) {
 	if len(store.signed) != 100 {
 		t.Errorf("%d tickets, want 100", len(store.signed))
 	}
+	if once := slices.Sorted(maps.Keys(store.objects)); !slices.Equal(slices.Sorted(slices.Values(store.puts)), once) {
+		t.Errorf("put %q, want each once", store.puts)
+	}
+}
+
+// heldStore shows the context of each Put, which it holds until it is released.
+type heldStore struct {
+	memoryStore
+	contexts chan context.Context
+	release  chan struct{}
+}
+
+func (h *heldStore) Put(ctx context.Context, key string, body []byte) error {
+	h.contexts <- ctx
+	<-h.release
+	return h.memoryStore.Put(ctx, key, body)
+}
+
+// What is written for several requests does not end with the one that began it, but has an end.
+func TestTicketRecordsOutliveARequest(t *testing.T) {
+	store := &heldStore{contexts: make(chan context.Context, 100), release: make(chan struct{})}
+	s := startService(t, newFakeAPI(), store)
+	asked, gone := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { // ends when the store is released
+		defer close(done)
+		s.ask(t, func(r *http.Request) { *r = *r.WithContext(asked) })
+	}()
+	put := <-store.contexts
+	gone()
+	if put.Err() != nil {
+		t.Errorf("it has ended with the request: %v", put.Err())
+	}
+	if deadline, ok := put.Deadline(); !ok || time.Until(deadline) > s.cfg.Timeout {
+		t.Errorf("its deadline is %v, %v", deadline, ok)
+	}
+	close(store.release)
+	<-done
 }
 
 // The whole way on a real store: the ticket works, stays in its prefix, and the log can be found by every index.

@@ -89,10 +89,15 @@ func sizes(t *testing.T, r *results) {
 	r.row("the shipper's image, uncompressed", "12 MB", ours <= 12, "", "%.1f MB; the collector's binary with these two of its parts alone %.0f MB", ours, size(component(t, "otelcol")))
 }
 
-// newNode starts the local cluster, if it is not up, and installs this checkout in it.
+// newNode starts the local cluster, if it is not up, and installs this checkout in it. Then it is stopped in the end: what is measured next has the cores alone.
 func newNode(t *testing.T) *node {
 	t.Helper()
 	c := &node{vars: map[string]string{}}
+	status := exec.Command("go", "run", "./tests/cluster", "status")
+	status.Dir = filepath.Join("..", "..")
+	if status.Run() != nil {
+		t.Cleanup(func() { c.command(t, "go", "run", "./tests/cluster", "down") })
+	}
 	c.command(t, "go", "run", "./tests/cluster", "up")
 	for line := range strings.Lines(c.command(t, "go", "run", "./tests/cluster", "env")) {
 		name, value, _ := strings.Cut(strings.TrimSpace(strings.TrimPrefix(line, "export ")), "=")
