@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 )
 
 // The namespaces with shiplog and without.
@@ -38,7 +39,7 @@ func cluster(t *testing.T, r *results) {
 			script: `for i in $(seq 100); do head -c 30000000 /dev/zero | sha256sum >/dev/null; seq 1 6000 | sed "s,^,compile example.com/pkg/internal/layer/$i-,"; done`},
 		{what: "a step that does nothing but print 300 MB, as fast as it can", pairs: 5,
 			script: `yes 'a line of a build log that is not very long, but there are many of them, as in life 0123456789' | head -c 300000000`},
-		{what: "a step that does nothing", script: "true", pairs: 15},
+		{what: "a step that does nothing", script: "true", pairs: 20},
 	} {
 		with, without := map[string]*samples{}, map[string]*samples{}
 		for _, name := range []string{"start", "step", "end"} {
@@ -51,6 +52,9 @@ func cluster(t *testing.T, r *results) {
 				namespace string
 				to        map[string]*samples
 			}{{offNamespace, without}, {onNamespace, with}} {
+				// The kubelet looks once a second which containers have ended, and a TaskRun ends just after such a look. So each pair begins at another moment of that second: what comes between is a second
+				// later or is not, by some milliseconds, and would be so in all of them.
+				wait(time.Second * time.Duration(i) / time.Duration(m.pairs))
 				for k, v := range c.taskRun(t, side.namespace, name, m.script) {
 					side.to[k].add(v)
 				}
