@@ -328,7 +328,8 @@ What profiles showed, and what was done about it (the commits hold the details):
 | search | 36 % of the CPU was bytes.Index stopping at the first letter of what is looked for, 0.73 times as fast as grep | blocks are searched for the rarest byte | as fast as grep |
 | listing | a server that keeps objects as files read 1,000,000 names: 1.9 s | the index is in folders of 1,000 s | the row above |
 | tickets | four requests to the API server for each, 164/s renewed and 91/s of new pods | owners come from the watch, the pod from the API server's memory and not from etcd, run.json is made once | 201/s of new pods |
-| tickets | each of ten pods of a run that begin together wrote the run's objects, which were more than half of the PUTs | one writes for all | the rows above |
+| tickets | each of ten pods of a run that begin together wrote the run's objects, which were up to half of the PUTs | one writes for all | the rows above |
 | webhook | all pending pods were listed at once: 500 MiB with 10,000 of them | page by page, and little is kept of each | the row above |
+
 Half of the CPU of an admission is a check that is wanted: the patch is applied as the API server will apply it, and its outcome read, before it is sent.
 `
