@@ -64,6 +64,7 @@ func (w *world) startLogging(pageURL string, log slog.Handler) *annotator {
 	var group sync.WaitGroup
 	group.Go(func() { a.run(ctx) })
 	w.t.Cleanup(func() { stop(); group.Wait() })
+	synctest.Wait() // it has listed what is there, if it can: what it hears of before it has done so waits for firstPoll
 	return a
 }
 
