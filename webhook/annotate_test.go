@@ -64,7 +64,6 @@ func (w *world) startLogging(pageURL string, log slog.Handler) *annotator {
 	var group sync.WaitGroup
 	group.Go(func() { a.run(ctx) })
 	w.t.Cleanup(func() { stop(); group.Wait() })
-	synctest.Wait() // it has listed what is there, if it can: what it hears of before it has done so waits for firstPoll
 	return a
 }
 
@@ -1174,6 +1173,7 @@ func TestForeignAnnotations(t *testing.T) {
 	t.Run("run again", func(t *testing.T) {
 		inWorld(t, func(t *testing.T, w *world) {
 			w.start("")
+			synctest.Wait() // it has listed what is there: what it hears of before waits for firstPoll
 			w.addRun("r")
 			w.update(runPath("r"), copyTo)
 			w.addTask("r", "build") // which Tekton gives them to
@@ -1222,6 +1222,7 @@ func TestForeignAnnotations(t *testing.T) {
 		} {
 			inWorld(t, func(t *testing.T, w *world) {
 				w.start(testPage)
+				synctest.Wait() // it has listed what is there: what it hears of before waits for firstPoll
 				w.addRun("r")
 				w.update(runPath("r"), func(o object) { o["metadata"].(object)["annotations"] = object{contract.LogsAnnotation: address} })
 				after(time.Second)
