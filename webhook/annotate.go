@@ -218,11 +218,11 @@ func (a *annotator) changed(before, after *runObject, initial bool) {
 	key, pause := after.key(), time.Duration(0)
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	switch {
-	case a.pending[key] != nil && initial:
-		return // in the queue for another object of the run
-	case initial:
-		a.backlog++
+	if initial {
+		if a.pending[key] == nil {
+			a.backlog++
+		}
+		// Also where it is pending: a worker may be at it, for a ticket, and find that the run is not known. One that is in the queue already stays where it is.
 		pause = time.Duration(a.backlog) * backlogPause
 	}
 	if a.pending[key] == nil {

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -354,17 +355,21 @@ func (w *runWatch) tasks(ctx context.Context, run *runObject) ([]*runObject, err
 		}
 	}
 	for _, name := range run.children {
-		if stored(w.taskRuns, run.Namespace, name, "") != nil {
-			continue // among those above, or another one of that name
-		}
-		obj, err := w.tekton.Resource(tektonV1.WithResource(taskRunOwner.resource)).Namespace(run.Namespace).Get(ctx, name, metav1.GetOptions{})
-		if apierrors.IsNotFound(err) {
+		if slices.ContainsFunc(tasks, func(t *runObject) bool { return t.Name == name }) {
 			continue
 		}
-		if err != nil {
-			return nil, fmt.Errorf("get TaskRun %s/%s: %w", run.Namespace, name, err)
+		task := stored(w.taskRuns, run.Namespace, name, "") // it may have come since the look above
+		if task == nil {
+			obj, err := w.tekton.Resource(tektonV1.WithResource(taskRunOwner.resource)).Namespace(run.Namespace).Get(ctx, name, metav1.GetOptions{})
+			if apierrors.IsNotFound(err) {
+				continue
+			}
+			if err != nil {
+				return nil, fmt.Errorf("get TaskRun %s/%s: %w", run.Namespace, name, err)
+			}
+			task = slimOf(obj)
 		}
-		if task := slimOf(obj); task.key() == run.key() {
+		if task.key() == run.key() {
 			tasks = append(tasks, task)
 		}
 	}
