@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 
 	"github.com/shiplog-dev/shiplog/internal/contract"
+	"github.com/shiplog-dev/shiplog/internal/placescripts"
 	"github.com/shiplog-dev/shiplog/internal/spool"
 )
 
@@ -85,4 +86,18 @@ func copyExecutable(from, to string) error {
 		return fmt.Errorf("install tee: %w", err)
 	}
 	return nil
+}
+
+// placeScripts does below root what Tekton's place-scripts would do, where the shipper is in that
+// container's place.
+func placeScripts(value, root string) error {
+	text, err := contract.PlacedScripts(value)
+	if err != nil || text == "" {
+		return err
+	}
+	scripts, err := placescripts.Parse(text)
+	if err != nil {
+		return fmt.Errorf("%s: %w", contract.PlaceScriptsEnv, err)
+	}
+	return placescripts.Write(root, scripts)
 }

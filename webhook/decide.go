@@ -44,6 +44,7 @@ const (
 	limitRange        reason = "limit-range"
 	resourceQuota     reason = "resource-quota"
 	cannotStart       reason = "shipper-cannot-start"
+	resultsAtRisk     reason = "results-at-risk"
 	policyDropped     reason = "restart-policy-dropped"
 
 	// The container is left alone; the others are captured.
@@ -75,6 +76,8 @@ func (r reason) explanation() string {
 		return "a ResourceQuota of the namespace has no room for the shipper"
 	case cannotStart:
 		return "the shipper's container could not be started in other pods, and would hold this one back; it is tried again"
+	case resultsAtRisk:
+		return "with one more container in it the kubelet would cut its results shorter"
 	case policyDropped:
 		return "another webhook drops restartPolicy: Always of the shipper's container"
 	case nothingToCapture:
@@ -109,6 +112,7 @@ type decision struct {
 	captured []placedContainer  // with actionInject: in the pod's order, init containers first
 	skipped  []contract.Skipped // with actionInject and nothingToCapture: containers left alone
 	shipper  int                // with actionRepair and actionUndo: the index of our init container
+	replaced *replaced          // with actionInject: the init container whose place ours takes, or nil
 }
 
 func skip(r reason) decision { return decision{action: actionSkip, reason: r} }
@@ -150,8 +154,14 @@ func decide(pod *corev1.Pod, s settings, sidecars nativeSidecars) decision {
 		return skip(nameCollision)
 	}
 
-	d := decision{action: actionInject}
+	d := decision{action: actionInject, replaced: replaceable(&pod.Spec)}
+	if d.replaced == nil && !s.resultsAtRisk && shortensResults(&pod.Spec) {
+		return skip(resultsAtRisk)
+	}
 	for _, c := range placedContainers(&pod.Spec) {
+		if d.replaced != nil && c.list == "initContainers" && c.index == d.replaced.index {
+			continue
+		}
 		if r := leaveAlone(c.Container, s); r != "" {
 			d.skipped = append(d.skipped, contract.Skipped{Container: c.Name, Reason: string(r)})
 		} else {

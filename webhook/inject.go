@@ -66,7 +66,7 @@ func inject(raw []byte, s settings, around surroundings) (decision, []jsonpatch.
 			patch = repairPatch(d)
 		}
 	case actionInject:
-		if patch, err = injectionPatch(pod, d, s, around.caBundle); err != nil {
+		if patch, err = injectionPatch(raw, pod, d, s, around.caBundle); err != nil {
 			return decision{}, nil, err
 		}
 	case actionSkip:
@@ -180,11 +180,26 @@ func undoPatch(pod *corev1.Pod, d decision) ([]jsonpatch.Operation, error) {
 		patch = append(patch, op("add", "/spec/terminationGracePeriodSeconds", int64(grace/time.Second)))
 	}
 	patch = append(patch, annotate(pod, []contract.Skipped{{Container: contract.SkippedPod, Reason: string(d.reason)}})...)
-	return append(patch, op("remove", "/spec/initContainers/"+strconv.Itoa(d.shipper), nil)), nil
+	patch = append(patch, op("remove", "/spec/initContainers/"+strconv.Itoa(d.shipper), nil))
+	return putBack(patch, pod, d.shipper)
+}
+
+// putBack puts the container whose place the shipper had back into it, behind prepare, which installs what it runs.
+func putBack(patch []jsonpatch.Operation, pod *corev1.Pod, shipper int) ([]jsonpatch.Operation, error) {
+	container, err := replacedContainer(&pod.Spec.InitContainers[shipper])
+	if err != nil || container == nil {
+		return patch, err
+	}
+	inits := slices.Delete(slices.Clone(pod.Spec.InitContainers), shipper, shipper+1)
+	behind := slices.IndexFunc(inits, func(c corev1.Container) bool { return c.Name == "prepare" })
+	if behind < 0 {
+		return nil, errors.New("put back place-scripts: there is no init container prepare")
+	}
+	return append(patch, op("add", "/spec/initContainers/"+strconv.Itoa(behind+1), container)), nil
 }
 
 // injectionPatch makes the patch. Operations on containers come first, while their indices are still those of the pod.
-func injectionPatch(pod *corev1.Pod, d decision, s settings, caBundle string) ([]jsonpatch.Operation, error) {
+func injectionPatch(raw []byte, pod *corev1.Pod, d decision, s settings, caBundle string) ([]jsonpatch.Operation, error) {
 	raised, grace := gracePeriods(&pod.Spec, s.drainGrace)
 
 	var patch []jsonpatch.Operation
@@ -201,6 +216,20 @@ func injectionPatch(pod *corev1.Pod, d decision, s settings, caBundle string) ([
 	patch = append(patch, appendTo("/spec/volumes", len(pod.Spec.Volumes), spoolVolume(), tokenVolume())...)
 	patch = append(patch, op("add", "/spec/terminationGracePeriodSeconds", raised))
 	patch = append(patch, annotate(pod, d.skipped)...)
+	if d.replaced != nil {
+		env, err := d.replaced.asEnv(raw)
+		if err != nil {
+			return nil, err
+		}
+		shipper.Env = append(shipper.Env, env)
+		shipper.VolumeMounts = append(shipper.VolumeMounts,
+			corev1.VolumeMount{Name: d.replaced.mount.Name, MountPath: d.replaced.mount.MountPath})
+		at := "/spec/initContainers/" + strconv.Itoa(d.replaced.index)
+		if len(pod.Spec.InitContainers) == 1 {
+			return append(patch, op("replace", at, shipper)), nil
+		}
+		patch = append(patch, op("remove", at, nil))
+	}
 	// Last, since it moves every other init container up by one. First among them, since they run tee, which it installs.
 	if len(pod.Spec.InitContainers) == 0 {
 		return append(patch, op("add", "/spec/initContainers", []corev1.Container{shipper})), nil

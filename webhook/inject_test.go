@@ -27,6 +27,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/shiplog-dev/shiplog/internal/contract"
+	"github.com/shiplog-dev/shiplog/internal/placescripts"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")
@@ -186,6 +187,23 @@ func undoAndCompare(t *testing.T, in, out []byte) {
 	}
 	if inits, ok := spec["initContainers"].([]any); ok && len(inits) > 0 && inits[0].(map[string]any)["name"] == contract.ShipperContainer {
 		spec["initContainers"] = inits[1:]
+		for _, v := range inits[0].(map[string]any)["env"].([]any) {
+			e := v.(map[string]any)
+			if e["name"] != contract.PlaceScriptsEnv {
+				continue
+			}
+			// What is in the variable is the whole container, as it came.
+			var container any
+			decoder := json.NewDecoder(strings.NewReader(e["value"].(string)))
+			decoder.UseNumber()
+			if err := decoder.Decode(&container); err != nil {
+				t.Fatal(err)
+			}
+			at := slices.IndexFunc(oldSpec["initContainers"].([]any), func(c any) bool {
+				return c.(map[string]any)["name"] == placescripts.Container
+			})
+			spec["initContainers"] = slices.Insert(slices.Clone(inits[1:]), at, container)
+		}
 		volumes := slices.DeleteFunc(spec["volumes"].([]any), isOurs)
 		if spec["volumes"] = volumes; len(volumes) == 0 {
 			restore(spec, oldSpec, "volumes")

@@ -69,6 +69,28 @@ const (
 // ConfigEnv is the environment variable that holds the shipper's Config as JSON.
 const ConfigEnv = "SHIPLOG_CONFIG"
 
+// PlaceScriptsEnv is the environment variable that holds Tekton's init container place-scripts as
+// JSON, where the shipper takes its place. It is unset elsewhere.
+const PlaceScriptsEnv = "SHIPLOG_PLACE_SCRIPTS"
+
+// PlacedScripts returns the shell text of the container in PlaceScriptsEnv, or nothing where that
+// is empty.
+func PlacedScripts(value string) (string, error) {
+	if value == "" {
+		return "", nil
+	}
+	var c struct {
+		Args []string `json:"args"`
+	}
+	if err := json.Unmarshal([]byte(value), &c); err != nil {
+		return "", fmt.Errorf("decode %s: %w", PlaceScriptsEnv, err)
+	}
+	if len(c.Args) != 2 || c.Args[0] != "-c" {
+		return "", fmt.Errorf("decode %s: its args are not -c and a text", PlaceScriptsEnv)
+	}
+	return c.Args[1], nil
+}
+
 // Config is what the webhook tells the shipper. It holds nothing secret: whoever may read the pod can read it.
 type Config struct {
 	// TicketURL is the address of the ticket service, such as https://shiplog-webhook.shiplog-system.svc/v1/tickets.
