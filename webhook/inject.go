@@ -279,8 +279,12 @@ func shipperContainer(pod *corev1.Pod, s settings, config contract.Config) (core
 			AllowPrivilegeEscalation: ptr.To(false),
 			ReadOnlyRootFilesystem:   ptr.To(true),
 			Capabilities:             &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}},
-			SeccompProfile:           &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault},
 		},
+	}
+	// OpenShift fills in the profile where its SCC demands one. An SCC that names none, such as
+	// Tekton's pipelines-scc, refuses a pod for a container that asks for one.
+	if !s.openShift || everyContainerHasSeccomp(&pod.Spec) {
+		c.SecurityContext.SeccompProfile = &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault}
 	}
 	if !s.openShift {
 		c.SecurityContext.RunAsUser, c.SecurityContext.RunAsGroup = ptr.To[int64](nonRoot), ptr.To[int64](nonRoot)
@@ -294,6 +298,14 @@ func shipperContainer(pod *corev1.Pod, s settings, config contract.Config) (core
 	limit := c.Resources.Limits[corev1.ResourceMemory]
 	c.Env = append(c.Env, corev1.EnvVar{Name: "GOMEMLIMIT", Value: strconv.FormatInt(limit.Value()/10*9, 10)})
 	return c, nil
+}
+
+// everyContainerHasSeccomp says whether the pod's own containers ask for a profile, so that the
+// pod's SCC allows it.
+func everyContainerHasSeccomp(spec *corev1.PodSpec) bool {
+	return !slices.ContainsFunc(placedContainers(spec), func(c placedContainer) bool {
+		return c.SecurityContext == nil || c.SecurityContext.SeccompProfile == nil
+	})
 }
 
 // shipperResources keep a Guaranteed pod Guaranteed, and leave room for the spool where the pod's local storage is limited.

@@ -366,7 +366,7 @@ func checkShipper(t *testing.T, s settings, before, after *corev1.Pod) {
 	switch {
 	case sc == nil, sc.RunAsNonRoot == nil || !*sc.RunAsNonRoot, sc.AllowPrivilegeEscalation == nil || *sc.AllowPrivilegeEscalation,
 		sc.Capabilities == nil || !slices.Contains(sc.Capabilities.Drop, "ALL") || len(sc.Capabilities.Add) > 0,
-		sc.SeccompProfile == nil || sc.SeccompProfile.Type != corev1.SeccompProfileTypeRuntimeDefault,
+		!s.openShift && (sc.SeccompProfile == nil || sc.SeccompProfile.Type != corev1.SeccompProfileTypeRuntimeDefault),
 		sc.Privileged != nil && *sc.Privileged, sc.ProcMount != nil, sc.SELinuxOptions != nil, sc.AppArmorProfile != nil,
 		sc.RunAsUser != nil && *sc.RunAsUser == 0, len(c.Ports) > 0:
 		t.Errorf("security context %+v does not fit restricted", sc)
