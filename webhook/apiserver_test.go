@@ -151,6 +151,7 @@ func TestOnAPIServer(t *testing.T) {
 	t.Run("golden pods are valid", func(t *testing.T) { goldenPodsAreValid(t, api) })
 	t.Run("damaged pods stay as valid as they were", func(t *testing.T) { damagedPodsStayValid(t, api) })
 	t.Run("what does not fit is foreseen", func(t *testing.T) { misfitsAreForeseen(t, api) })
+	t.Run("what is too large is foreseen", func(t *testing.T) { sizesAreForeseen(t, api) })
 	t.Run("pods that are held back", func(t *testing.T) { podsHeldBack(t, api) })
 	t.Run("containers that wait are recorded", func(t *testing.T) { waitingIsRecorded(t, api) })
 	t.Run("runs are annotated", func(t *testing.T) { runsAreAnnotated(t, api) })

@@ -45,6 +45,7 @@ const (
 	resourceQuota     reason = "resource-quota"
 	cannotStart       reason = "shipper-cannot-start"
 	resultsAtRisk     reason = "results-at-risk"
+	podTooLarge       reason = "pod-too-large"
 	policyDropped     reason = "restart-policy-dropped"
 
 	// The container is left alone; the others are captured.
@@ -76,6 +77,8 @@ func (r reason) explanation() string {
 		return "a ResourceQuota of the namespace has no room for the shipper"
 	case cannotStart:
 		return "the shipper's container could not be started in other pods, and would hold this one back; it is tried again"
+	case podTooLarge:
+		return "with what shiplog adds the API server could refuse it for its size"
 	case resultsAtRisk:
 		return "with one more container in it the kubelet would cut its results shorter"
 	case policyDropped:

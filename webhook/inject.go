@@ -76,8 +76,12 @@ func inject(raw []byte, s settings, around surroundings) (decision, []jsonpatch.
 		whole := contract.Skipped{Container: contract.SkippedPod, Reason: string(d.reason)}
 		patch = annotate(pod, append([]contract.Skipped{whole}, d.skipped...))
 	}
-	if err := checkPatch(raw, patch, d); err != nil {
+	after, size, err := checkPatch(raw, patch, d)
+	if err != nil {
 		return decision{}, nil, err
+	}
+	if len(patch) > 0 && (d.action == actionInject || d.action == actionSkip) && outgrows(after, size) {
+		return skip(podTooLarge), nil, nil // not even the annotation may fit
 	}
 	return d, patch, nil
 }
@@ -111,33 +115,33 @@ func decodePod(raw []byte) (*corev1.Pod, error) {
 	return &pod, nil
 }
 
-// checkPatch applies the patch as the API server will, with the library that it uses, and looks at what comes out. The API server refuses the pod,
+// checkPatch applies the patch as the API server will, with the library that it uses, and returns the pod that comes out, and its size as JSON in bytes. It is an error if that does not hold. The API server refuses the pod,
 // whatever the failurePolicy says, when a patch does not apply (mutating/dispatcher.go: only errors of the call are ignored).
-func checkPatch(raw []byte, patch []jsonpatch.Operation, d decision) error {
+func checkPatch(raw []byte, patch []jsonpatch.Operation, d decision) (*corev1.Pod, int, error) {
 	if len(patch) == 0 {
-		return nil
+		return nil, 0, nil
 	}
 	encoded, err := json.Marshal(patch)
 	if err != nil {
-		return fmt.Errorf("encode patch: %w", err)
+		return nil, 0, fmt.Errorf("encode patch: %w", err)
 	}
 	decoded, err := evanphx.DecodePatch(encoded)
 	if err != nil {
-		return fmt.Errorf("decode our own patch: %w", err)
+		return nil, 0, fmt.Errorf("decode our own patch: %w", err)
 	}
 	patched, err := decoded.Apply(raw)
 	if err != nil {
-		return fmt.Errorf("apply our own patch: %w", err)
+		return nil, 0, fmt.Errorf("apply our own patch: %w", err)
 	}
 	pod, err := decodePod(patched)
 	if err != nil {
-		return fmt.Errorf("our own patch spoils the pod: %w", err)
+		return nil, 0, fmt.Errorf("our own patch spoils the pod: %w", err)
 	}
 	want := map[action]action{actionInject: actionNone, actionRepair: actionNone, actionUndo: actionSkip}[d.action]
 	if again := decide(pod, settings{}, sidecarsSupported); want != "" && again.action != want {
-		return fmt.Errorf("our own patch does not hold: a second pass would be %q", again.action)
+		return nil, 0, fmt.Errorf("our own patch does not hold: a second pass would be %q", again.action)
 	}
-	return nil
+	return pod, len(patched), nil
 }
 
 func repairPatch(d decision) []jsonpatch.Operation {

@@ -678,7 +678,7 @@ func TestCheckPatch(t *testing.T) {
 		"cannot be encoded":      {[]jsonpatch.Operation{op("add", "/spec/hostname", func() {})}, skip(windows)},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if err := checkPatch(raw, tc.patch, tc.d); err == nil {
+			if _, _, err := checkPatch(raw, tc.patch, tc.d); err == nil {
 				t.Error("no error")
 			}
 		})

@@ -32,6 +32,26 @@ func messageBytes(containers int) int {
 // zero behind it: MAX_ARG_STRLEN of execve(2), 32 pages. Pages are of 4 KiB or more.
 const maxEnvBytes = 32 * 4096
 
+// What the API server takes of an object. A pod that comes close is left alone: it would be refused
+// for what we add, whatever our failurePolicy.
+const (
+	// annotationBytes is for all keys and values together. Source: TotalAnnotationSizeLimitB in
+	// apimachinery's pkg/api/validation/objectmeta.go.
+	annotationBytes = 256 << 10
+	// podBytes is what fits as JSON for certain: etcd takes 1.5 MiB as protobuf, which is not longer,
+	// and the pod's status and managed fields come to it. Source: --max-request-bytes of etcd.
+	podBytes = 1<<20 + 384<<10
+)
+
+// outgrows says whether the API server may refuse a patched pod for its size, in bytes of JSON.
+func outgrows(pod *corev1.Pod, size int) bool {
+	annotations := 0
+	for key, value := range pod.Annotations {
+		annotations += len(key) + len(value)
+	}
+	return annotations > annotationBytes || size > podBytes
+}
+
 // replaced is Tekton's init container place-scripts in a pod where the shipper takes its place, so
 // that the pod has as many containers as without us. It does nothing but write files, and the
 // shipper writes the same ones before anything else of the pod begins.

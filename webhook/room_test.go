@@ -231,3 +231,77 @@ func TestResultsAtRisk(t *testing.T) {
 		t.Errorf("explained as %q", text)
 	}
 }
+
+// sizesAreForeseen: a pod that the API server takes for its size it takes with shiplog, too.
+func sizesAreForeseen(t *testing.T, api realAPI) {
+	api.namespace(t, "sizes")
+	injected, alone := 0, 0
+	try := func(t *testing.T, pod *corev1.Pod, want map[action]bool) bool {
+		t.Helper()
+		raw := encoded(t, pod)
+		d, patch, err := inject(raw, testSettings(), onSupported)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !want[d.action] {
+			t.Errorf("%s %q", d.action, d.reason)
+		}
+		// Not as dry runs, which etcd does not see.
+		bare := pod.DeepCopy()
+		bare.Name += "-bare"
+		if _, err := api.create(t.Context(), "sizes", bare, false); err != nil {
+			return false
+		}
+		if d.action == actionInject {
+			injected++
+		} else {
+			alone++
+		}
+		if _, err := api.create(t.Context(), "sizes", decodeTestPod(t, apply(t, raw, patch)), false); err != nil {
+			t.Errorf("%s %q: the API server takes the pod alone, and refuses it with shiplog: %.200v", d.action, d.reason, err)
+		}
+		return true
+	}
+	either := map[action]bool{actionInject: true, actionSkip: true}
+
+	t.Run("annotations", func(t *testing.T) {
+		// One container is left alone, so that the pod gets an annotation that says so.
+		for _, room := range []int{400, 60, 50, 45, 40, 30, 20, 10, 1, 0} {
+			pod, _ := scriptedPod(t)
+			pod.Name = fmt.Sprintf("annotations-%d", room)
+			pod.Spec.Containers[0].TTY = true
+			size := 0
+			for key, value := range pod.Annotations {
+				size += len(key) + len(value)
+			}
+			pod.Annotations["a"] = strings.Repeat("x", annotationBytes-size-len("a")-room)
+			if !try(t, pod, either) {
+				t.Errorf("%d bytes of room: the API server refuses the pod alone", room)
+			}
+		}
+	})
+	t.Run("object", func(t *testing.T) {
+		taken := 0
+		for size := 1_000_000; size <= 1_650_000; size += 50_000 {
+			pod, _ := scriptedPod(t)
+			pod.Name = fmt.Sprintf("object-%d", size)
+			for i := range 10 {
+				pod.Spec.Containers[0].Env = append(pod.Spec.Containers[0].Env,
+					corev1.EnvVar{Name: fmt.Sprintf("X%d", i), Value: strings.Repeat("x", size/10)})
+			}
+			want := either
+			if size <= 1_300_000 {
+				want = map[action]bool{actionInject: true}
+			}
+			if try(t, pod, want) {
+				taken = size
+			}
+		}
+		if taken < 1_400_000 || taken >= 1_650_000 {
+			t.Errorf("the largest that the API server took is %d: the limit is elsewhere", taken)
+		}
+	})
+	if injected == 0 || alone == 0 {
+		t.Errorf("%d injected, %d left alone: want both", injected, alone)
+	}
+}

@@ -77,7 +77,7 @@ func TestResults(t *testing.T) {
 	cases = append(cases,
 		resultCase{name: "sidecar-with-a-message", spec: withResult +
 			script("s", random(2000)+" > $(results.r.path); sleep 3") + "  sidecars:\n" +
-			script("c", `head -c 3000 /dev/zero | tr '\0' y > /dev/termination-log; exit 3`)},
+			script("c", `head -c 3000 /dev/zero | tr '\0' y > /dev/termination-log`)},
 		resultCase{name: "killed-with-results", spec: withResult +
 			script("s", random(3500)+" > $(results.r.path); kill -9 $$")},
 		resultCase{name: "goes-on-with-results", spec: withResult +
