@@ -28,6 +28,9 @@ const (
 	spoolOverhead = 64 << 20
 )
 
+// tektonResultsSidecar is the container whose log Tekton reads results from.
+const tektonResultsSidecar = "sidecar-tekton-log-results"
+
 // skippedPointer is the JSON pointer (RFC 6901) to SkippedAnnotation, with its slash escaped.
 const skippedPointer = "/metadata/annotations/shiplog.dev~1skipped"
 
@@ -210,7 +213,12 @@ func injectionPatch(raw []byte, pod *corev1.Pod, d decision, s settings, caBundl
 	names := make([]string, len(d.captured))
 	for i, c := range d.captured {
 		names[i] = c.Name
-		patch = append(patch, capture(c, s, contract.Tee{Spool: contract.SpoolMount, Limit: s.spoolLimit, Grace: grace})...)
+		patch = append(patch, capture(c, s, contract.Tee{
+			Spool: contract.SpoolMount, Limit: s.spoolLimit, Grace: grace,
+			// Tekton reads results from all that this container prints, up to the first line that is
+			// none (extractResultsFromLogs in its internal/sidecarlogresults).
+			Quiet: c.Name == tektonResultsSidecar,
+		})...)
 	}
 
 	shipper, err := shipperContainer(pod, s, s.config(caBundle, names, waitsForShipper(&pod.Spec, s)))

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -169,22 +170,31 @@ func (c Config) Validate() error {
 	return nil
 }
 
-// Tee is tee's command line: "--spool DIR --limit BYTES --grace DURATION -- command args…".
+// Tee is tee's command line: "--spool DIR --limit BYTES --grace DURATION [--quiet] -- command args…".
 type Tee struct {
 	Spool string        // the container's own folder
 	Limit int64         // the most unshipped bytes that tee leaves in it
 	Grace time.Duration // the pod's own grace period: tee kills its child this long after SIGTERM
+	Quiet bool          // tee says nothing in the container's log of trouble with the copy
 	Argv  []string      // the container's command and arguments
 }
 
 // Args makes the command line behind tee's own path.
 func (t Tee) Args() []string {
-	return append([]string{"--spool", t.Spool, "--limit", strconv.FormatInt(t.Limit, 10), "--grace", t.Grace.String(), "--"}, t.Argv...)
+	args := []string{"--spool", t.Spool, "--limit", strconv.FormatInt(t.Limit, 10), "--grace", t.Grace.String()}
+	if t.Quiet {
+		args = append(args, "--quiet")
+	}
+	return append(append(args, "--"), t.Argv...)
 }
 
 // ParseTee reads what Args made. The form is fixed, not a general command line: only the webhook writes it.
 func ParseTee(args []string) (Tee, error) {
-	const form = "--spool DIR --limit BYTES --grace DURATION -- COMMAND [ARG…]"
+	const form = "--spool DIR --limit BYTES --grace DURATION [--quiet] -- COMMAND [ARG…]"
+	quiet := len(args) > 6 && args[6] == "--quiet"
+	if quiet {
+		args = slices.Delete(slices.Clone(args), 6, 7)
+	}
 	if len(args) < 8 || args[0] != "--spool" || args[2] != "--limit" || args[4] != "--grace" || args[6] != "--" {
 		return Tee{}, fmt.Errorf("tee: arguments are not %s", form)
 	}
@@ -199,5 +209,5 @@ func ParseTee(args []string) (Tee, error) {
 	if args[1] == "" {
 		return Tee{}, errors.New("tee: --spool is empty")
 	}
-	return Tee{Spool: args[1], Limit: limit, Grace: grace, Argv: args[7:]}, nil
+	return Tee{Spool: args[1], Limit: limit, Grace: grace, Quiet: quiet, Argv: args[7:]}, nil
 }

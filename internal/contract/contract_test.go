@@ -125,6 +125,10 @@ func TestTeeRoundTrip(t *testing.T) {
 			if err != nil || !reflect.DeepEqual(back, tee) {
 				t.Errorf("%+v, %v, want %+v", back, err, tee)
 			}
+			tee.Quiet = true
+			if back, err := ParseTee(tee.Args()); err != nil || !reflect.DeepEqual(back, tee) {
+				t.Errorf("quiet: %+v, %v, want %+v", back, err, tee)
+			}
 		})
 	}
 }
@@ -208,6 +212,7 @@ func FuzzDecode(f *testing.F) {
 // FuzzParseTee: whatever ParseTee accepts, Args makes into arguments that mean the same.
 func FuzzParseTee(f *testing.F) {
 	f.Add(strings.Join(Tee{Spool: "/s", Limit: 1, Grace: time.Second, Argv: []string{"a", "--"}}.Args(), "\x00"))
+	f.Add(strings.Join(Tee{Spool: "/s", Limit: 1, Quiet: true, Argv: []string{"--quiet"}}.Args(), "\x00"))
 	f.Fuzz(func(t *testing.T, joined string) {
 		tee, err := ParseTee(strings.Split(joined, "\x00"))
 		if err != nil {
