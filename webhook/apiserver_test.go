@@ -65,10 +65,11 @@ func roles[T any](t *testing.T, kind string) (found []T) {
 // TestRBAC holds the manifest against the rights that there is a reason for. Whoever adds one adds it here.
 func TestRBAC(t *testing.T) {
 	want := []rbacv1.PolicyRule{
-		{APIGroups: []string{"authentication.k8s.io"}, Resources: []string{"tokenreviews"}, Verbs: []string{"create"}},    // tickets
-		{APIGroups: []string{""}, Resources: []string{"pods"}, Verbs: []string{"get", "list", "watch"}},                   // tickets; pods that are held back
-		{APIGroups: []string{""}, Resources: []string{"pods/eviction", "events"}, Verbs: []string{"create"}},              // these, too
-		{APIGroups: []string{""}, Resources: []string{"limitranges", "resourcequotas"}, Verbs: []string{"list", "watch"}}, // pods that would not fit
+		{APIGroups: []string{"authentication.k8s.io"}, Resources: []string{"tokenreviews"}, Verbs: []string{"create"}},                 // tickets
+		{APIGroups: []string{""}, Resources: []string{"pods"}, Verbs: []string{"get", "list", "watch"}},                                // tickets; pods that are held back
+		{APIGroups: []string{""}, Resources: []string{"pods/eviction", "events"}, Verbs: []string{"create"}},                           // these, too
+		{APIGroups: []string{""}, Resources: []string{"limitranges", "resourcequotas"}, Verbs: []string{"list", "watch"}},              // pods that would not fit
+		{APIGroups: []string{""}, Resources: []string{"configmaps"}, ResourceNames: []string{"feature-flags"}, Verbs: []string{"get"}}, // Tekton's
 		// names in the archive; annotations and states of runs
 		{APIGroups: []string{"tekton.dev"}, Resources: []string{"taskruns", "pipelineruns"}, Verbs: []string{"get", "list", "watch", "patch"}},
 	}
@@ -151,6 +152,7 @@ func TestOnAPIServer(t *testing.T) {
 	t.Run("golden pods are valid", func(t *testing.T) { goldenPodsAreValid(t, api) })
 	t.Run("damaged pods stay as valid as they were", func(t *testing.T) { damagedPodsStayValid(t, api) })
 	t.Run("what does not fit is foreseen", func(t *testing.T) { misfitsAreForeseen(t, api) })
+	t.Run("Tekton's flags are read", func(t *testing.T) { tektonFlagsAreRead(t, api) })
 	t.Run("what is too large is foreseen", func(t *testing.T) { sizesAreForeseen(t, api) })
 	t.Run("pods that are held back", func(t *testing.T) { podsHeldBack(t, api) })
 	t.Run("containers that wait are recorded", func(t *testing.T) { waitingIsRecorded(t, api) })

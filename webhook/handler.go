@@ -34,6 +34,7 @@ const (
 type podAdmission struct {
 	settings settings
 	sidecars func() nativeSidecars
+	waited   func() bool // whether TaskRuns wait for the shipper; nil: only those whose pods show it
 	caBundle func() (string, error)
 	limits   *limits // nil: every pod fits
 	guard    *guard  // nil: shippers can always be started
@@ -126,7 +127,9 @@ func (p *podAdmission) review(req admission.Request) (admission.Response, error)
 	if p.guard != nil {
 		around.paused = func() bool { return p.guard.paused(req.Namespace, req.DryRun != nil && *req.DryRun) }
 	}
-	d, patch, err := inject(req.Object.Raw, p.settings, around)
+	s := p.settings
+	s.kubernetesSidecar = s.kubernetesSidecar || p.waited != nil && p.waited()
+	d, patch, err := inject(req.Object.Raw, s, around)
 	if err != nil {
 		return resp, err
 	}

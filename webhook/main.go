@@ -56,6 +56,8 @@ type options struct {
 	replaceHeld   bool
 
 	pageURL string // see annotator
+
+	tektonNamespace string // see tektonGate
 }
 
 // kubernetesTimeout bounds each request to the API server.
@@ -105,6 +107,7 @@ func parseFlags(args []string) (options, error) {
 	flags.DurationVar(&o.heldBackRetry, "held-back-retry", 5*time.Minute, "then let one pod through after so long, to see whether it can be started again")
 	flags.BoolVar(&o.replaceHeld, "replace-held-pods", true, "evict pods that wait for the shipper's container and of which nothing has run, so that Tekton makes them anew without it")
 	flags.StringVar(&o.pageURL, "page-url", os.Getenv("SHIPLOG_PAGE_URL"), "address of the web page, such as https://logs.example.com: PipelineRuns and TaskRuns get the annotation shiplog.dev/logs with theirs")
+	flags.StringVar(&o.tektonNamespace, "tekton-namespace", "tekton-pipelines", "namespace of Tekton's ConfigMap feature-flags")
 	flags.DurationVar(&o.shutdownDelay, "shutdown-delay", 5*time.Second, "time to go on serving after SIGTERM, while the Service still routes here")
 	if err := flags.Parse(args); err != nil {
 		return o, err
@@ -143,6 +146,12 @@ func run(ctx, leaving context.Context, o options, registry ctrlmetrics.Registere
 		log.Warn("pods are left alone until it is known", "error", err)
 	}
 
+	tekton, err := newTektonGate(config, o.tektonNamespace, log)
+	if err != nil {
+		return err
+	}
+	tekton.refresh(ctx)
+
 	store, err := newStore(ctx)
 	if err != nil {
 		return err
@@ -177,6 +186,7 @@ func run(ctx, leaving context.Context, o options, registry ctrlmetrics.Registere
 	server.Register(admissionPath, &podAdmission{
 		settings: o.settings,
 		sidecars: gate.sidecars,
+		waited:   tekton.kubernetesSidecar,
 		caBundle: func() (string, error) { return readCABundle(o.caFile) },
 		limits:   fits,
 		guard:    g,
@@ -215,6 +225,7 @@ func run(ctx, leaving context.Context, o options, registry ctrlmetrics.Registere
 		return nil
 	})
 	group.Go(func() error { gate.run(serving); return nil })
+	group.Go(func() error { tekton.run(serving); return nil })
 	group.Go(func() error { pods.run(serving); return nil })
 	group.Go(func() error { fits.run(serving); return nil })
 	group.Go(func() error { runs.run(serving); return nil })
