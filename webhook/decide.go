@@ -54,6 +54,8 @@ const (
 	hasStdin      reason = "stdin"
 	memoryLimit   reason = "memory-limit"
 	mountConflict reason = "mount-conflict"
+	excluded      reason = "excluded"
+	startsEarlier reason = "starts-earlier"
 )
 
 // explanation completes the sentence "the logs of this pod are not archived: …".
@@ -116,6 +118,7 @@ type decision struct {
 	skipped  []contract.Skipped // with actionInject and nothingToCapture: containers left alone
 	shipper  int                // with actionRepair and actionUndo: the index of our init container
 	replaced *replaced          // with actionInject: the init container whose place ours takes, or nil
+	at       int                // with actionInject: the index that our init container gets
 }
 
 func skip(r reason) decision { return decision{action: actionSkip, reason: r} }
@@ -157,15 +160,23 @@ func decide(pod *corev1.Pod, s settings, sidecars nativeSidecars) decision {
 		return skip(nameCollision)
 	}
 
-	d := decision{action: actionInject, replaced: replaceable(&pod.Spec)}
+	d := decision{action: actionInject, replaced: replaceable(&pod.Spec), at: behindSidecars(&pod.Spec)}
 	if d.replaced == nil && !s.resultsAtRisk && shortensResults(&pod.Spec) {
 		return skip(resultsAtRisk)
 	}
+	exclude := contract.ParseExclude(pod.Annotations[contract.ExcludeAnnotation])
 	for _, c := range placedContainers(&pod.Spec) {
 		if d.replaced != nil && c.list == "initContainers" && c.index == d.replaced.index {
 			continue
 		}
-		if r := leaveAlone(c.Container, s); r != "" {
+		r := leaveAlone(c.Container, s)
+		switch {
+		case slices.Contains(exclude, c.Name):
+			r = excluded
+		case c.list == "initContainers" && c.index < d.at:
+			r = startsEarlier // there is no tee yet
+		}
+		if r != "" {
 			d.skipped = append(d.skipped, contract.Skipped{Container: c.Name, Reason: string(r)})
 		} else {
 			d.captured = append(d.captured, c)
@@ -175,6 +186,22 @@ func decide(pod *corev1.Pod, s settings, sidecars nativeSidecars) decision {
 		d.action, d.reason = actionSkip, nothingToCapture
 	}
 	return d
+}
+
+// behindSidecars is the index among the init containers behind the native sidecars of others that
+// begin before Tekton's own containers. The kubelet stops sidecars in the opposite order, and such a
+// one may be a mesh's proxy, without which our container reaches nothing.
+func behindSidecars(spec *corev1.PodSpec) (at int) {
+	for i, c := range spec.InitContainers {
+		switch {
+		case c.Name == tektonPrepare:
+			return at
+		case c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways &&
+			!strings.HasPrefix(c.Name, "sidecar-"):
+			at = i + 1
+		}
+	}
+	return 0 // this is not the order that Tekton makes
 }
 
 // isTaskRunPod asks for the label, by which the API server selects, and for the owner, which a label alone does not prove.

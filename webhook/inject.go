@@ -31,6 +31,9 @@ const (
 // tektonResultsSidecar is the container whose log Tekton reads results from.
 const tektonResultsSidecar = "sidecar-tekton-log-results"
 
+// tektonPrepare is Tekton's first init container, which installs what its others run.
+const tektonPrepare = "prepare"
+
 // skippedPointer is the JSON pointer (RFC 6901) to SkippedAnnotation, with its slash escaped.
 const skippedPointer = "/metadata/annotations/shiplog.dev~1skipped"
 
@@ -198,7 +201,7 @@ func putBack(patch []jsonpatch.Operation, pod *corev1.Pod, shipper int) ([]jsonp
 		return patch, err
 	}
 	inits := slices.Delete(slices.Clone(pod.Spec.InitContainers), shipper, shipper+1)
-	behind := slices.IndexFunc(inits, func(c corev1.Container) bool { return c.Name == "prepare" })
+	behind := slices.IndexFunc(inits, func(c corev1.Container) bool { return c.Name == tektonPrepare })
 	if behind < 0 {
 		return nil, errors.New("put back place-scripts: there is no init container prepare")
 	}
@@ -236,17 +239,13 @@ func injectionPatch(raw []byte, pod *corev1.Pod, d decision, s settings, caBundl
 		shipper.Env = append(shipper.Env, env)
 		shipper.VolumeMounts = append(shipper.VolumeMounts,
 			corev1.VolumeMount{Name: d.replaced.mount.Name, MountPath: d.replaced.mount.MountPath})
-		at := "/spec/initContainers/" + strconv.Itoa(d.replaced.index)
-		if len(pod.Spec.InitContainers) == 1 {
-			return append(patch, op("replace", at, shipper)), nil
-		}
-		patch = append(patch, op("remove", at, nil))
+		patch = append(patch, op("remove", "/spec/initContainers/"+strconv.Itoa(d.replaced.index), nil))
 	}
-	// Last, since it moves every other init container up by one. First among them, since they run tee, which it installs.
+	// Last, since it moves other init containers up by one. In front of those that run tee, which it installs.
 	if len(pod.Spec.InitContainers) == 0 {
 		return append(patch, op("add", "/spec/initContainers", []corev1.Container{shipper})), nil
 	}
-	return append(patch, op("add", "/spec/initContainers/0", shipper)), nil
+	return append(patch, op("add", "/spec/initContainers/"+strconv.Itoa(d.at), shipper)), nil
 }
 
 // capture puts tee before a container's command. Kubernetes expands $(VAR), and $$ to $, in command and args alike and with the same variables, so a

@@ -65,7 +65,9 @@ func replaceable(spec *corev1.PodSpec) *replaced {
 	i := slices.IndexFunc(spec.InitContainers, func(c corev1.Container) bool {
 		return c.Name == placescripts.Container
 	})
-	if i < 0 {
+	if i < 0 || !slices.ContainsFunc(spec.InitContainers[:i], func(c corev1.Container) bool {
+		return c.Name == tektonPrepare
+	}) {
 		return nil
 	}
 	c := &spec.InitContainers[i]

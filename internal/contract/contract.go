@@ -23,6 +23,10 @@ const (
 	// SkippedAnnotation on a pod says what was left alone and why: "container=reason" pairs joined by ",", or "pod=reason".
 	SkippedAnnotation = "shiplog.dev/skipped"
 
+	// ExcludeAnnotation on a PipelineRun or TaskRun names containers that are left alone, as they are
+	// called in the pod, joined by ",": "step-login,sidecar-docker".
+	ExcludeAnnotation = "shiplog.dev/exclude-containers"
+
 	// LogsAnnotation on a PipelineRun or TaskRun is the address of the page that shows its logs; see Page.
 	LogsAnnotation = "shiplog.dev/logs"
 	// SealedAnnotation on a PipelineRun or TaskRun that has ended says that no more of its logs will come: with SealedTrue every captured container's log is sealed and durable, with

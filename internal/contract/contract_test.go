@@ -164,6 +164,16 @@ func TestParseTeeFaults(t *testing.T) {
 	}
 }
 
+func TestParseExclude(t *testing.T) {
+	for text, want := range map[string][]string{
+		"": nil, " , ,": nil, "step-a": {"step-a"}, " step-a,\tstep-b ,": {"step-a", "step-b"},
+	} {
+		if got := ParseExclude(text); !slices.Equal(got, want) {
+			t.Errorf("%q is %q, want %q", text, got, want)
+		}
+	}
+}
+
 func TestSkipped(t *testing.T) {
 	for name, tc := range map[string]struct {
 		text string
