@@ -11,7 +11,6 @@ import (
 	"github.com/google/go-cmp/cmp"
 	tekton "github.com/tektoncd/pipeline/pkg/apis/pipeline/v1"
 	tektonresult "github.com/tektoncd/pipeline/pkg/result"
-	"sigs.k8s.io/yaml"
 
 	"github.com/shiplog-dev/shiplog/internal/contract"
 )
@@ -92,10 +91,7 @@ func TestResults(t *testing.T) {
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel()
-			var spec tekton.TaskRunSpec
-			if err := yaml.UnmarshalStrict([]byte(c.spec), &spec); err != nil {
-				t.Fatalf("%v in %s", err, c.spec)
-			}
+			spec := taskSpec(t, c.spec)
 			on := newTaskRun(t, nsOn, "result-"+c.name, spec, nil)
 			off := newTaskRun(t, nsOff, "result-"+c.name, spec, nil)
 			on, off = finish(t, on), finish(t, off)
