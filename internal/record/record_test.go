@@ -232,25 +232,39 @@ func FuzzSeal(f *testing.F) {
 		f.Add(b)
 	}
 	f.Add([]byte(`{"exit":null,"gaps":[],"first":"0001-01-01T00:00:00Z"}`))
-	f.Fuzz(func(t *testing.T, b []byte) {
-		first, err := Decode[Seal](b)
+	f.Fuzz(roundTrip[Seal])
+}
+
+func FuzzPod(f *testing.F) {
+	for _, p := range []Pod{pod, missedPod} {
+		b, err := json.Marshal(p)
 		if err != nil {
-			return
+			f.Fatal(err)
 		}
-		again, err := Encode(first)
-		if err != nil {
-			t.Fatalf("encode what was decoded: %v", err)
-		}
-		if int64(len(again)) > Limit[Seal]() { // what was written with fewer escapes
-			return
-		}
-		second, err := Decode[Seal](again)
-		if err != nil {
-			t.Fatal(err)
-		}
-		final, err := Encode(second)
-		if err != nil || !bytes.Equal(again, final) {
-			t.Errorf("%s became %s, %v", again, final, err)
-		}
-	})
+		f.Add(b)
+	}
+	f.Add([]byte(`{"containers":[{"name":"step-a","kind":"step","skipped":"later"}],"labels":null}`))
+	f.Fuzz(roundTrip[Pod])
+}
+
+func roundTrip[T Pod | Seal](t *testing.T, b []byte) {
+	first, err := Decode[T](b)
+	if err != nil {
+		return
+	}
+	again, err := Encode(first)
+	if err != nil {
+		t.Fatalf("encode what was decoded: %v", err)
+	}
+	if int64(len(again)) > Limit[T]() { // what was written with fewer escapes
+		return
+	}
+	second, err := Decode[T](again)
+	if err != nil {
+		t.Fatal(err)
+	}
+	final, err := Encode(second)
+	if err != nil || !bytes.Equal(again, final) {
+		t.Errorf("%s became %s, %v", again, final, err)
+	}
 }
