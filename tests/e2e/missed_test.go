@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"strconv"
@@ -36,10 +37,10 @@ func exitCodeOf(t *testing.T, args ...string) (string, int) {
 // captured.
 func checkMissed(t *testing.T, pr *tekton.PipelineRun, why string) {
 	t.Helper()
-	annotations := ours(pr.Annotations)
-	value, reason := annotations[contract.SealedAnnotation], annotations[contract.SealedReasonAnnotation]
+	got := ours(pr.Annotations)
+	value, reason := got[contract.SealedAnnotation], got[contract.SealedReasonAnnotation]
 	if value != contract.SealedMissed || !strings.Contains(reason, why) {
-		t.Errorf("%s has %v, want %s: %s", pr.Name, annotations, contract.SealedMissed, why)
+		t.Errorf("%s has %v, want %s: %s", pr.Name, got, contract.SealedMissed, why)
 	}
 	events := eventsOf(t, pr)
 	if len(events) != 1 || events[0].Reason != "ShiplogMissed" ||
@@ -67,6 +68,25 @@ func checkMissedInArchive(t *testing.T, pr *tekton.PipelineRun, why string) {
 		if code != c.code || !strings.Contains(said, why) {
 			t.Errorf("%v: exit code %d, want %d and %q:\n%s", c.args, code, c.code, why, said)
 		}
+	}
+}
+
+// awaitMissed waits until a TaskRun without PipelineRun is marked, and compares the reason.
+func awaitMissed(t *testing.T, tr *tekton.TaskRun, why string) {
+	t.Helper()
+	var now tekton.TaskRun
+	marked := func(ctx context.Context) (bool, error) {
+		err := env.client.Get(ctx, client.ObjectKeyFromObject(tr), &now)
+		return now.Annotations[contract.SealedUIDAnnotation] == string(now.UID), err
+	}
+	err := poll(t.Context(), "TaskRun "+tr.Name+" to be marked", marked)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := ours(now.Annotations)
+	value, reason := got[contract.SealedAnnotation], got[contract.SealedReasonAnnotation]
+	if value != contract.SealedMissed || !strings.Contains(reason, why) {
+		t.Errorf("%s has %v, want %s: %s", now.Name, got, contract.SealedMissed, why)
 	}
 }
 
