@@ -67,6 +67,7 @@ func TestRBAC(t *testing.T) {
 	want := []rbacv1.PolicyRule{
 		{APIGroups: []string{"authentication.k8s.io"}, Resources: []string{"tokenreviews"}, Verbs: []string{"create"}},                 // tickets
 		{APIGroups: []string{""}, Resources: []string{"pods"}, Verbs: []string{"get", "list", "watch"}},                                // tickets; pods that are held back
+		{APIGroups: []string{""}, Resources: []string{"namespaces"}, Verbs: []string{"get"}},                                           // runs that should have been captured
 		{APIGroups: []string{""}, Resources: []string{"pods/eviction", "events"}, Verbs: []string{"create"}},                           // these, too
 		{APIGroups: []string{""}, Resources: []string{"limitranges", "resourcequotas"}, Verbs: []string{"list", "watch"}},              // pods that would not fit
 		{APIGroups: []string{""}, Resources: []string{"configmaps"}, ResourceNames: []string{"feature-flags"}, Verbs: []string{"get"}}, // Tekton's

@@ -54,7 +54,6 @@ const (
 	hasStdin      reason = "stdin"
 	memoryLimit   reason = "memory-limit"
 	mountConflict reason = "mount-conflict"
-	excluded      reason = "excluded"
 	startsEarlier reason = "starts-earlier"
 )
 
@@ -172,7 +171,7 @@ func decide(pod *corev1.Pod, s settings, sidecars nativeSidecars) decision {
 		r := leaveAlone(c.Container, s)
 		switch {
 		case slices.Contains(exclude, c.Name):
-			r = excluded
+			r = optedOut
 		case c.list == "initContainers" && c.index < d.at:
 			r = startsEarlier // there is no tee yet
 		}

@@ -167,7 +167,7 @@ func TestDecideExclude(t *testing.T) {
 			d := decide(pod, testSettings(), sidecarsSupported)
 			var got []string
 			for _, s := range d.skipped {
-				if s.Reason == string(excluded) {
+				if s.Reason == string(optedOut) {
 					got = append(got, s.Container)
 				}
 			}

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"iter"
 	"slices"
 	"sync"
 	"time"
@@ -155,14 +156,25 @@ func taskRunsOf(status map[string]any) (names []string) {
 
 // podsOf reads the pods of a TaskRun: retryTaskRun in Tekton's pkg/reconciler/taskrun keeps the status of each try.
 func podsOf(status map[string]any, created time.Time) (pods []taskPod) {
-	retries, _ := status["retriesStatus"].([]any)
-	for _, try := range append(retries[:len(retries):len(retries)], status) {
-		try, _ := try.(map[string]any)
+	for try := range triesOf(status) {
 		if name, _ := try["podName"].(string); name != "" {
 			pods = append(pods, taskPod{name, ran(try, created)})
 		}
 	}
 	return pods
+}
+
+// triesOf yields the status of each try of a TaskRun, the last one's last.
+func triesOf(status map[string]any) iter.Seq[map[string]any] {
+	return func(yield func(map[string]any) bool) {
+		retries, _ := status["retriesStatus"].([]any)
+		for _, try := range append(retries[:len(retries):len(retries)], any(status)) {
+			try, _ := try.(map[string]any)
+			if !yield(try) {
+				return
+			}
+		}
+	}
 }
 
 // ran says whether a step has started, by the status of a try. A step that never did gets the TaskRun's creation as its start when the TaskRun is cancelled (terminateStepsInPod in Tekton's

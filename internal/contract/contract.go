@@ -30,10 +30,13 @@ const (
 	// LogsAnnotation on a PipelineRun or TaskRun is the address of the page that shows its logs; see Page.
 	LogsAnnotation = "shiplog.dev/logs"
 	// SealedAnnotation on a PipelineRun or TaskRun that has ended says that no more of its logs will come: with SealedTrue every captured container's log is sealed and durable, with
-	// SealedPartial some are not and will not be, and SealedReasonAnnotation says which and why.
+	// SealedPartial some are not and will not be. With SealedMissed the captured ones are, and there
+	// are steps that should have been captured and were not, whose logs their pods alone have.
+	// SealedReasonAnnotation says which, and why.
 	SealedAnnotation       = "shiplog.dev/sealed"
 	SealedTrue             = "true"
 	SealedPartial          = "partial"
+	SealedMissed           = "missed"
 	SealedReasonAnnotation = "shiplog.dev/sealed-reason"
 	// SealedUIDAnnotation is the UID of the object that SealedAnnotation was set on. Tekton copies annotations from PipelineRun to TaskRun, and tools that run something again copy them to the new run: there
 	// SealedAnnotation means nothing, and shiplog removes it.

@@ -50,6 +50,10 @@ type Pod struct {
 	PodUID  string
 }
 
+// GonePodUID stands in the place of Pod.PodUID where a pod was gone before anybody read its UID.
+// Its number is that of the TaskRun's try, from 0.
+func GonePodUID(try int) string { return fmt.Sprintf("gone-%d", try) }
+
 // Container names one container's log.
 type Container struct {
 	Pod

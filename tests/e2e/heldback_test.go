@@ -86,6 +86,7 @@ func TestShipperImageMissing(t *testing.T) {
 	if second.UID == first.UID || shipperOf(second) != nil || second.Annotations[contract.SkippedAnnotation] != "pod=shipper-cannot-start" {
 		t.Errorf("its pod %s (before %s) has the annotation %q", second.UID, first.UID, second.Annotations[contract.SkippedAnnotation])
 	}
+	awaitMissed(t, done, "not captured in pod "+second.Name+": shipper-cannot-start")
 	events, err := command(t.Context(), "", nil, env.kubectl, "-n", nsOn, "get", "events", "--field-selector", "involvedObject.uid="+string(first.UID), "-o", "jsonpath={range .items[*]}{.reason}: {.message}{\"\\n\"}{end}")
 	if err != nil {
 		t.Fatal(err)
