@@ -48,6 +48,7 @@ type fakeServer struct {
 	generation  int // of the ticket that is good
 	maxBytes    int64
 	lifetime    time.Duration
+	bundle      string // the certificates in a ticket
 	// ticketFault and putFault answer instead of the server when they return true; n counts from 1. With stored, the object was kept before.
 	ticketFault func(n int, w http.ResponseWriter) bool
 	putFault    func(n int, name string, w http.ResponseWriter) (stored, answered bool)
@@ -79,6 +80,7 @@ func (f *fakeServer) serveTicket(w http.ResponseWriter, r *http.Request) {
 	_ = json.NewEncoder(w).Encode(ticket.Ticket{
 		URL: f.URL + "/bucket", Fields: map[string]string{"policy": fmt.Sprint(f.generation), "x-amz-signature": "s"},
 		Prefix: podPrefix, MaxBytes: f.maxBytes, Issued: now, Expires: now.Add(f.lifetime),
+		CABundle: f.bundle,
 	})
 }
 

@@ -21,6 +21,14 @@ import (
 // Path is where the ticket service answers POST requests whose Authorization header bears the pod's token.
 const Path = "/v1/tickets"
 
+const (
+	// MaxCABundle is the most bytes of certificates that a ticket carries. Debian's bundle, with
+	// every CA that browsers trust, is some 220 KB.
+	MaxCABundle = 512 << 10
+	// MaxEncoded is the most bytes of an encoded ticket: certificates, and room for the rest.
+	MaxEncoded = 1 << 20
+)
+
 // Ticket is the JSON answer of the ticket service.
 type Ticket struct {
 	// URL is where to post the form.
@@ -47,6 +55,9 @@ type Refusal struct {
 // Decode reads a ticket and checks that it is whole.
 func Decode(b []byte) (Ticket, error) {
 	var t Ticket
+	if len(b) > MaxEncoded {
+		return t, fmt.Errorf("decode ticket: it is longer than %d bytes", MaxEncoded)
+	}
 	if err := json.Unmarshal(b, &t); err != nil {
 		return t, fmt.Errorf("decode ticket: %w", err)
 	}
@@ -65,6 +76,8 @@ func (t Ticket) Validate() error {
 		return fmt.Errorf("ticket: prefix %q does not end with a slash", t.Prefix)
 	case t.MaxBytes <= 0:
 		return fmt.Errorf("ticket: maxBytes %d is not positive", t.MaxBytes)
+	case len(t.CABundle) > MaxCABundle:
+		return fmt.Errorf("ticket: caBundle has %d bytes, more than %d", len(t.CABundle), MaxCABundle)
 	case !t.Expires.After(t.Issued):
 		return fmt.Errorf("ticket: expires %s, not after it was issued at %s", t.Expires, t.Issued)
 	}
