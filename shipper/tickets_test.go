@@ -66,7 +66,7 @@ func TestTicketsOfAStoreThatRefuses(t *testing.T) {
 		for _, phase := range []struct {
 			life time.Duration
 			most int
-		}{{time.Minute, 12}, {time.Hour, 60}} {
+		}{{time.Minute, 8}, {time.Hour, 60}} {
 			before := f.calls()
 			if err := put(phase.life); !errors.Is(err, context.DeadlineExceeded) {
 				t.Fatal(err)

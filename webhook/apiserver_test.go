@@ -66,6 +66,7 @@ func roles[T any](t *testing.T, kind string) (found []T) {
 func TestRBAC(t *testing.T) {
 	want := []rbacv1.PolicyRule{
 		{APIGroups: []string{"authentication.k8s.io"}, Resources: []string{"tokenreviews"}, Verbs: []string{"create"}},    // tickets
+		{NonResourceURLs: []string{"/openid/v1/jwks"}, Verbs: []string{"get"}},                                            // made-up tokens
 		{APIGroups: []string{""}, Resources: []string{"pods"}, Verbs: []string{"get", "list", "watch"}},                   // tickets; pods that are held back
 		{APIGroups: []string{""}, Resources: []string{"pods/eviction", "events"}, Verbs: []string{"create"}},              // these, too
 		{APIGroups: []string{""}, Resources: []string{"limitranges", "resourcequotas"}, Verbs: []string{"list", "watch"}}, // pods that would not fit
