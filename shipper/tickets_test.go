@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -127,6 +128,37 @@ func TestRefusedTicket(t *testing.T) {
 				took := time.Since(begin)
 				if took < tc.least || took > tc.most+20*time.Millisecond {
 					t.Errorf("asked for another one after %s, want %s to %s", took, tc.least, tc.most)
+				}
+			})
+		})
+	}
+}
+
+// TestKeyIsGone: the keys that have signed an old ticket are taken away. Whatever the store calls
+// that, the shipper gets itself another ticket.
+func TestKeyIsGone(t *testing.T) {
+	for _, status := range []int{http.StatusUnauthorized, http.StatusForbidden, http.StatusNotFound} {
+		t.Run(http.StatusText(status), func(t *testing.T) {
+			f := newFakeServer(t)
+			p := newPod(t, f, "step-a")
+			f.putFault = func(n int, _ string, w http.ResponseWriter) (bool, bool) {
+				if n == 1 {
+					w.WriteHeader(status)
+				}
+				return n > 1, n == 1
+			}
+			synctest.Test(t, func(t *testing.T) {
+				s := p.quickShipper()
+				defer s.close()
+				issued := time.Now().Add(-time.Hour)
+				s.tickets.use(ticket.Ticket{
+					URL: f.URL + "/bucket", Fields: map[string]string{"policy": "0", "x-amz-signature": "s"}, Prefix: podPrefix, MaxBytes: 1 << 20,
+					Issued: issued, Expires: issued.Add(6 * time.Hour),
+				})
+				ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+				defer cancel()
+				if err := s.upload.put(ctx, "x", []byte("x")); err != nil || f.calls() != 1 {
+					t.Errorf("%v, %d tickets", err, f.calls())
 				}
 			})
 		})
@@ -280,7 +312,7 @@ func TestLargeTicket(t *testing.T) {
 		"255 KiB":        {255 << 10, ""},
 		"the most":       {ticket.MaxCABundle, ""},
 		"one more":       {ticket.MaxCABundle + 1, "caBundle has 524289 bytes, more than 524288"},
-		"an endless one": {2 << 20, "longer than 1048576 bytes"},
+		"an endless one": {2 << 20, fmt.Sprintf("longer than %d bytes", ticket.MaxEncoded)},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f := newFakeServer(t)

@@ -70,7 +70,9 @@ func (u *uploader) try(ctx context.Context, name string, body []byte) error {
 		u.uploads.Add(1)
 		u.tickets.accept(t)
 		return nil
-	case resp.StatusCode == http.StatusForbidden, bytes.Contains(text, []byte("<Code>ExpiredToken</Code>")):
+	// Versity S3 Gateway says 404 of a key that is gone. So is a bucket, which a ticket cannot help.
+	case resp.StatusCode == http.StatusUnauthorized, resp.StatusCode == http.StatusForbidden, resp.StatusCode == http.StatusNotFound,
+		bytes.Contains(text, []byte("<Code>ExpiredToken</Code>")):
 		u.tickets.refuse(t)
 	case aboutTheObject(resp.StatusCode):
 		err = &refused{err}

@@ -20,6 +20,8 @@ import (
 // ErrCredentialsExpire is wrapped by SignUpload's error where the store's own credentials are about to expire.
 var ErrCredentialsExpire = errors.New("credentials are about to expire")
 
+var errNoCredentials = errors.New("no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the pod an identity")
+
 // credentialsReserve is the rest of their life at which credentials are asked for anew before they sign.
 const credentialsReserve = 10 * time.Minute
 
@@ -80,11 +82,19 @@ func (s *Store) SignUpload(ctx context.Context, prefix string, maxBytes int64, l
 // signingCredentials returns credentials that last, if they can be had: a ticket dies with the credentials that signed it, and the SDK hands out
 // the same ones up to their end.
 func (s *Store) signingCredentials(ctx context.Context) (aws.Credentials, error) {
-	if s.credentials == nil {
-		return aws.Credentials{}, errors.New("no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the pod an identity")
+	provider := s.credentials
+	if files, ok := provider.(*keyFiles); ok {
+		creds, found, err := files.read()
+		if err != nil || found {
+			return creds, err
+		}
+		provider = files.chain
 	}
-	creds, err := s.credentials.Retrieve(ctx)
-	if cache, ok := s.credentials.(*aws.CredentialsCache); ok && err == nil && creds.CanExpire && time.Until(creds.Expires) < credentialsReserve {
+	if provider == nil {
+		return aws.Credentials{}, errNoCredentials
+	}
+	creds, err := provider.Retrieve(ctx)
+	if cache, ok := provider.(*aws.CredentialsCache); ok && err == nil && creds.CanExpire && time.Until(creds.Expires) < credentialsReserve {
 		cache.Invalidate()
 		creds, err = s.credentials.Retrieve(ctx)
 	}

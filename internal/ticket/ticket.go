@@ -25,8 +25,9 @@ const (
 	// MaxCABundle is the most bytes of certificates that a ticket carries. Debian's bundle, with
 	// every CA that browsers trust, is some 220 KB.
 	MaxCABundle = 512 << 10
-	// MaxEncoded is the most bytes of an encoded ticket: certificates, and room for the rest.
-	MaxEncoded = 1 << 20
+	// MaxEncoded is the most bytes of an encoded ticket: certificates, in which JSON writes a new
+	// line with two, and room for the rest.
+	MaxEncoded = 2*MaxCABundle + 256<<10
 )
 
 // Ticket is the JSON answer of the ticket service.
