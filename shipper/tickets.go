@@ -13,6 +13,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptrace"
+	"net/url"
 	"os"
 	"strings"
 	"sync"
@@ -26,6 +27,7 @@ type tickets struct {
 	url       string
 	tokenFile string // read each time: the kubelet renews the token
 	cacheFile string
+	caBundle  string // of the pod's configuration
 	client    *http.Client
 	retry     retrier
 	log       *slog.Logger
@@ -43,6 +45,8 @@ type tickets struct {
 	refused  bool          // S3 has refused the current ticket, and renewAt is set for that
 	wait     backoff       // between tickets that S3 refuses
 	had      bool          // there has been a ticket
+	caURL    string        // of the last ticket, which may be forgotten
+	storeCA  string        // the same
 	last     error         // of the last request to the ticket service
 }
 
@@ -57,14 +61,14 @@ const (
 	firstRefusalWait, maxRefusalWait = 10 * time.Second, 5 * time.Minute
 )
 
-func newTickets(url, caBundle, tokenFile, cacheFile string, log *slog.Logger) (*tickets, error) {
+func newTickets(address, caBundle, tokenFile, cacheFile string, log *slog.Logger) (*tickets, error) {
 	client, err := newHTTPClient(caBundle)
 	if err != nil {
 		return nil, fmt.Errorf("ticket service: %w", err)
 	}
 	hurried := make(chan struct{})
 	t := &tickets{
-		url: url, tokenFile: tokenFile, cacheFile: cacheFile, client: client, hurried: hurried,
+		url: address, tokenFile: tokenFile, cacheFile: cacheFile, caBundle: caBundle, client: client, hurried: hurried,
 		retry: retrier{log: log, most: maxServiceBackoff, hurry: hurried}, log: log,
 	}
 	t.last = errors.New("the ticket service could not be reached yet")
@@ -256,6 +260,7 @@ func (t *tickets) use(fresh ticket.Ticket) {
 	defer t.mu.Unlock()
 	life := fresh.Expires.Sub(fresh.Issued)
 	t.current, t.refused, t.had = fresh, false, true
+	t.caURL, t.storeCA = fresh.CAURL, fresh.CABundle
 	t.renewAt = fresh.Issued.Add(life/2 + rand.N(life/4+1))
 }
 
@@ -290,6 +295,11 @@ func (t *tickets) fetch(ctx context.Context) (ticket.Ticket, error) {
 	asked := time.Now()
 	req.Header.Set("Authorization", "Bearer "+strings.TrimSpace(string(token)))
 	resp, err := t.client.Do(req)
+	if untrusted := (*tls.CertificateVerificationError)(nil); errors.As(err, &untrusted) {
+		if learnErr := t.learnCA(ctx); learnErr != nil {
+			err = fmt.Errorf("%w; %w", err, learnErr)
+		}
+	}
 	if err != nil {
 		return ticket.Ticket{}, fmt.Errorf("ask for a ticket: %w", err)
 	}
@@ -315,6 +325,63 @@ func (t *tickets) fetch(ctx context.Context) (ticket.Ticket, error) {
 	// wrong must not take every ticket for expired.
 	fresh.Issued, fresh.Expires = asked, asked.Add(fresh.Expires.Sub(fresh.Issued))
 	return fresh, nil
+}
+
+// learnCA trusts the certificates at the store from the next try on, beside those that the pod was
+// made with: shiplog may have been installed anew since, and then it has a CA of its own. Who can
+// write them there holds the store's keys, and could read every log.
+func (t *tickets) learnCA(ctx context.Context) error {
+	t.mu.Lock()
+	from, storeCA := t.caURL, t.storeCA
+	t.mu.Unlock()
+	if from == "" || t.caBundle == "" {
+		return errors.New("no earlier ticket says where its CA is")
+	}
+	bundle, err := fetchCA(ctx, from, storeCA)
+	if err != nil {
+		return fmt.Errorf("get its CA from the store: %w", err)
+	}
+	client, err := newHTTPClient(t.caBundle + "\n" + bundle)
+	if err != nil {
+		return fmt.Errorf("get its CA from the store: %w", err)
+	}
+	t.client.CloseIdleConnections()
+	t.client = client
+	t.log.Info("the ticket service may have another CA; read it from the store")
+	return nil
+}
+
+// fetchCA gets the certificates at a signed address.
+func fetchCA(ctx context.Context, from, storeCA string) (string, error) {
+	client, err := newHTTPClient(storeCA)
+	if err != nil {
+		return "", err
+	}
+	defer client.CloseIdleConnections()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, from, http.NoBody)
+	if err != nil {
+		return "", errors.New("the address is none")
+	}
+	resp, err := client.Do(req)
+	if told := (*url.Error)(nil); errors.As(err, &told) {
+		return "", told.Err // without the address, which is signed
+	}
+	if err != nil {
+		return "", err
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(io.LimitReader(resp.Body, ticket.MaxCABundle+1))
+	switch {
+	case err != nil:
+		return "", err
+	case resp.StatusCode != http.StatusOK:
+		return "", errors.New(resp.Status)
+	case len(b) > ticket.MaxCABundle:
+		return "", fmt.Errorf("it is longer than %d bytes", ticket.MaxCABundle)
+	case !x509.NewCertPool().AppendCertsFromPEM(b):
+		return "", errors.New("there is no PEM certificate in it")
+	}
+	return string(b), nil
 }
 
 // newHTTPClient trusts the given certificates, or the system's if there are none. It follows no redirect: neither S3 nor the ticket service is elsewhere than where we were told,

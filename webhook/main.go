@@ -222,6 +222,8 @@ func run(ctx, leaving context.Context, o options, registry ctrlmetrics.Registere
 	group.Go(func() error { pods.run(serving); return nil })
 	group.Go(func() error { fits.run(serving); return nil })
 	group.Go(func() error { runs.run(serving); return nil })
+	publisher := &caPublisher{read: func() (string, error) { return readCABundle(o.caFile) }, store: store, log: log}
+	group.Go(func() error { publisher.run(serving); return nil })
 	group.Go(func() error {
 		if err := side.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
 			return fmt.Errorf("serve metrics and health: %w", err)

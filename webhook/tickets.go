@@ -38,6 +38,7 @@ import (
 type uploadStore interface {
 	Put(ctx context.Context, key string, body []byte) error
 	SignUpload(ctx context.Context, prefix string, maxBytes int64, lifetime time.Duration) (ticket.Ticket, error)
+	SignDownload(ctx context.Context, key string, lifetime time.Duration) (string, error)
 }
 
 // ticketConfig configures the ticket service. Only REST and Store have no default.
@@ -266,6 +267,9 @@ func (s *ticketService) serve(ctx context.Context, r *http.Request) (boundPod, t
 	}
 	t, err := s.cfg.Store.SignUpload(ctx, owned.pod.Prefix(), s.cfg.MaxBytes, s.cfg.Lifetime)
 	if err != nil {
+		return fail(&refusedError{refusedStoreDown, "no upload ticket could be signed", err})
+	}
+	if t.CAURL, err = s.cfg.Store.SignDownload(ctx, layout.CAKey, t.Expires.Sub(t.Issued)); err != nil {
 		return fail(&refusedError{refusedStoreDown, "no upload ticket could be signed", err})
 	}
 	if s.cfg.Issued != nil {

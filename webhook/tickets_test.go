@@ -284,6 +284,10 @@ func (m *memoryStore) SignUpload(_ context.Context, prefix string, maxBytes int6
 	}, nil
 }
 
+func (m *memoryStore) SignDownload(_ context.Context, key string, _ time.Duration) (string, error) {
+	return "https://s3.example.com/bucket/" + key, nil
+}
+
 // service is a ticket service under test.
 type service struct {
 	*ticketService

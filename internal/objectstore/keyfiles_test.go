@@ -2,6 +2,7 @@ package objectstore_test
 
 import (
 	"encoding/pem"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"net/http/httputil"
@@ -183,6 +184,55 @@ func TestKeyFiles(t *testing.T) {
 			}
 			if token := tk.Fields["X-Amz-Security-Token"]; token != c.files["AWS_SESSION_TOKEN"] {
 				t.Errorf("session token %q", token)
+			}
+		})
+	}
+}
+
+// TestSignDownload: whoever has the address reads that object, until it expires, and does nothing else.
+func TestSignDownload(t *testing.T) {
+	for _, server := range s3test.Servers {
+		t.Run(string(server), func(t *testing.T) {
+			config := s3test.Start(t, server)
+			config.Prefix = "some/prefix"
+			store, err := objectstore.New(t.Context(), config)
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(store.Close)
+			for _, key := range []string{"v1-service/ca.pem", "v1/other"} {
+				if err := store.Put(t.Context(), key, []byte("text of "+key)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			address, err := store.SignDownload(t.Context(), "v1-service/ca.pem", 30*24*time.Hour) // longer than S3 allows
+			if err != nil {
+				t.Fatal(err)
+			}
+			client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+			for name, c := range map[string]struct {
+				method, address string
+				status          int
+			}{
+				"get":                {http.MethodGet, address, http.StatusOK},
+				"put":                {http.MethodPut, address, http.StatusForbidden},
+				"delete":             {http.MethodDelete, address, http.StatusForbidden},
+				"another object":     {http.MethodGet, strings.Replace(address, "v1-service/ca.pem", "v1/other", 1), http.StatusForbidden},
+				"without the prefix": {http.MethodGet, strings.Replace(address, "some/prefix/", "", 1), http.StatusForbidden},
+			} {
+				req, err := http.NewRequestWithContext(t.Context(), c.method, c.address, nil)
+				if err != nil {
+					t.Fatal(err)
+				}
+				resp, err := client.Do(req)
+				if err != nil {
+					t.Fatal(err)
+				}
+				body, err := io.ReadAll(resp.Body)
+				resp.Body.Close()
+				if err != nil || resp.StatusCode != c.status || (c.status == http.StatusOK) != (string(body) == "text of v1-service/ca.pem") {
+					t.Errorf("%s: status %d, want %d: %s, %v", name, resp.StatusCode, c.status, body, err)
+				}
 			}
 		})
 	}

@@ -22,6 +22,9 @@ var ErrCredentialsExpire = errors.New("credentials are about to expire")
 
 var errNoCredentials = errors.New("no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the pod an identity")
 
+// maxDownload is the longest life of a signed address that S3 allows.
+const maxDownload = 7 * 24 * time.Hour
+
 // credentialsReserve is the rest of their life at which credentials are asked for anew before they sign.
 const credentialsReserve = 10 * time.Minute
 
@@ -77,6 +80,26 @@ func (s *Store) SignUpload(ctx context.Context, prefix string, maxBytes int64, l
 		URL: signed.URL, Fields: fields, Prefix: full, MaxBytes: maxBytes, Issued: issued, Expires: expires, CABundle: s.caBundle,
 	}
 	return t, t.Validate()
+}
+
+// SignDownload makes an address at which one object can be had with a GET, for the lifetime or until
+// the store's own credentials expire, whichever is first. Signing needs no request to the store.
+func (s *Store) SignDownload(ctx context.Context, key string, lifetime time.Duration) (string, error) {
+	creds, err := s.signingCredentials(ctx)
+	if err != nil {
+		return "", s.fail("sign a download of", key, err)
+	}
+	client := s3.NewPresignClient(s.client, s3.WithPresignClientFromClientOptions(func(o *s3.Options) {
+		o.Credentials = credentials.StaticCredentialsProvider{Value: creds}
+		// Else a header for it would be signed, which whoever has the address would have to send.
+		o.ResponseChecksumValidation = aws.ResponseChecksumValidationWhenRequired
+	}))
+	in := &s3.GetObjectInput{Bucket: &s.cfg.Bucket, Key: aws.String(s.prefix + key)}
+	signed, err := client.PresignGetObject(ctx, in, s3.WithPresignExpires(min(lifetime, maxDownload)))
+	if err != nil {
+		return "", s.fail("sign a download of", key, err)
+	}
+	return signed.URL, nil
 }
 
 // signingCredentials returns credentials that last, if they can be had: a ticket dies with the credentials that signed it, and the SDK hands out

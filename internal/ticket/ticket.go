@@ -45,6 +45,9 @@ type Ticket struct {
 	Expires time.Time `json:"expires"`
 	// CABundle holds PEM certificates that sign the store's certificate; empty means the system's roots.
 	CABundle string `json:"caBundle,omitempty"`
+	// CAURL is where, at the store and for as long as the ticket lives, the certificates can be had
+	// that sign the ticket service's certificate now. Empty means nowhere.
+	CAURL string `json:"caURL,omitempty"`
 }
 
 // Refusal is the JSON body of the ticket service's error answers.
@@ -67,10 +70,11 @@ func Decode(b []byte) (Ticket, error) {
 
 // Validate says whether the ticket is whole. It does not look at the time.
 func (t Ticket) Validate() error {
-	u, err := url.Parse(t.URL)
 	switch {
-	case err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "":
+	case !isAddress(t.URL):
 		return fmt.Errorf("ticket: url %q is not an http(s) address", t.URL)
+	case t.CAURL != "" && !isAddress(t.CAURL):
+		return errors.New("ticket: caURL is not an http(s) address")
 	case len(t.Fields) == 0:
 		return errors.New("ticket: no form fields")
 	case !strings.HasSuffix(t.Prefix, "/"):
@@ -83,6 +87,11 @@ func (t Ticket) Validate() error {
 		return fmt.Errorf("ticket: expires %s, not after it was issued at %s", t.Expires, t.Issued)
 	}
 	return nil
+}
+
+func isAddress(text string) bool {
+	u, err := url.Parse(text)
+	return err == nil && (u.Scheme == "http" || u.Scheme == "https") && u.Host != ""
 }
 
 // NewRequest makes the request that uploads body as the object Prefix+name. The request's body can be sent again (GetBody is set), and its length is
