@@ -181,3 +181,28 @@ func TestCAAddressIsNotLogged(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 }
+
+// TestStoreCARolled: an old ticket has the certificates of a CA that does not sign the store's any more.
+func TestStoreCARolled(t *testing.T) {
+	old, next := newAuthority(t), newAuthority(t)
+	f := newFakeServer(t)
+	store := httptest.NewUnstartedServer(http.HandlerFunc(f.serveUpload))
+	store.TLS = &tls.Config{Certificates: []tls.Certificate{next.serving()}}
+	store.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError) // of connections that are refused
+	store.StartTLS()
+	defer store.Close()
+	f.bundle, f.storeURL = next.pem(), store.URL
+	p := newPod(t, f, "step-a")
+	p.write("step-a", spool.LogName(0), lines(0, 10))
+	s := p.shipper()
+	defer s.close()
+	s.tickets.use(ticket.Ticket{
+		URL: store.URL + "/bucket", Fields: map[string]string{"policy": "0", "x-amz-signature": "s"}, Prefix: podPrefix, MaxBytes: 1 << 20,
+		Issued: time.Now().Add(-time.Hour), Expires: time.Now().Add(5 * time.Hour), CABundle: old.pem(),
+	})
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if err := s.drain(ctx); err != nil || !bytes.Equal(f.log("step-a"), lines(0, 10)) {
+		t.Errorf("the log is not there: %v\n%s", err, p.logged)
+	}
+}

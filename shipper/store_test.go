@@ -48,6 +48,7 @@ type fakeServer struct {
 	generation  int // of the ticket that is good
 	maxBytes    int64
 	lifetime    time.Duration
+	storeURL    string // in a ticket, where it is not this server
 	bundle      string // the certificates in a ticket
 	ca          string // those of the ticket service, where they are published
 	// ticketFault and putFault answer instead of the server when they return true; n counts from 1. With stored, the object was kept before.
@@ -88,7 +89,7 @@ func (f *fakeServer) serveTicket(w http.ResponseWriter, r *http.Request) {
 	}
 	now := time.Now()
 	_ = json.NewEncoder(w).Encode(ticket.Ticket{
-		URL: f.URL + "/bucket", Fields: map[string]string{"policy": fmt.Sprint(f.generation), "x-amz-signature": "s"},
+		URL: cmp.Or(f.storeURL, f.URL) + "/bucket", Fields: map[string]string{"policy": fmt.Sprint(f.generation), "x-amz-signature": "s"},
 		Prefix: podPrefix, MaxBytes: f.maxBytes, Issued: now, Expires: now.Add(f.lifetime),
 		CABundle: f.bundle, CAURL: f.URL + "/bucket/ca.pem",
 	})

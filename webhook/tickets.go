@@ -197,7 +197,8 @@ func newTicketService(cfg ticketConfig) (*ticketService, error) {
 	s := &ticketService{
 		cfg: cfg, core: core, tekton: tekton,
 		keys: &tokenKeys{log: cfg.Log, get: func(ctx context.Context) ([]byte, error) {
-			return core.AuthenticationV1().RESTClient().Get().AbsPath(keysPath).DoRaw(ctx)
+			// It comes in no other form, and not with what the client accepts otherwise.
+			return core.AuthenticationV1().RESTClient().Get().AbsPath(keysPath).SetHeader("Accept", "application/jwk-set+json").DoRaw(ctx)
 		}},
 		slots:   make(chan struct{}, cfg.Concurrency),
 		doubted: make(chan struct{}, cfg.Doubtful),

@@ -163,6 +163,10 @@ func (f *fakeAPI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if r.URL.Path == keysPath && r.Method == http.MethodGet {
+		if r.Header.Get("Accept") != "application/jwk-set+json" {
+			failure(http.StatusNotAcceptable, "NotAcceptable")
+			return
+		}
 		w.Header().Set("Content-Type", "application/jwk-set+json")
 		_, _ = w.Write(apiSigner.keySet())
 		return
