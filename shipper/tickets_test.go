@@ -72,7 +72,9 @@ func TestTicketsOfAStoreThatRefuses(t *testing.T) {
 			if err := put(phase.life); !errors.Is(err, context.DeadlineExceeded) {
 				t.Fatal(err)
 			}
-			if n := f.calls() - before; n > phase.most {
+			n := f.calls() - before
+			t.Logf("%d tickets in %s", n, phase.life)
+			if n > phase.most {
 				t.Errorf("%d tickets in %s, want no more than %d", n, phase.life, phase.most)
 			}
 		}
@@ -206,7 +208,9 @@ func TestTicketServiceInTrouble(t *testing.T) {
 		if _, err := s.tickets.get(ctx); !errors.Is(err, context.DeadlineExceeded) {
 			t.Fatal(err)
 		}
-		if n := f.calls(); n > 200 {
+		n := f.calls()
+		t.Logf("%d requests in an hour", n)
+		if n > 200 {
 			t.Errorf("%d requests in an hour", n)
 		}
 		f.set(func() { f.ticketFault = nil })
