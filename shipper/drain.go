@@ -34,14 +34,10 @@ func (s *shipper) drain(ctx context.Context) error {
 	}
 	begin := time.Now()
 	s.tickets.hurry()
-	err := s.tickets.first(ctx, firstTicketPatience)
-	if unheard := (*unheardError)(nil); errors.As(err, &unheard) {
+	if err := s.tickets.first(ctx, firstTicketPatience); err != nil {
 		s.log.Error("the logs of this pod are lost: it never had an upload ticket",
 			"containers", s.config.Containers, "archiveBytes", s.backlog(), "error", err)
 		return nil
-	}
-	if err != nil {
-		return err
 	}
 	var errs []error
 	for left := s.logs; len(left) > 0; {
@@ -64,7 +60,7 @@ func (s *shipper) drain(ctx context.Context) error {
 			break
 		}
 	}
-	err = errors.Join(errs...)
+	err := errors.Join(errs...)
 	if err == nil {
 		s.log.Info("drained", "logs", len(s.logs), "took", time.Since(begin).Round(time.Millisecond))
 	}

@@ -205,8 +205,8 @@ func (t *tickets) hurries() bool {
 	}
 }
 
-// first waits for the pod's first ticket, if it never had one. When the patience is over it returns
-// an *unheardError, unless the ticket service has answered that there may be a ticket later.
+// first waits for the pod's first ticket, if it never had one: until the context ends, where the
+// ticket service has answered that there may be a ticket later, and otherwise for so long.
 func (t *tickets) first(ctx context.Context, patience time.Duration) error {
 	timer := time.NewTimer(patience)
 	defer timer.Stop()
@@ -223,7 +223,7 @@ func (t *tickets) first(ctx context.Context, patience time.Duration) error {
 		case <-timer.C:
 			_, last := t.heard()
 			if later := (*laterError)(nil); !errors.As(last, &later) {
-				return &unheardError{patience, last}
+				return fmt.Errorf("no upload ticket in the pod's life, nor in %s after it: %w", patience, last)
 			}
 			timer.Reset(time.Second)
 		}
@@ -241,18 +241,6 @@ func (t *tickets) heard() (had bool, last error) {
 type laterError struct{ error }
 
 func (e *laterError) Unwrap() error { return e.error }
-
-// unheardError says that the ticket service has never answered with a ticket.
-type unheardError struct {
-	patience time.Duration
-	last     error
-}
-
-func (e *unheardError) Error() string {
-	return fmt.Sprintf("no upload ticket in the pod's life, nor in %s after it: %v", e.patience, e.last)
-}
-
-func (e *unheardError) Unwrap() error { return e.last }
 
 // use makes a ticket the current one. The moment of its renewal is drawn by lot: pods that began together must not come back together.
 func (t *tickets) use(fresh ticket.Ticket) {

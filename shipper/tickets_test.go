@@ -252,7 +252,7 @@ func TestDrainWithoutTicket(t *testing.T) {
 		},
 		"refused":                          {fault: status(403, `{"reason":"not-injected"}`), held: firstTicketPatience, lost: true},
 		"another server's 503":             {fault: status(503, "no healthy upstream"), held: firstTicketPatience, lost: true},
-		"the store is down":                {fault: unavailable, held: grace},
+		"the store is down":                {fault: unavailable, held: grace, lost: true},
 		"the store is down, with a ticket": {fault: unavailable, had: true, held: grace},
 		"refused, but had a ticket":        {fault: status(403, `{"reason":"x"}`), had: true, held: grace},
 		"the service is made anew meanwhile": {fault: func(n int, w http.ResponseWriter) bool {
@@ -288,7 +288,7 @@ func TestDrainWithoutTicket(t *testing.T) {
 				if held < tc.held || held > tc.held+5*time.Second {
 					t.Errorf("held the pod for %s, want %s", held, tc.held)
 				}
-				if killed := errors.Is(err, context.DeadlineExceeded); killed != (tc.held == grace) || err != nil && !killed {
+				if killed := errors.Is(err, context.DeadlineExceeded); killed != (tc.held == grace && tc.had) || err != nil && !killed {
 					t.Errorf("ended with %v", err)
 				}
 			})
