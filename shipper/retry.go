@@ -21,7 +21,8 @@ type retrier struct {
 	log *slog.Logger
 	// most is the longest backoff; 0 means maxBackoff.
 	most time.Duration
-	// hurry, where it is closed, ends the wait that is under way, and most is maxBackoff from then on.
+	// hurry, where it is closed, ends the wait that is under way, and most is maxBackoff from then
+	// on.
 	hurry <-chan struct{}
 }
 
@@ -31,7 +32,8 @@ type backoff time.Duration
 // next returns how long to wait for what waits no longer than maxBackoff.
 func (b *backoff) next() time.Duration { return b.within(firstBackoff, maxBackoff) }
 
-// within returns how long to wait. Full jitter: the shippers of many pods must not come back in step.
+// within returns how long to wait. Full jitter: the shippers of many pods must not come back in
+// step.
 func (b *backoff) within(first, longest time.Duration) time.Duration {
 	most := min(max(time.Duration(*b), first), longest)
 	*b = backoff(min(2*most, longest))

@@ -89,7 +89,8 @@ func (f *fakeServer) serveTicket(w http.ResponseWriter, r *http.Request) {
 	}
 	now := time.Now()
 	_ = json.NewEncoder(w).Encode(ticket.Ticket{
-		URL: cmp.Or(f.storeURL, f.URL) + "/bucket", Fields: map[string]string{"policy": fmt.Sprint(f.generation), "x-amz-signature": "s"},
+		URL:    cmp.Or(f.storeURL, f.URL) + "/bucket",
+		Fields: map[string]string{"policy": fmt.Sprint(f.generation), "x-amz-signature": "s"},
 		Prefix: podPrefix, MaxBytes: f.maxBytes, Issued: now, Expires: now.Add(f.lifetime),
 		CABundle: f.bundle, CAURL: f.URL + "/bucket/ca.pem",
 	})

@@ -61,14 +61,17 @@ const (
 	firstRefusalWait, maxRefusalWait = 10 * time.Second, 5 * time.Minute
 )
 
-func newTickets(address, caBundle, tokenFile, cacheFile string, log *slog.Logger) (*tickets, error) {
+func newTickets(
+	address, caBundle, tokenFile, cacheFile string, log *slog.Logger,
+) (*tickets, error) {
 	client, err := newHTTPClient(caBundle)
 	if err != nil {
 		return nil, fmt.Errorf("ticket service: %w", err)
 	}
 	hurried := make(chan struct{})
 	t := &tickets{
-		url: address, tokenFile: tokenFile, cacheFile: cacheFile, caBundle: caBundle, client: client, hurried: hurried,
+		url: address, tokenFile: tokenFile, cacheFile: cacheFile,
+		caBundle: caBundle, client: client, hurried: hurried,
 		retry: retrier{log: log, most: maxServiceBackoff, hurry: hurried}, log: log,
 	}
 	t.last = errors.New("the ticket service could not be reached yet")
@@ -223,7 +226,8 @@ func (t *tickets) first(ctx context.Context, patience time.Duration) error {
 		case <-timer.C:
 			_, last := t.heard()
 			if later := (*laterError)(nil); !errors.As(last, &later) {
-				return fmt.Errorf("no upload ticket in the pod's life, nor in %s after it: %w", patience, last)
+				return fmt.Errorf("no upload ticket in the pod's life, nor in %s after it: %w",
+					patience, last)
 			}
 			timer.Reset(time.Second)
 		}
@@ -275,11 +279,12 @@ func (t *tickets) fetch(ctx context.Context) (ticket.Ticket, error) {
 		return ticket.Ticket{}, fmt.Errorf("ask for a ticket: %w", err)
 	}
 	// Who takes the request can be reached, and is to have the time to answer.
-	req = req.WithContext(httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{WroteRequest: func(wrote httptrace.WroteRequestInfo) {
-		if wrote.Err == nil {
+	wrote := func(info httptrace.WroteRequestInfo) {
+		if info.Err == nil {
 			t.hear(&laterError{errors.New("ask for a ticket: no answer yet")})
 		}
-	}}))
+	}
+	req = req.WithContext(httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{WroteRequest: wrote}))
 	asked := time.Now()
 	req.Header.Set("Authorization", "Bearer "+strings.TrimSpace(string(token)))
 	resp, err := t.client.Do(req)
@@ -292,7 +297,7 @@ func (t *tickets) fetch(ctx context.Context) (ticket.Ticket, error) {
 		return ticket.Ticket{}, fmt.Errorf("ask for a ticket: %w", err)
 	}
 	defer resp.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(resp.Body, ticket.MaxEncoded+1)) // one more than Decode takes
+	body, err := io.ReadAll(io.LimitReader(resp.Body, ticket.MaxEncoded+1)) // more than Decode takes
 	if err != nil {
 		return ticket.Ticket{}, fmt.Errorf("ask for a ticket: %w", err)
 	}
@@ -300,7 +305,8 @@ func (t *tickets) fetch(ctx context.Context) (ticket.Ticket, error) {
 		var refusal ticket.Refusal
 		_ = json.Unmarshal(body, &refusal) // without it the status still says enough
 		err := fmt.Errorf("ask for a ticket: %s: %s %s", resp.Status, refusal.Reason, refusal.Message)
-		if resp.StatusCode == http.StatusServiceUnavailable && refusal.Reason != "" { // a proxy's 503 has none
+		// A proxy's 503 has no reason.
+		if resp.StatusCode == http.StatusServiceUnavailable && refusal.Reason != "" {
 			err = &laterError{err}
 		}
 		return ticket.Ticket{}, withRetryAfter(resp, err)

@@ -50,8 +50,8 @@ func (f *fakeServer) refuseUploads(refuse bool) {
 	})
 }
 
-// TestTicketsOfAStoreThatRefuses: a store that answers 403 costs the ticket service next to nothing,
-// and what it refused is there soon after it takes it again.
+// TestTicketsOfAStoreThatRefuses: a store that answers 403 costs the ticket service next to
+// nothing, and what it refused is there soon after it takes it again.
 func TestTicketsOfAStoreThatRefuses(t *testing.T) {
 	f := newFakeServer(t)
 	f.refuseUploads(true)
@@ -89,18 +89,21 @@ func TestTicketsOfAStoreThatRefuses(t *testing.T) {
 
 // TestRefusedTicket: what becomes of a ticket that the store refuses.
 func TestRefusedTicket(t *testing.T) {
-	const life = 6 * time.Hour
+	const (
+		life        = 6 * time.Hour
+		least, most = firstRefusalWait / 10, firstRefusalWait * 11 / 10
+	)
 	for name, tc := range map[string]struct {
 		age         time.Duration // of the ticket when it is refused
 		life        time.Duration
 		hurried     bool
 		least, most time.Duration // until the next one is asked for
 	}{
-		"fresh":                     {time.Second, life, false, firstRefusalWait / 10, firstRefusalWait * 11 / 10},
-		"from a clock that is slow": {-time.Hour, life, false, firstRefusalWait / 10, firstRefusalWait * 11 / 10},
+		"fresh":                     {time.Second, life, false, least, most},
+		"from a clock that is slow": {-time.Hour, life, false, least, most},
 		"old":                       {maxRefusalWait, life, false, 0, 0},
 		"near its end":              {4 * time.Minute, 5 * time.Minute, false, 0, 0},
-		"short-lived and fresh":     {time.Second, 5 * time.Minute, false, firstRefusalWait / 10, firstRefusalWait * 11 / 10},
+		"short-lived and fresh":     {time.Second, 5 * time.Minute, false, least, most},
 		"fresh, at the pod's end":   {time.Second, life, true, 0, time.Second},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -154,7 +157,9 @@ func TestKeyIsGone(t *testing.T) {
 				defer s.close()
 				issued := time.Now().Add(-time.Hour)
 				s.tickets.use(ticket.Ticket{
-					URL: f.URL + "/bucket", Fields: map[string]string{"policy": "0", "x-amz-signature": "s"}, Prefix: podPrefix, MaxBytes: 1 << 20,
+					URL:    f.URL + "/bucket",
+					Fields: map[string]string{"policy": "0", "x-amz-signature": "s"},
+					Prefix: podPrefix, MaxBytes: 1 << 20,
 					Issued: issued, Expires: issued.Add(6 * time.Hour),
 				})
 				ctx, cancel := context.WithTimeout(t.Context(), time.Second)
@@ -243,18 +248,28 @@ func TestDrainWithoutTicket(t *testing.T) {
 		lost  bool
 	}{
 		"a name that is not found": {
-			dial: func(context.Context) error { return &net.DNSError{Err: "no such host", IsNotFound: true} },
+			dial: func(context.Context) error {
+				return &net.DNSError{Err: "no such host", IsNotFound: true}
+			},
 			held: firstTicketPatience, lost: true,
 		},
 		"no answer": {
 			dial: func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() },
 			held: firstTicketPatience, lost: true,
 		},
-		"refused":                          {fault: status(403, `{"reason":"not-injected"}`), held: firstTicketPatience, lost: true},
-		"another server's 503":             {fault: status(503, "no healthy upstream"), held: firstTicketPatience, lost: true},
+		"refused": {
+			fault: status(403, `{"reason":"not-injected"}`),
+			held:  firstTicketPatience, lost: true,
+		},
+		"another server's 503": {
+			fault: status(503, "no healthy upstream"),
+			held:  firstTicketPatience, lost: true,
+		},
 		"the store is down":                {fault: unavailable, held: grace, lost: true},
 		"the store is down, with a ticket": {fault: unavailable, had: true, held: grace},
-		"refused, but had a ticket":        {fault: status(403, `{"reason":"x"}`), had: true, held: grace},
+		"refused, but had a ticket": {
+			fault: status(403, `{"reason":"x"}`), had: true, held: grace,
+		},
 		"the service is made anew meanwhile": {fault: func(n int, w http.ResponseWriter) bool {
 			if n <= 6 {
 				cut(w)
@@ -272,9 +287,8 @@ func TestDrainWithoutTicket(t *testing.T) {
 				s := p.quickShipper()
 				defer s.close()
 				if tc.dial != nil {
-					s.tickets.client.Transport.(*http.Transport).DialContext = func(ctx context.Context, _, _ string) (net.Conn, error) {
-						return nil, tc.dial(ctx)
-					}
+					dial := func(ctx context.Context, _, _ string) (net.Conn, error) { return nil, tc.dial(ctx) }
+					s.tickets.client.Transport.(*http.Transport).DialContext = dial
 				}
 				if tc.had {
 					issued := time.Now().Add(-time.Hour)
@@ -288,7 +302,8 @@ func TestDrainWithoutTicket(t *testing.T) {
 				if held < tc.held || held > tc.held+5*time.Second {
 					t.Errorf("held the pod for %s, want %s", held, tc.held)
 				}
-				if killed := errors.Is(err, context.DeadlineExceeded); killed != (tc.held == grace && tc.had) || err != nil && !killed {
+				killed := errors.Is(err, context.DeadlineExceeded)
+				if killed != (tc.held == grace && tc.had) || err != nil && !killed {
 					t.Errorf("ended with %v", err)
 				}
 			})
@@ -296,7 +311,8 @@ func TestDrainWithoutTicket(t *testing.T) {
 			if told := p.messages(says) == 1; told != tc.lost {
 				t.Errorf("says what is lost: %v, want %v:\n%s", told, tc.lost, p.logged)
 			}
-			if tc.lost && !strings.Contains(p.logged.String(), `"containers":["step-a","step-b"],"archiveBytes":`) {
+			const of = `"containers":["step-a","step-b"],"archiveBytes":`
+			if tc.lost && !strings.Contains(p.logged.String(), of) {
 				t.Errorf("does not say what of:\n%s", p.logged)
 			}
 			if tc.held == 0 && !bytes.Equal(f.log("step-a"), lines(0, 10)) {
@@ -322,7 +338,8 @@ func TestLargeTicket(t *testing.T) {
 			f := newFakeServer(t)
 			f.bundle = strings.Repeat("-----CERT\n", tc.bundle/10+1)[:tc.bundle]
 			p := newPod(t, f, "step-a")
-			tickets, err := newTickets(p.config.TicketURL, "", p.token, t.TempDir()+"/ticket", slog.New(slog.DiscardHandler))
+			log := slog.New(slog.DiscardHandler)
+			tickets, err := newTickets(p.config.TicketURL, "", p.token, t.TempDir()+"/ticket", log)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -71,7 +71,9 @@ func (u *uploader) try(ctx context.Context, name string, body []byte) error {
 		u.tickets.accept(t)
 		return nil
 	// Versity S3 Gateway says 404 of a key that is gone. So is a bucket, which a ticket cannot help.
-	case resp.StatusCode == http.StatusUnauthorized, resp.StatusCode == http.StatusForbidden, resp.StatusCode == http.StatusNotFound,
+	case resp.StatusCode == http.StatusUnauthorized,
+		resp.StatusCode == http.StatusForbidden,
+		resp.StatusCode == http.StatusNotFound,
 		bytes.Contains(text, []byte("<Code>ExpiredToken</Code>")):
 		u.tickets.refuse(t)
 	case aboutTheObject(resp.StatusCode):

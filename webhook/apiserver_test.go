@@ -161,24 +161,32 @@ func TestOnAPIServer(t *testing.T) {
 	t.Run("a webhook behind ours", func(t *testing.T) { webhooksBehindOurs(t, api) })
 }
 
-// tokensAreTold: the webhook's rights let it have the API server's keys, and with them it knows which
-// tokens the API server has signed.
+// tokensAreTold: the webhook's rights let it have the API server's keys, and with them it knows
+// which tokens the API server has signed.
 func tokensAreTold(t *testing.T, api realAPI) {
 	api.namespace(t, "tokens")
 	pod, err := api.create(t.Context(), "tokens", &corev1.Pod{
 		ObjectMeta: metav1.ObjectMeta{Name: "p"},
-		Spec:       corev1.PodSpec{ServiceAccountName: "builder", Containers: []corev1.Container{{Name: "c", Image: "i"}}},
+		Spec: corev1.PodSpec{
+			ServiceAccountName: "builder",
+			Containers:         []corev1.Container{{Name: "c", Image: "i"}},
+		},
 	}, false)
 	if err != nil {
 		t.Fatal(err)
 	}
 	issue := func(audience string, bound bool) string {
 		t.Helper()
-		request := &authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{Audiences: []string{audience}, ExpirationSeconds: ptr.To[int64](tokenSeconds)}}
+		request := &authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{
+			Audiences: []string{audience}, ExpirationSeconds: ptr.To[int64](tokenSeconds),
+		}}
 		if bound {
-			request.Spec.BoundObjectRef = &authenticationv1.BoundObjectReference{Kind: "Pod", APIVersion: "v1", Name: pod.Name, UID: pod.UID}
+			request.Spec.BoundObjectRef = &authenticationv1.BoundObjectReference{
+				Kind: "Pod", APIVersion: "v1", Name: pod.Name, UID: pod.UID,
+			}
 		}
-		answer, err := api.Core.CoreV1().ServiceAccounts("tokens").CreateToken(t.Context(), "builder", request, metav1.CreateOptions{})
+		accounts := api.Core.CoreV1().ServiceAccounts("tokens")
+		answer, err := accounts.CreateToken(t.Context(), "builder", request, metav1.CreateOptions{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -186,12 +194,13 @@ func tokensAreTold(t *testing.T, api realAPI) {
 	}
 	var log strings.Builder // requests come one after the other
 	s, err := newTicketService(ticketConfig{
-		REST: api.asWebhook(t), Store: &memoryStore{}, Metrics: prometheus.NewRegistry(), Log: slog.New(slog.NewTextHandler(&log, nil)),
+		REST: api.asWebhook(t), Store: &memoryStore{}, Metrics: prometheus.NewRegistry(),
+		Log: slog.New(slog.NewTextHandler(&log, nil)),
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	good := issue(contract.Audience, true)
+	good, want := issue(contract.Audience, true), boundPod{"tokens", "p", string(pod.UID)}
 	for name, c := range map[string]struct {
 		token  string
 		reason refusal
@@ -205,14 +214,14 @@ func tokensAreTold(t *testing.T, api realAPI) {
 		got, proven, err := s.keys.look(t.Context(), c.token)
 		var refused *refusedError
 		switch {
-		case c.reason == "" && (err != nil || !proven || got != boundPod{"tokens", "p", string(pod.UID)}):
+		case c.reason == "" && (err != nil || !proven || got != want):
 			t.Errorf("%s: %+v, proven %v, %v\n%s", name, got, proven, err, log.String())
 		case c.reason != "" && (!errors.As(err, &refused) || refused.reason != c.reason):
 			t.Errorf("%s: error %v, want %s", name, err, c.reason)
 		}
 	}
 	// What is looked at before says the same as the API server.
-	if reviewed, err := s.reviewToken(t.Context(), good); err != nil || reviewed != (boundPod{"tokens", "p", string(pod.UID)}) {
+	if reviewed, err := s.reviewToken(t.Context(), good); err != nil || reviewed != want {
 		t.Errorf("reviewed: %+v, %v", reviewed, err)
 	}
 }

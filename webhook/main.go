@@ -222,7 +222,8 @@ func run(ctx, leaving context.Context, o options, registry ctrlmetrics.Registere
 	group.Go(func() error { pods.run(serving); return nil })
 	group.Go(func() error { fits.run(serving); return nil })
 	group.Go(func() error { runs.run(serving); return nil })
-	publisher := &caPublisher{read: func() (string, error) { return readCABundle(o.caFile) }, store: store, log: log}
+	readCA := func() (string, error) { return readCABundle(o.caFile) }
+	publisher := &caPublisher{read: readCA, store: store, log: log}
 	group.Go(func() error { publisher.run(serving); return nil })
 	group.Go(func() error {
 		if err := side.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
@@ -234,8 +235,8 @@ func run(ctx, leaving context.Context, o options, registry ctrlmetrics.Registere
 	return group.Wait()
 }
 
-// checkCABundle says whether pods can carry the CA that shippers trust. That it cannot be read may be
-// over by the time that a pod comes, when it is read again.
+// checkCABundle says whether pods can carry the CA that shippers trust. That it cannot be read may
+// be over by the time that a pod comes, when it is read again.
 func checkCABundle(o options) error {
 	bundle, err := readCABundle(o.caFile)
 	if err != nil {

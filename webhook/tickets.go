@@ -163,8 +163,10 @@ func newTicketService(cfg ticketConfig) (*ticketService, error) {
 	if cfg.REST == nil || cfg.Store == nil {
 		return nil, errors.New("ticket service: no cluster or no store")
 	}
-	if cfg.Lifetime < 0 || cfg.MaxBytes < 0 || cfg.Concurrency < 0 || cfg.Doubtful < 0 || cfg.Burst < 0 || cfg.Timeout < 0 {
-		return nil, fmt.Errorf("ticket service: lifetime %s, largest object %d, concurrency %d and %d, burst %d and timeout %s must not be negative",
+	if cfg.Lifetime < 0 || cfg.MaxBytes < 0 || cfg.Timeout < 0 ||
+		cfg.Concurrency < 0 || cfg.Doubtful < 0 || cfg.Burst < 0 {
+		return nil, fmt.Errorf("ticket service: lifetime %s, largest object %d, "+
+			"concurrency %d and %d, burst %d and timeout %s must not be negative",
 			cfg.Lifetime, cfg.MaxBytes, cfg.Concurrency, cfg.Doubtful, cfg.Burst, cfg.Timeout)
 	}
 	cfg.Lifetime = cmp.Or(cfg.Lifetime, 6*time.Hour)
@@ -198,7 +200,8 @@ func newTicketService(cfg ticketConfig) (*ticketService, error) {
 		cfg: cfg, core: core, tekton: tekton,
 		keys: &tokenKeys{log: cfg.Log, get: func(ctx context.Context) ([]byte, error) {
 			// It comes in no other form, and not with what the client accepts otherwise.
-			return core.AuthenticationV1().RESTClient().Get().AbsPath(keysPath).SetHeader("Accept", "application/jwk-set+json").DoRaw(ctx)
+			request := core.AuthenticationV1().RESTClient().Get().AbsPath(keysPath)
+			return request.SetHeader("Accept", "application/jwk-set+json").DoRaw(ctx)
 		}},
 		slots:   make(chan struct{}, cfg.Concurrency),
 		doubted: make(chan struct{}, cfg.Doubtful),
@@ -270,7 +273,8 @@ func (s *ticketService) serve(ctx context.Context, r *http.Request) (boundPod, t
 	if err != nil {
 		return fail(&refusedError{refusedStoreDown, "no upload ticket could be signed", err})
 	}
-	if t.CAURL, err = s.cfg.Store.SignDownload(ctx, layout.CAKey, t.Expires.Sub(t.Issued)); err != nil {
+	t.CAURL, err = s.cfg.Store.SignDownload(ctx, layout.CAKey, t.Expires.Sub(t.Issued))
+	if err != nil {
 		return fail(&refusedError{refusedStoreDown, "no upload ticket could be signed", err})
 	}
 	if s.cfg.Issued != nil {

@@ -569,7 +569,9 @@ func TestTicketRequests(t *testing.T) {
 	if w := s.ask(t); w.Code != 200 {
 		t.Fatalf("status %d: %s\n%s", w.Code, w.Body, s.log)
 	}
-	want := []string{"GET " + keysPath, "POST " + reviewPath, "GET " + podPath, "GET " + taskRunPath, "GET " + pipelineRunPath}
+	want := []string{
+		"GET " + keysPath, "POST " + reviewPath, "GET " + podPath, "GET " + taskRunPath, "GET " + pipelineRunPath,
+	}
 	if !slices.Equal(s.api.requests, want) {
 		t.Errorf("requests\n%q, want\n%q", s.api.requests, want)
 	}

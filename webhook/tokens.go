@@ -80,8 +80,10 @@ func (k *tokenKeys) look(ctx context.Context, token string) (pod boundPod, prove
 		return invalid("the token is not for audience %q", contract.Audience)
 	case claims.Expiry == nil || time.Since(claims.Expiry.Time()) > clockLeeway:
 		return invalid("the token has expired")
-	case !strings.HasPrefix(claims.Subject, accountPrefix+pod.namespace+":") || pod.namespace == "" || pod.name == "" || pod.uid == "":
-		return boundPod{}, false, refuse(refusedNotBound, "the token is not a service account's that is bound to a pod")
+	case pod.namespace == "" || pod.name == "" || pod.uid == "",
+		!strings.HasPrefix(claims.Subject, accountPrefix+pod.namespace+":"):
+		return boundPod{}, false, refuse(refusedNotBound,
+			"the token is not a service account's that is bound to a pod")
 	}
 	if err := pod.check(); err != nil {
 		return boundPod{}, false, refuse(refusedNotBound, "the token: %v", err)
@@ -150,6 +152,8 @@ func (k *tokenKeys) ask(ctx context.Context) {
 // become neither its address nor an object's name.
 func (p boundPod) check() error {
 	return errors.Join(
-		layout.CheckName("namespace", p.namespace), layout.CheckName("pod", p.name), layout.CheckUID("pod UID", p.uid),
+		layout.CheckName("namespace", p.namespace),
+		layout.CheckName("pod", p.name),
+		layout.CheckUID("pod UID", p.uid),
 	)
 }

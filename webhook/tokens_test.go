@@ -53,7 +53,8 @@ func newRSASigner(name string) signer {
 
 // keySet is the public half, as the API server publishes it.
 func (s signer) keySet() []byte {
-	b, err := json.Marshal(jose.JSONWebKeySet{Keys: []jose.JSONWebKey{{Key: s.key.Public(), KeyID: s.name, Algorithm: string(s.algorithm), Use: "sig"}}})
+	key := jose.JSONWebKey{Key: s.key.Public(), KeyID: s.name, Algorithm: string(s.algorithm), Use: "sig"}
+	b, err := json.Marshal(jose.JSONWebKeySet{Keys: []jose.JSONWebKey{key}})
 	if err != nil {
 		panic(err)
 	}
@@ -67,16 +68,20 @@ func (s signer) token(change func(claims object)) string {
 
 func (s signer) tokenAt(now time.Time, change func(claims object)) string {
 	claims := object{
-		"aud": []string{contract.Audience}, "exp": now.Add(time.Hour).Unix(), "iat": now.Unix(), "iss": "https://kubernetes.default.svc",
+		"aud": []string{contract.Audience}, "iss": "https://kubernetes.default.svc",
+		"exp": now.Add(time.Hour).Unix(), "iat": now.Unix(),
 		"sub": "system:serviceaccount:team:builder",
 		"kubernetes.io": object{
-			"namespace": "team", "pod": object{"name": "build-7-compile-pod", "uid": podUID}, "serviceaccount": object{"name": "builder", "uid": "x"},
+			"namespace":      "team",
+			"pod":            object{"name": "build-7-compile-pod", "uid": podUID},
+			"serviceaccount": object{"name": "builder", "uid": "x"},
 		},
 	}
 	if change != nil {
 		change(claims)
 	}
-	with, err := jose.NewSigner(jose.SigningKey{Algorithm: s.algorithm, Key: jose.JSONWebKey{Key: s.key, KeyID: s.name}}, nil)
+	key := jose.JSONWebKey{Key: s.key, KeyID: s.name}
+	with, err := jose.NewSigner(jose.SigningKey{Algorithm: s.algorithm, Key: key}, nil)
 	if err != nil {
 		panic(err)
 	}
@@ -95,42 +100,58 @@ var (
 
 func podClaim(claims object) object { return claims["kubernetes.io"].(object)["pod"].(object) }
 
+// keysOf are known once they are asked for.
+func keysOf(s signer) *tokenKeys {
+	get := func(context.Context) ([]byte, error) { return s.keySet(), nil }
+	return &tokenKeys{log: slog.New(slog.DiscardHandler), get: get}
+}
+
 func TestTokenLook(t *testing.T) {
 	good := boundPod{"team", "build-7-compile-pod", podUID}
 	forger := newSigner(apiSigner.name)
 	none := strings.Split(goodToken, ".")
 	none[0], none[2] = "eyJhbGciOiJub25lIn0", ""
+	with := func(claim string, value any) string {
+		return apiSigner.token(func(c object) { c[claim] = value })
+	}
+	without := func(claim string) string {
+		return apiSigner.token(func(c object) { delete(c, claim) })
+	}
+	pod := func(change func(claim object)) string {
+		return apiSigner.token(func(c object) { change(podClaim(c)) })
+	}
+	in := func(d time.Duration) int64 { return time.Now().Add(d).Unix() }
 	for name, c := range map[string]struct {
 		token  string
 		reason refusal
 	}{
 		"good":                       {goodToken, ""},
-		"one audience":               {apiSigner.token(func(c object) { c["aud"] = contract.Audience }), ""},
-		"one audience of several":    {apiSigner.token(func(c object) { c["aud"] = []string{"x", contract.Audience} }), ""},
-		"expired, by our clock":      {apiSigner.token(func(c object) { c["exp"] = time.Now().Add(-clockLeeway / 2).Unix() }), ""},
-		"not valid yet, by ours":     {apiSigner.token(func(c object) { c["nbf"] = time.Now().Add(time.Hour).Unix() }), ""},
+		"one audience":               {with("aud", contract.Audience), ""},
+		"one audience of several":    {with("aud", []string{"x", contract.Audience}), ""},
+		"expired, by our clock":      {with("exp", in(-clockLeeway/2)), ""},
+		"not valid yet, by ours":     {with("nbf", in(time.Hour)), ""},
 		"empty":                      {"", refusedInvalidToken},
 		"no JWT":                     {"forged", refusedInvalidToken},
 		"dots":                       {"..", refusedInvalidToken},
 		"not signed":                 {strings.Join(none, "."), refusedInvalidToken},
-		"other audience":             {apiSigner.token(func(c object) { c["aud"] = "https://kubernetes.default.svc" }), refusedInvalidToken},
-		"no audience":                {apiSigner.token(func(c object) { delete(c, "aud") }), refusedInvalidToken},
-		"audience is no text":        {apiSigner.token(func(c object) { c["aud"] = 1 }), refusedInvalidToken},
-		"expired":                    {apiSigner.token(func(c object) { c["exp"] = time.Now().Add(-2 * clockLeeway).Unix() }), refusedInvalidToken},
-		"never expires":              {apiSigner.token(func(c object) { delete(c, "exp") }), refusedInvalidToken},
-		"a user's":                   {apiSigner.token(func(c object) { c["sub"] = "alice" }), refusedNotBound},
-		"account of elsewhere":       {apiSigner.token(func(c object) { c["sub"] = "system:serviceaccount:other:builder" }), refusedNotBound},
-		"bound to nothing":           {apiSigner.token(func(c object) { delete(c["kubernetes.io"].(object), "pod") }), refusedNotBound},
-		"no claims of Kubernetes":    {apiSigner.token(func(c object) { delete(c, "kubernetes.io") }), refusedNotBound},
-		"no pod UID":                 {apiSigner.token(func(c object) { delete(podClaim(c), "uid") }), refusedNotBound},
-		"pod's name is a path":       {apiSigner.token(func(c object) { podClaim(c)["name"] = "../x" }), refusedNotBound},
+		"other audience":             {with("aud", "https://kubernetes.default.svc"), refusedInvalidToken},
+		"no audience":                {without("aud"), refusedInvalidToken},
+		"audience is no text":        {with("aud", 1), refusedInvalidToken},
+		"expired":                    {with("exp", in(-2*clockLeeway)), refusedInvalidToken},
+		"never expires":              {without("exp"), refusedInvalidToken},
+		"a user's":                   {with("sub", "alice"), refusedNotBound},
+		"account of elsewhere":       {with("sub", "system:serviceaccount:other:builder"), refusedNotBound},
+		"bound to nothing":           {with("kubernetes.io", object{"namespace": "team"}), refusedNotBound},
+		"no claims of Kubernetes":    {without("kubernetes.io"), refusedNotBound},
+		"no pod UID":                 {pod(func(c object) { delete(c, "uid") }), refusedNotBound},
+		"pod's name is a path":       {pod(func(c object) { c["name"] = "../x" }), refusedNotBound},
 		"forged with the key's name": {forger.token(nil), refusedInvalidToken},
 		"forged with another":        {newSigner("other").token(nil), refusedInvalidToken},
 		"forged without":             {newSigner("").token(nil), refusedInvalidToken},
 		"changed":                    {goodToken[:len(goodToken)-4] + "AAAA", refusedInvalidToken},
 	} {
 		t.Run(name, func(t *testing.T) {
-			keys := &tokenKeys{log: slog.New(slog.DiscardHandler), get: func(context.Context) ([]byte, error) { return apiSigner.keySet(), nil }}
+			keys := keysOf(apiSigner)
 			pod, proven, err := keys.look(t.Context(), c.token)
 			var refused *refusedError
 			switch {
@@ -146,12 +167,14 @@ func TestTokenLook(t *testing.T) {
 	}
 }
 
-// TestTokenKeys: when the API server is asked for its keys, and what is thought of a token meanwhile.
+// TestTokenKeys: when the API server is asked for its keys, and what is thought of a token
+// meanwhile.
 func TestTokenKeys(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var asked int
 		answer, fault := []byte(nil), errors.New("down")
-		keys := &tokenKeys{log: slog.New(slog.DiscardHandler), get: func(context.Context) ([]byte, error) { asked++; return answer, fault }}
+		keys := keysOf(apiSigner)
+		keys.get = func(context.Context) ([]byte, error) { asked++; return answer, fault }
 		next := newSigner("next")
 		for _, step := range []struct {
 			name           string
@@ -177,7 +200,8 @@ func TestTokenKeys(t *testing.T) {
 			answer, fault = step.keys, step.fault
 			_, proven, err := keys.look(t.Context(), step.signer.tokenAt(time.Now(), nil))
 			if proven != step.proven || (err != nil) != step.forged || asked != step.asked {
-				t.Errorf("%s: proven %v, %v, after %d questions; want %v, forged %v, %d", step.name, proven, err, asked, step.proven, step.forged, step.asked)
+				t.Errorf("%s: proven %v, %v, after %d questions; want %v, forged %v, %d",
+					step.name, proven, err, asked, step.proven, step.forged, step.asked)
 			}
 		}
 	})
@@ -285,7 +309,8 @@ func TestTicketsOfOnePod(t *testing.T) {
 		t.Errorf("%d tickets, %d refusals", given, busy)
 	}
 	other := apiSigner.token(func(c object) { podClaim(c)["uid"] = taskRunUID })
-	if w := s.ask(t, authorization("Bearer "+other)); w.Code != 401 { // of a token that the fake API server does not know
+	// The fake API server does not know this token: it is asked about it.
+	if w := s.ask(t, authorization("Bearer "+other)); w.Code != 401 {
 		t.Errorf("another pod: status %d: %s", w.Code, w.Body)
 	}
 }
@@ -317,8 +342,9 @@ func TestTicketsWithoutKeys(t *testing.T) {
 func BenchmarkTokenLook(b *testing.B) {
 	for kind, make := range map[string]func(string) signer{"RSA": newRSASigner, "ECDSA": newSigner} {
 		own, forger := make("x"), make("x")
-		keys := &tokenKeys{log: slog.New(slog.DiscardHandler), get: func(context.Context) ([]byte, error) { return own.keySet(), nil }}
-		for name, token := range map[string]string{"good": own.token(nil), "forged": forger.token(nil)} {
+		keys := keysOf(own)
+		tokens := map[string]string{"good": own.token(nil), "forged": forger.token(nil)}
+		for name, token := range tokens {
 			b.Run(kind+"/"+name, func(b *testing.B) {
 				for b.Loop() {
 					if _, proven, _ := keys.look(b.Context(), token); proven != (name == "good") {
@@ -335,7 +361,7 @@ func FuzzTokenLook(f *testing.F) {
 	f.Add("..")
 	f.Add(fmt.Sprintf("%s.%s.%s", "eyJhbGciOiJFUzI1NiJ9", "eyJhdWQiOiJzaGlwbG9nIn0", "AA"))
 	f.Fuzz(func(t *testing.T, token string) {
-		keys := &tokenKeys{log: slog.New(slog.DiscardHandler), get: func(context.Context) ([]byte, error) { return apiSigner.keySet(), nil }}
+		keys := keysOf(apiSigner)
 		_, proven, err := keys.look(t.Context(), token)
 		if (proven || err == nil) && token != goodToken {
 			t.Errorf("proven %v, %v: %q", proven, err, token)

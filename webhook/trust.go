@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 	"time"
 
@@ -10,8 +9,8 @@ import (
 )
 
 const (
-	// publishLook is how often it is looked whether the CA has changed, and publishInterval how often
-	// it is written all the same: a lifecycle rule of the bucket may have deleted it.
+	// publishLook is how often it is looked whether the CA has changed, and publishInterval how
+	// often it is written all the same: a lifecycle rule of the bucket may have deleted it.
 	publishLook, publishInterval = 30 * time.Second, 10 * time.Minute
 	// publishTimeout bounds one try.
 	publishTimeout = 20 * time.Second
@@ -49,7 +48,8 @@ func (p *caPublisher) run(ctx context.Context) {
 			trouble = ""
 		case trouble != err.Error(): // once, and not at each try
 			trouble = err.Error()
-			p.log.Warn("the CA is not published: pods that were made under another one will get no ticket", "error", err)
+			p.log.Warn("the CA is not published: pods that were made under another one will get no ticket",
+				"error", err)
 		}
 		select {
 		case <-ctx.Done():
@@ -60,7 +60,7 @@ func (p *caPublisher) run(ctx context.Context) {
 }
 
 func (p *caPublisher) put(ctx context.Context, bundle string) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, publishTimeout, errors.New("the store does not answer"))
+	ctx, cancel := context.WithTimeout(ctx, publishTimeout)
 	defer cancel()
 	return p.store.Put(ctx, layout.CAKey, []byte(bundle))
 }

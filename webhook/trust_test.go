@@ -25,11 +25,12 @@ func TestCAPublisher(t *testing.T) {
 			defer mu.Unlock()
 			bundle, fault = b, err
 		}
-		p := &caPublisher{store: store, log: slog.New(slog.NewTextHandler(&log, nil)), read: func() (string, error) {
+		read := func() (string, error) {
 			mu.Lock()
 			defer mu.Unlock()
 			return bundle, fault
-		}}
+		}
+		p := &caPublisher{read: read, store: store, log: slog.New(slog.NewTextHandler(&log, nil))}
 		var group sync.WaitGroup
 		ctx, cancel := context.WithCancel(t.Context())
 		defer cancel()
@@ -60,7 +61,8 @@ func TestCAPublisher(t *testing.T) {
 		has(publishLook, "third", 4)
 		cancel()
 		group.Wait()
-		if n := strings.Count(log.String(), "\n"); n != 2 || !strings.Contains(log.String(), "no such file") || !strings.Contains(log.String(), "down") {
+		says := func(what string) bool { return strings.Contains(log.String(), what) }
+		if n := strings.Count(log.String(), "\n"); n != 2 || !says("no such file") || !says("down") {
 			t.Errorf("want a line for each trouble:\n%s", log.String())
 		}
 	})

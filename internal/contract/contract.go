@@ -113,7 +113,8 @@ func (c Config) Encode() (string, error) {
 		return "", fmt.Errorf("encode %s: %w", ConfigEnv, err)
 	}
 	if n := len(ConfigEnv) + len("=") + len(b); n > maxEnv {
-		return "", fmt.Errorf("encode %s: it has %d bytes, of which %d are the CA bundle, and no container can be started with more than %d: make the CA bundle smaller",
+		return "", fmt.Errorf("encode %s: it has %d bytes, of which %d are the CA bundle, "+
+			"and no container can be started with more than %d: make the CA bundle smaller",
 			ConfigEnv, n, len(c.CABundle), maxEnv)
 	}
 	return string(b), nil

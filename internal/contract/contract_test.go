@@ -81,7 +81,8 @@ func TestConfigLength(t *testing.T) {
 			config := testConfig()
 			config.CABundle = strings.Repeat("x", c.bundle)
 			text, err := config.Encode()
-			if c.ok != (err == nil) || err != nil && !strings.Contains(err.Error(), "make the CA bundle smaller") {
+			const advice = "make the CA bundle smaller"
+			if c.ok != (err == nil) || err != nil && !strings.Contains(err.Error(), advice) {
 				t.Errorf("error %v, want one: %v", err, !c.ok)
 			}
 			if err != nil {

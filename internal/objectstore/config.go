@@ -68,7 +68,8 @@ type Config struct {
 	StorageClass string
 	// Tags are set on every object.
 	Tags map[string]string
-	// Credentials nil means CredentialsDir, and then the SDK's default chain: AWS_* variables, web identity, pod identity, instance role.
+	// Credentials nil means CredentialsDir, and then the SDK's default chain: AWS_* variables, web
+	// identity, pod identity, instance role.
 	Credentials *Credentials
 	// CredentialsDir is a folder with the files AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, for
 	// keys that are temporary, AWS_SESSION_TOKEN. They may change at any time, and they need not be
@@ -92,7 +93,8 @@ const (
 )
 
 // ConfigFromEnv reads the SHIPLOG_S3_* variables and validates what they say. Tags are "key=value,key=value". The path style is the default with a
-// custom endpoint, since few of them have a DNS name per bucket. Credentials are those in EnvCredentials, or left to the SDK's default chain.
+// custom endpoint, since few of them have a DNS name per bucket. Credentials are those in
+// EnvCredentials, or left to the SDK's default chain.
 func ConfigFromEnv() (Config, error) {
 	c := Config{
 		Bucket: os.Getenv(EnvBucket),
@@ -227,7 +229,8 @@ func (c Config) caBundle() (string, error) {
 		bundle, from = string(b), c.CAFile
 	}
 	if len(bundle) > ticket.MaxCABundle {
-		return "", fmt.Errorf("%s has %d bytes, and each upload ticket carries it, with no more than %d: name a file of only the CA that signs the store's certificate in %s",
+		return "", fmt.Errorf("%s has %d bytes, and each upload ticket carries it, with no more than %d: "+
+			"name a file of only the CA that signs the store's certificate in %s",
 			from, len(bundle), ticket.MaxCABundle, EnvCAFile)
 	}
 	if (bundle != "" || c.CAFile != "") && !x509.NewCertPool().AppendCertsFromPEM([]byte(bundle)) {

@@ -40,7 +40,8 @@ func TestConfigFromEnv(t *testing.T) {
 				EnvCredentials: "/s3",
 			},
 			want: Config{
-				CredentialsDir: "/s3", Bucket: "logs", Prefix: "a/b", Endpoint: "https://s3.example.com:9000", Region: "eu-1", SSE: SSEKMS, KMSKeyID: "key",
+				CredentialsDir: "/s3",
+				Bucket:         "logs", Prefix: "a/b", Endpoint: "https://s3.example.com:9000", Region: "eu-1", SSE: SSEKMS, KMSKeyID: "key",
 				StorageClass: "STANDARD_IA", Tags: map[string]string{"a": "1", "b": "2=3"},
 			},
 		},

@@ -48,7 +48,9 @@ func (k *keyFiles) read() (creds aws.Credentials, ok bool, err error) {
 	}
 	creds = aws.Credentials{Source: "files in " + k.dir}
 	for name, to := range map[string]*string{
-		keyIDFile: &creds.AccessKeyID, secretFile: &creds.SecretAccessKey, sessionFile: &creds.SessionToken,
+		keyIDFile:   &creds.AccessKeyID,
+		secretFile:  &creds.SecretAccessKey,
+		sessionFile: &creds.SessionToken,
 	} {
 		text, err := os.ReadFile(filepath.Join(dir, name))
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -60,7 +62,8 @@ func (k *keyFiles) read() (creds aws.Credentials, ok bool, err error) {
 		return creds, false, nil
 	}
 	if !creds.HasKeys() {
-		return creds, false, fmt.Errorf("read the store's keys: %s must have both %s and %s, or neither", k.dir, keyIDFile, secretFile)
+		return creds, false, fmt.Errorf("read the store's keys: %s must have both %s and %s, or neither",
+			k.dir, keyIDFile, secretFile)
 	}
 	return creds, true, nil
 }

@@ -36,7 +36,7 @@ func (f *secretFolder) set(version string, keys *objectstore.Credentials) {
 		}
 	}
 	check(os.Mkdir(filepath.Join(f.dir, version), 0o755))
-	for name, text := range map[string]string{"AWS_ACCESS_KEY_ID": keys.AccessKeyID, "AWS_SECRET_ACCESS_KEY": string(keys.SecretAccessKey)} {
+	for name, text := range keyPair(keys.AccessKeyID, string(keys.SecretAccessKey)) {
 		check(os.WriteFile(filepath.Join(f.dir, version, name), []byte(text), 0o600))
 		if _, err := os.Lstat(filepath.Join(f.dir, name)); err != nil {
 			check(os.Symlink(filepath.Join("..data", name), filepath.Join(f.dir, name)))
@@ -65,15 +65,18 @@ func TestRotatedKeys(t *testing.T) {
 				present.Store(u)
 			}
 			transport := &http.Transport{DisableKeepAlives: true}
-			front := httptest.NewServer(&httputil.ReverseProxy{Transport: transport, Rewrite: func(r *httputil.ProxyRequest) {
+			forward := func(r *httputil.ProxyRequest) {
 				r.SetURL(present.Load())
 				r.Out.Host = r.In.Host // it is signed
-			}})
+			}
+			front := httptest.NewServer(&httputil.ReverseProxy{Transport: transport, Rewrite: forward})
 			t.Cleanup(front.Close)
 
 			folder := &secretFolder{t: t, dir: t.TempDir()}
 			for name, value := range map[string]string{
-				objectstore.EnvBucket: first.Bucket, objectstore.EnvEndpoint: front.URL, objectstore.EnvRegion: first.Region,
+				objectstore.EnvBucket:      first.Bucket,
+				objectstore.EnvEndpoint:    front.URL,
+				objectstore.EnvRegion:      first.Region,
 				objectstore.EnvCredentials: folder.dir,
 				// What is in the folder is newer than what is in the environment.
 				"AWS_ACCESS_KEY_ID": "old", "AWS_SECRET_ACCESS_KEY": "old",
@@ -142,20 +145,27 @@ func TestRotatedKeys(t *testing.T) {
 	}
 }
 
+// keyPair is the content of a Secret.
+func keyPair(id, secret string) map[string]string {
+	return map[string]string{"AWS_ACCESS_KEY_ID": id, "AWS_SECRET_ACCESS_KEY": secret}
+}
+
 // TestKeyFiles: what is in the folder, and which keys are used then.
 func TestKeyFiles(t *testing.T) {
+	temporary := keyPair("FILE", "secret")
+	temporary["AWS_SESSION_TOKEN"] = "token"
 	for name, c := range map[string]struct {
 		files map[string]string
 		env   bool
 		want  string // in the ticket's field X-Amz-Credential, or in the error
 		fails bool
 	}{
-		"files":              {map[string]string{"AWS_ACCESS_KEY_ID": "FILE\n", "AWS_SECRET_ACCESS_KEY": "secret"}, true, "FILE/", false},
-		"temporary":          {map[string]string{"AWS_ACCESS_KEY_ID": "FILE", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_SESSION_TOKEN": "token"}, true, "FILE/", false},
+		"files":              {keyPair("FILE\n", "secret"), true, "FILE/", false},
+		"temporary":          {temporary, true, "FILE/", false},
 		"none, environment":  {nil, true, "ENV/", false},
 		"none at all":        {nil, false, "credentials", true},
-		"empty, environment": {map[string]string{"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}, true, "ENV/", false},
-		"one of two":         {map[string]string{"AWS_ACCESS_KEY_ID": "FILE"}, true, "must have both AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY", true},
+		"empty, environment": {keyPair("", ""), true, "ENV/", false},
+		"one of two":         {keyPair("FILE", ""), true, "must have both AWS_ACCESS_KEY_ID and", true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := t.TempDir()
@@ -171,12 +181,15 @@ func TestKeyFiles(t *testing.T) {
 			keys := map[bool]string{true: "ENV"}[c.env]
 			t.Setenv("AWS_ACCESS_KEY_ID", keys)
 			t.Setenv("AWS_SECRET_ACCESS_KEY", keys)
-			store, err := objectstore.New(t.Context(), objectstore.Config{Bucket: "logs", Endpoint: "http://127.0.0.1:1", CredentialsDir: dir})
+			store, err := objectstore.New(t.Context(), objectstore.Config{
+				Bucket: "logs", Endpoint: "http://127.0.0.1:1", CredentialsDir: dir,
+			})
 			if err != nil {
 				t.Fatal(err)
 			}
 			tk, err := store.SignUpload(t.Context(), "v1/x/", 1000, time.Hour)
-			if got := tk.Fields["X-Amz-Credential"]; !c.fails && (err != nil || !strings.HasPrefix(got, c.want)) {
+			got := tk.Fields["X-Amz-Credential"]
+			if !c.fails && (err != nil || !strings.HasPrefix(got, c.want)) {
 				t.Errorf("signed by %q, %v", got, err)
 			}
 			if c.fails && (err == nil || !strings.Contains(err.Error(), c.want)) {
@@ -189,7 +202,7 @@ func TestKeyFiles(t *testing.T) {
 	}
 }
 
-// TestSignDownload: whoever has the address reads that object, until it expires, and does nothing else.
+// TestSignDownload: whoever has the address reads that object, and does nothing else.
 func TestSignDownload(t *testing.T) {
 	for _, server := range s3test.Servers {
 		t.Run(string(server), func(t *testing.T) {
@@ -205,11 +218,13 @@ func TestSignDownload(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			address, err := store.SignDownload(t.Context(), "v1-service/ca.pem", 30*24*time.Hour) // longer than S3 allows
+			const month = 30 * 24 * time.Hour // longer than S3 allows
+			address, err := store.SignDownload(t.Context(), "v1-service/ca.pem", month)
 			if err != nil {
 				t.Fatal(err)
 			}
 			client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+			instead := func(old, now string) string { return strings.Replace(address, old, now, 1) }
 			for name, c := range map[string]struct {
 				method, address string
 				status          int
@@ -217,8 +232,8 @@ func TestSignDownload(t *testing.T) {
 				"get":                {http.MethodGet, address, http.StatusOK},
 				"put":                {http.MethodPut, address, http.StatusForbidden},
 				"delete":             {http.MethodDelete, address, http.StatusForbidden},
-				"another object":     {http.MethodGet, strings.Replace(address, "v1-service/ca.pem", "v1/other", 1), http.StatusForbidden},
-				"without the prefix": {http.MethodGet, strings.Replace(address, "some/prefix/", "", 1), http.StatusForbidden},
+				"another object":     {http.MethodGet, instead("v1-service/ca.pem", "v1/other"), http.StatusForbidden},
+				"without the prefix": {http.MethodGet, instead("some/prefix/", ""), http.StatusForbidden},
 			} {
 				req, err := http.NewRequestWithContext(t.Context(), c.method, c.address, nil)
 				if err != nil {
@@ -230,7 +245,8 @@ func TestSignDownload(t *testing.T) {
 				}
 				body, err := io.ReadAll(resp.Body)
 				resp.Body.Close()
-				if err != nil || resp.StatusCode != c.status || (c.status == http.StatusOK) != (string(body) == "text of v1-service/ca.pem") {
+				whole := string(body) == "text of v1-service/ca.pem"
+				if err != nil || resp.StatusCode != c.status || whole != (c.status == http.StatusOK) {
 					t.Errorf("%s: status %d, want %d: %s, %v", name, resp.StatusCode, c.status, body, err)
 				}
 			}
@@ -243,11 +259,17 @@ func TestSignDownload(t *testing.T) {
 func TestLargeCABundle(t *testing.T) {
 	server := httptest.NewTLSServer(nil)
 	t.Cleanup(server.Close)
-	certificate := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw})
+	block := &pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw}
+	certificate := pem.EncodeToMemory(block)
 	for name, c := range map[string]struct {
 		bytes int
 		ok    bool
-	}{"as Debian's": {220 << 10, true}, "255 KiB": {255 << 10, true}, "the most": {ticket.MaxCABundle, true}, "one more": {ticket.MaxCABundle + 1, false}} {
+	}{
+		"as Debian's": {220 << 10, true},
+		"255 KiB":     {255 << 10, true},
+		"the most":    {ticket.MaxCABundle, true},
+		"one more":    {ticket.MaxCABundle + 1, false},
+	} {
 		t.Run(name, func(t *testing.T) {
 			file := filepath.Join(t.TempDir(), "ca.pem")
 			text := strings.Repeat(string(certificate), c.bytes/len(certificate)+1)
@@ -257,10 +279,12 @@ func TestLargeCABundle(t *testing.T) {
 				t.Fatal(err)
 			}
 			store, err := objectstore.New(t.Context(), objectstore.Config{
-				Bucket: "logs", Endpoint: "https://127.0.0.1:1", CAFile: file, Credentials: &objectstore.Credentials{AccessKeyID: "a", SecretAccessKey: "b"},
+				Bucket: "logs", Endpoint: "https://127.0.0.1:1", CAFile: file,
+				Credentials: &objectstore.Credentials{AccessKeyID: "a", SecretAccessKey: "b"},
 			})
 			if !c.ok {
-				if err == nil || !strings.Contains(err.Error(), objectstore.EnvCAFile) || !strings.Contains(err.Error(), "524289 bytes") {
+				says := func(what string) bool { return err != nil && strings.Contains(err.Error(), what) }
+				if !says(objectstore.EnvCAFile) || !says("524289 bytes") {
 					t.Errorf("error %v", err)
 				}
 				return

@@ -20,7 +20,8 @@ import (
 // ErrCredentialsExpire is wrapped by SignUpload's error where the store's own credentials are about to expire.
 var ErrCredentialsExpire = errors.New("credentials are about to expire")
 
-var errNoCredentials = errors.New("no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the pod an identity")
+var errNoCredentials = errors.New(
+	"no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the pod an identity")
 
 // maxDownload is the longest life of a signed address that S3 allows.
 const maxDownload = 7 * 24 * time.Hour
@@ -82,18 +83,22 @@ func (s *Store) SignUpload(ctx context.Context, prefix string, maxBytes int64, l
 	return t, t.Validate()
 }
 
-// SignDownload makes an address at which one object can be had with a GET, for the lifetime or until
-// the store's own credentials expire, whichever is first. Signing needs no request to the store.
-func (s *Store) SignDownload(ctx context.Context, key string, lifetime time.Duration) (string, error) {
+// SignDownload makes an address at which one object can be had with a GET, for the lifetime or
+// until the store's own credentials expire, whichever is first. Signing needs no request to the
+// store.
+func (s *Store) SignDownload(
+	ctx context.Context, key string, lifetime time.Duration,
+) (address string, err error) {
 	creds, err := s.signingCredentials(ctx)
 	if err != nil {
 		return "", s.fail("sign a download of", key, err)
 	}
-	client := s3.NewPresignClient(s.client, s3.WithPresignClientFromClientOptions(func(o *s3.Options) {
+	options := func(o *s3.Options) {
 		o.Credentials = credentials.StaticCredentialsProvider{Value: creds}
 		// Else a header for it would be signed, which whoever has the address would have to send.
 		o.ResponseChecksumValidation = aws.ResponseChecksumValidationWhenRequired
-	}))
+	}
+	client := s3.NewPresignClient(s.client, s3.WithPresignClientFromClientOptions(options))
 	in := &s3.GetObjectInput{Bucket: &s.cfg.Bucket, Key: aws.String(s.prefix + key)}
 	signed, err := client.PresignGetObject(ctx, in, s3.WithPresignExpires(min(lifetime, maxDownload)))
 	if err != nil {
@@ -117,7 +122,8 @@ func (s *Store) signingCredentials(ctx context.Context) (aws.Credentials, error)
 		return aws.Credentials{}, errNoCredentials
 	}
 	creds, err := provider.Retrieve(ctx)
-	if cache, ok := provider.(*aws.CredentialsCache); ok && err == nil && creds.CanExpire && time.Until(creds.Expires) < credentialsReserve {
+	cache, ok := provider.(*aws.CredentialsCache)
+	if ok && err == nil && creds.CanExpire && time.Until(creds.Expires) < credentialsReserve {
 		cache.Invalidate()
 		creds, err = s.credentials.Retrieve(ctx)
 	}

@@ -25,8 +25,10 @@ import (
 // renewCertificate does what "cmctl renew" does.
 func renewCertificate(t *testing.T, name string) {
 	t.Helper()
-	const renew = `{"status":{"conditions":[{"type":"Issuing","status":"True","reason":"ManuallyTriggered","message":"test","lastTransitionTime":"2026-01-01T00:00:00Z"}]}}`
-	kubectl(t, "-n", "shiplog-system", "patch", "certificate", name, "--subresource=status", "--type=merge", "-p", renew)
+	const renew = `{"status":{"conditions":[{"type":"Issuing","status":"True",
+		"reason":"ManuallyTriggered","message":"test","lastTransitionTime":"2026-01-01T00:00:00Z"}]}}`
+	kubectl(t, "-n", "shiplog-system", "patch", "certificate", name,
+		"--subresource=status", "--type=merge", "-p", renew)
 }
 
 // secretField reads one field of a Secret of shiplog's; none is empty.
@@ -36,8 +38,8 @@ func secretField(ctx context.Context, name, field string) ([]byte, error) {
 	return secret.Data[field], client.IgnoreNotFound(err)
 }
 
-// replaceCA makes what signs the webhook's certificate another CA, and waits until the webhook serves
-// and the API server trusts what follows from it.
+// replaceCA makes what signs the webhook's certificate another CA, and waits until the webhook
+// serves and the API server trusts what follows from it.
 func replaceCA(t *testing.T, change func()) {
 	t.Helper()
 	before, err := secretField(t.Context(), "shiplog-ca", "tls.crt")
@@ -52,30 +54,31 @@ func replaceCA(t *testing.T, change func()) {
 	}
 	change()
 	var now []byte
-	err = poll(t.Context(), "cert-manager to make another CA", func(ctx context.Context) (bool, error) {
+	made := func(ctx context.Context) (_ bool, err error) {
 		now, err = secretField(ctx, "shiplog-ca", "tls.crt")
 		return len(now) > 0 && !bytes.Equal(now, before), err
-	})
-	if err != nil {
+	}
+	if err := poll(t.Context(), "cert-manager to make another CA", made); err != nil {
 		t.Fatal(err)
 	}
 	renewCertificate(t, "shiplog-webhook")
-	err = poll(t.Context(), "the API server to trust the new CA", func(ctx context.Context) (bool, error) {
-		trusted, err := command(ctx, "", nil, env.kubectl, "get", "mutatingwebhookconfiguration", "shiplog", "-o", "jsonpath={.webhooks[0].clientConfig.caBundle}")
+	trusted := func(ctx context.Context) (bool, error) {
+		text, err := command(ctx, "", nil, env.kubectl, "get", "mutatingwebhookconfiguration", "shiplog",
+			"-o", "jsonpath={.webhooks[0].clientConfig.caBundle}")
 		if err != nil {
 			return false, err
 		}
-		b, err := base64.StdEncoding.DecodeString(trusted)
+		b, err := base64.StdEncoding.DecodeString(text)
 		return bytes.Equal(bytes.TrimSpace(b), bytes.TrimSpace(now)), err
-	})
-	if err != nil {
+	}
+	if err := poll(t.Context(), "the API server to trust the new CA", trusted); err != nil {
 		t.Fatal(err)
 	}
 	for name, address := range addresses {
-		err := poll(t.Context(), "the new certificate to be served by "+name, func(context.Context) (bool, error) {
+		serves := func(context.Context) (bool, error) {
 			return serialOf(t, address) != serials[name], nil
-		})
-		if err != nil {
+		}
+		if err := poll(t.Context(), "the new certificate to be served by "+name, serves); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -91,7 +94,9 @@ func TestNewCA(t *testing.T) {
 		change func()
 	}{
 		{"renewed", func() { renewCertificate(t, "shiplog-ca") }},
-		{"with another key", func() { kubectl(t, "-n", "shiplog-system", "delete", "secret", "shiplog-ca") }},
+		{"with another key", func() {
+			kubectl(t, "-n", "shiplog-system", "delete", "secret", "shiplog-ca")
+		}},
 	} {
 		replaceCA(t, step.change)
 		for _, p := range printers {
@@ -104,17 +109,20 @@ func TestNewCA(t *testing.T) {
 		a := archive(t)
 		p.settled(t, a)
 		if report, c := p.read(t, a, -1); !report.Right() || report.Bytes < p.printed() {
-			t.Errorf("%s: %d of %d bytes are in the archive, %s: %s", p.tr.Name, report.Bytes, p.printed(), c.Status, report)
+			t.Errorf("%s: %d of %d bytes are in the archive, %s: %s",
+				p.tr.Name, report.Bytes, p.printed(), c.Status, report)
 		}
 	}
 }
 
-// renewTicket makes a shipper's ticket look old, starts the shipper again, and waits until it has got
-// itself another one.
+// renewTicket makes a shipper's ticket look old, starts the shipper again, and waits until it has
+// got itself another one.
 func renewTicket(t *testing.T, p *printer) {
 	t.Helper()
 	file := func() string {
-		return filepath.Join("/proc", fmt.Sprint(findProcess(t, p.pod, contract.ShipperBinary, "").pid), "root", contract.VolumeMount, contract.StateSubPath, "ticket")
+		shipper := findProcess(t, p.pod, contract.ShipperBinary, "")
+		volume := filepath.Join("/proc", fmt.Sprint(shipper.pid), "root", contract.VolumeMount)
+		return filepath.Join(volume, contract.StateSubPath, "ticket")
 	}
 	at := file()
 	b, err := os.ReadFile(at)
@@ -148,8 +156,8 @@ func renewTicket(t *testing.T, p *printer) {
 	}
 }
 
-// TestPodWithoutTicket runs a TaskRun whose pod cannot resolve the ticket service's name. The TaskRun
-// is as without shiplog, and its pod is not held for a minute.
+// TestPodWithoutTicket runs a TaskRun whose pod cannot resolve the ticket service's name. The
+// TaskRun is as without shiplog, and its pod is not held for a minute.
 func TestPodWithoutTicket(t *testing.T) {
 	t.Parallel()
 	tr := newTaskRun(t, nsOn, "no-dns", taskSpec(t, `
@@ -178,8 +186,9 @@ podTemplate: {dnsPolicy: None, dnsConfig: {nameservers: [192.0.2.1]}}`), nil)
 		t.Errorf("the pod was held for %s", held.Round(time.Second))
 	}
 	for _, s := range pod.Status.InitContainerStatuses {
-		if s.Name == contract.ShipperContainer && s.State.Terminated != nil && s.State.Terminated.ExitCode != 0 {
-			t.Errorf("the shipper ended with %d", s.State.Terminated.ExitCode)
+		end := s.State.Terminated
+		if s.Name == contract.ShipperContainer && end != nil && end.ExitCode != 0 {
+			t.Errorf("the shipper ended with %d", end.ExitCode)
 		}
 	}
 }
