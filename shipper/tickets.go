@@ -55,7 +55,7 @@ const (
 	// turn.
 	ticketTimeout = 30 * time.Second
 	// maxServiceBackoff is the longest wait between two tries to get a ticket while the pod runs.
-	maxServiceBackoff = time.Minute
+	maxServiceBackoff = 30 * time.Second
 	// firstRefusalWait and maxRefusalWait are the shortest and the longest backoff before a fresh
 	// ticket that S3 refuses is replaced. A ticket is fresh until it is as old as the longest.
 	firstRefusalWait, maxRefusalWait = 10 * time.Second, 5 * time.Minute

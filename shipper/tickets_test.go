@@ -215,7 +215,7 @@ func TestTicketServiceInTrouble(t *testing.T) {
 		}
 		n := f.calls()
 		t.Logf("%d requests in an hour", n)
-		if n > 200 {
+		if n > 350 {
 			t.Errorf("%d requests in an hour", n)
 		}
 		f.set(func() { f.ticketFault = nil })

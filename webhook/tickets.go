@@ -152,6 +152,7 @@ type ticketService struct {
 	pods    *lru.Cache         // boundPod → *rate.Limiter; those of now, guarded by paceMu
 	written *lru.Cache         // object key → SHA-256 of what this process wrote there
 	told    *lru.Cache         // keys of the run.json that this process wrote, where nothing is to be added until the run has ended
+	told401 *rate.Limiter      // of lines in the log
 	puts    singleflight.Group // by key and SHA-256
 	runs    singleflight.Group // by the key of run.json
 	issued  prometheus.Counter
@@ -208,6 +209,7 @@ func newTicketService(cfg ticketConfig) (*ticketService, error) {
 		pods:    lru.New(podEntries),
 		written: lru.New(writtenEntries),
 		told:    lru.New(writtenEntries),
+		told401: rate.NewLimiter(1, 20),
 		issued: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "shiplog_tickets_issued_total", Help: "Upload tickets given to shippers.",
 		}),
@@ -535,6 +537,9 @@ func (s *ticketService) answerRefusal(ctx context.Context, w http.ResponseWriter
 		w.Header().Set("Allow", http.MethodPost)
 	}
 	s.refused.WithLabelValues(string(re.reason)).Inc()
+	if status == http.StatusUnauthorized && !s.told401.Allow() {
+		level = slog.LevelDebug // made-up tokens may be many, and are counted
+	}
 	s.cfg.Log.Log(ctx, level, "upload ticket refused", append(pod.attrs(), "reason", string(re.reason), "error", err.Error())...)
 	s.answer(ctx, w, status, ticket.Refusal{Reason: string(re.reason), Message: re.message})
 }
