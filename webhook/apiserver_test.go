@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -21,6 +22,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	admissionv1 "k8s.io/api/admission/v1"
 	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
+	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -66,6 +68,7 @@ func roles[T any](t *testing.T, kind string) (found []T) {
 func TestRBAC(t *testing.T) {
 	want := []rbacv1.PolicyRule{
 		{APIGroups: []string{"authentication.k8s.io"}, Resources: []string{"tokenreviews"}, Verbs: []string{"create"}},                 // tickets
+		{NonResourceURLs: []string{"/openid/v1/jwks"}, Verbs: []string{"get"}},                                                         // made-up tokens
 		{APIGroups: []string{""}, Resources: []string{"pods"}, Verbs: []string{"get", "list", "watch"}},                                // tickets; pods that are held back
 		{APIGroups: []string{""}, Resources: []string{"namespaces"}, Verbs: []string{"get"}},                                           // runs that should have been captured
 		{APIGroups: []string{""}, Resources: []string{"pods/eviction", "events"}, Verbs: []string{"create"}},                           // these, too
@@ -157,8 +160,74 @@ func TestOnAPIServer(t *testing.T) {
 	t.Run("what is too large is foreseen", func(t *testing.T) { sizesAreForeseen(t, api) })
 	t.Run("pods that are held back", func(t *testing.T) { podsHeldBack(t, api) })
 	t.Run("containers that wait are recorded", func(t *testing.T) { waitingIsRecorded(t, api) })
+	t.Run("made-up tokens are known", func(t *testing.T) { tokensAreTold(t, api) })
 	t.Run("runs are annotated", func(t *testing.T) { runsAreAnnotated(t, api) })
 	t.Run("a webhook behind ours", func(t *testing.T) { webhooksBehindOurs(t, api) })
+}
+
+// tokensAreTold: the webhook's rights let it have the API server's keys, and with them it knows
+// which tokens the API server has signed.
+func tokensAreTold(t *testing.T, api realAPI) {
+	api.namespace(t, "tokens")
+	pod, err := api.create(t.Context(), "tokens", &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Name: "p"},
+		Spec: corev1.PodSpec{
+			ServiceAccountName: "builder",
+			Containers:         []corev1.Container{{Name: "c", Image: "i"}},
+		},
+	}, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	issue := func(audience string, bound bool) string {
+		t.Helper()
+		request := &authenticationv1.TokenRequest{Spec: authenticationv1.TokenRequestSpec{
+			Audiences: []string{audience}, ExpirationSeconds: ptr.To[int64](tokenSeconds),
+		}}
+		if bound {
+			request.Spec.BoundObjectRef = &authenticationv1.BoundObjectReference{
+				Kind: "Pod", APIVersion: "v1", Name: pod.Name, UID: pod.UID,
+			}
+		}
+		accounts := api.Core.CoreV1().ServiceAccounts("tokens")
+		answer, err := accounts.CreateToken(t.Context(), "builder", request, metav1.CreateOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return answer.Status.Token
+	}
+	var log strings.Builder // requests come one after the other
+	s, err := newTicketService(ticketConfig{
+		REST: api.asWebhook(t), Store: &memoryStore{}, Metrics: prometheus.NewRegistry(),
+		Log: slog.New(slog.NewTextHandler(&log, nil)),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	good, want := issue(contract.Audience, true), boundPod{"tokens", "p", string(pod.UID)}
+	for name, c := range map[string]struct {
+		token  string
+		reason refusal
+	}{
+		"as issued":          {good, ""},
+		"of another key":     {newSigner("x").token(nil), refusedInvalidToken},
+		"changed":            {good[:len(good)-20] + strings.Repeat("A", 20), refusedInvalidToken},
+		"another audience":   {issue("x", true), refusedInvalidToken},
+		"not bound to a pod": {issue(contract.Audience, false), refusedNotBound},
+	} {
+		got, proven, err := s.keys.look(t.Context(), c.token)
+		var refused *refusedError
+		switch {
+		case c.reason == "" && (err != nil || !proven || got != want):
+			t.Errorf("%s: %+v, proven %v, %v\n%s", name, got, proven, err, log.String())
+		case c.reason != "" && (!errors.As(err, &refused) || refused.reason != c.reason):
+			t.Errorf("%s: error %v, want %s", name, err, c.reason)
+		}
+	}
+	// What is looked at before says the same as the API server.
+	if reviewed, err := s.reviewToken(t.Context(), good); err != nil || reviewed != want {
+		t.Errorf("reviewed: %+v, %v", reviewed, err)
+	}
 }
 
 // goldenPodsAreValid: the API server accepts each golden pod as Tekton makes it, and as we patch it. Where the pod's own containers fit Pod Security "restricted", so does ours.

@@ -19,6 +19,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime/debug"
+	"strings"
 	"syscall"
 	"time"
 
@@ -138,6 +139,9 @@ func run(ctx, leaving context.Context, o options, registry ctrlmetrics.Registere
 	}
 	config.Timeout = kubernetesTimeout
 	config.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON // cheaper for both sides; what has no such form, as Tekton's objects, comes as JSON
+	if err := checkCABundle(o); err != nil {
+		return err
+	}
 	gate, err := newVersionGate(config, log)
 	if err != nil {
 		return err
@@ -229,6 +233,9 @@ func run(ctx, leaving context.Context, o options, registry ctrlmetrics.Registere
 	group.Go(func() error { pods.run(serving); return nil })
 	group.Go(func() error { fits.run(serving); return nil })
 	group.Go(func() error { runs.run(serving); return nil })
+	readCA := func() (string, error) { return readCABundle(o.caFile) }
+	publisher := &caPublisher{read: readCA, store: store, log: log}
+	group.Go(func() error { publisher.run(serving); return nil })
 	group.Go(func() error {
 		if err := side.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
 			return fmt.Errorf("serve metrics and health: %w", err)
@@ -237,6 +244,20 @@ func run(ctx, leaving context.Context, o options, registry ctrlmetrics.Registere
 	})
 	group.Go(func() error { <-serving.Done(); return side.Close() })
 	return group.Wait()
+}
+
+// checkCABundle says whether pods can carry the CA that shippers trust. That it cannot be read may
+// be over by the time that a pod comes, when it is read again.
+func checkCABundle(o options) error {
+	bundle, err := readCABundle(o.caFile)
+	if err != nil {
+		return nil
+	}
+	names := []string{strings.Repeat("x", 253)} // some room for the containers' names
+	if _, err := o.config(bundle, names, true).Encode(); err != nil {
+		return fmt.Errorf("--ca-file %s: %w", o.caFile, err)
+	}
+	return nil
 }
 
 // newVersionGate makes the gate on the API server's own word.

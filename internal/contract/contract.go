@@ -74,6 +74,10 @@ const (
 	TeeSource     = "/tee"
 )
 
+// maxEnv is the longest "NAME=value" that Linux starts a process with (MAX_ARG_STRLEN, execve(2)),
+// less the NUL behind it. A container with a longer one cannot be started, nor can its pod.
+const maxEnv = 128<<10 - 1
+
 // ConfigEnv is the environment variable that holds the shipper's Config as JSON.
 const ConfigEnv = "SHIPLOG_CONFIG"
 
@@ -137,6 +141,11 @@ func (c Config) Encode() (string, error) {
 	b, err := json.Marshal(c)
 	if err != nil {
 		return "", fmt.Errorf("encode %s: %w", ConfigEnv, err)
+	}
+	if n := len(ConfigEnv) + len("=") + len(b); n > maxEnv {
+		return "", fmt.Errorf("encode %s: it has %d bytes, of which %d are the CA bundle, "+
+			"and no container can be started with more than %d: make the CA bundle smaller",
+			ConfigEnv, n, len(c.CABundle), maxEnv)
 	}
 	return string(b), nil
 }
