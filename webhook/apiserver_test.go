@@ -1,6 +1,7 @@
 package main
 
 import (
+	stdcmp "cmp"
 	"context"
 	"encoding/json"
 	"encoding/pem"
@@ -150,7 +151,7 @@ func TestOnAPIServer(t *testing.T) {
 	api := realAPI{apiserver.Start(t)}
 	t.Run("golden pods are valid", func(t *testing.T) { goldenPodsAreValid(t, api) })
 	t.Run("damaged pods stay as valid as they were", func(t *testing.T) { damagedPodsStayValid(t, api) })
-	t.Run("what does not fit is foreseen", func(t *testing.T) { misfitsAreForeseen(t, api) })
+	t.Run("the shipper is fitted into ranges and quotas", func(t *testing.T) { shipperIsFitted(t, api) })
 	t.Run("pods that are held back", func(t *testing.T) { podsHeldBack(t, api) })
 	t.Run("containers that wait are recorded", func(t *testing.T) { waitingIsRecorded(t, api) })
 	t.Run("runs are annotated", func(t *testing.T) { runsAreAnnotated(t, api) })
@@ -267,8 +268,8 @@ func damagedPodsStayValid(t *testing.T, api realAPI) {
 	}
 }
 
-// misfitsAreForeseen holds misfit against what the API server says to the bare pod and to the injected one.
-func misfitsAreForeseen(t *testing.T, api realAPI) {
+// shipperIsFitted holds fit against what the API server says to the bare pod and to the injected one.
+func shipperIsFitted(t *testing.T, api realAPI) {
 	list := func(pairs ...string) corev1.ResourceList {
 		l := corev1.ResourceList{}
 		for i := 0; i < len(pairs); i += 2 {
@@ -300,30 +301,68 @@ func misfitsAreForeseen(t *testing.T, api realAPI) {
 	container, podType := corev1.LimitTypeContainer, corev1.LimitTypePod
 	half := requests(list("cpu", "500m", "memory", "512Mi"), list("cpu", "500m", "memory", "512Mi"))
 	for i, c := range []struct {
-		name  string
-		limit *corev1.LimitRange
-		quota *corev1.ResourceQuota
-		pod   func(*corev1.Pod)
-		want  reason
+		name   string
+		limit  *corev1.LimitRange
+		second *corev1.LimitRange
+		quota  *corev1.ResourceQuota
+		pod    func(*corev1.Pod)
+		want   reason
+		ours   string // the shipper's "cpu memory" as request-limit, where they are others than usual
 	}{
 		{name: "nothing", want: ""},
 		{name: "defaults alone", limit: limitRangeOf(corev1.LimitRangeItem{Type: container, Default: list("memory", "1Gi", "cpu", "1"), DefaultRequest: list("memory", "1Mi", "cpu", "1m")}), want: ""},
 		{name: "container: maximum above", limit: limitRangeOf(corev1.LimitRangeItem{Type: container, Max: list("cpu", "2", "memory", "1Gi")}), want: ""},
-		{name: "container: CPU maximum below ours", limit: limitRangeOf(corev1.LimitRangeItem{Type: container, Max: list("cpu", "500m")}), want: limitRange},
+		{name: "container: CPU maximum below ours", limit: limitRangeOf(corev1.LimitRangeItem{Type: container, Max: list("cpu", "500m")}), ours: "10m-500m 32Mi-64Mi"},
+		{name: "container: minimum of CPU above our request", limit: limitRangeOf(corev1.LimitRangeItem{Type: container, Min: list("cpu", "50m")}), ours: "50m-1 32Mi-64Mi"},
+		{name: "container: minimum of CPU above our limit", limit: limitRangeOf(corev1.LimitRangeItem{Type: container, Min: list("cpu", "2")}), ours: "2-2 32Mi-64Mi"},
+		{name: "container: ratio of 10", limit: limitRangeOf(corev1.LimitRangeItem{Type: container, MaxLimitRequestRatio: list("cpu", "10")}),
+			pod: requests(list("cpu", "500m"), list("cpu", "1")), ours: "10m-100m 32Mi-64Mi"},
+		{name: "container: ratio of 4, with a minimum", limit: limitRangeOf(corev1.LimitRangeItem{Type: container, Min: list("cpu", "50m"), MaxLimitRequestRatio: list("cpu", "4")}),
+			pod: requests(list("cpu", "500m"), list("cpu", "1")), ours: "50m-200m 32Mi-64Mi"},
+		{name: "container: ratio of 3", limit: limitRangeOf(corev1.LimitRangeItem{Type: container, MaxLimitRequestRatio: list("cpu", "3")}),
+			pod: requests(list("cpu", "500m"), list("cpu", "1")), ours: "34m-100m 32Mi-64Mi"},
+		{name: "container: ratio of memory below ours", limit: limitRangeOf(corev1.LimitRangeItem{Type: container, MaxLimitRequestRatio: list("memory", "1500m")}),
+			pod: requests(list("memory", "500Mi"), list("memory", "600Mi")), ours: "10m-1 44739243-64Mi"},
+		{name: "container: minimum, maximum and ratio", limit: limitRangeOf(corev1.LimitRangeItem{Type: container,
+			Min: list("cpu", "50m", "memory", "50Mi"), Max: list("cpu", "500m", "memory", "1Gi"), MaxLimitRequestRatio: list("cpu", "10", "memory", "1")}),
+			pod: requests(list("cpu", "500m", "memory", "1Gi"), list("cpu", "500m", "memory", "1Gi")), ours: "100m-100m 64Mi-64Mi"},
+		{name: "container: defaults, minimum, maximum and ratio", limit: limitRangeOf(corev1.LimitRangeItem{Type: container,
+			Default: list("cpu", "400m", "memory", "512Mi"), DefaultRequest: list("cpu", "100m", "memory", "256Mi"),
+			Min: list("cpu", "50m", "memory", "50Mi"), Max: list("cpu", "500m", "memory", "1Gi"), MaxLimitRequestRatio: list("cpu", "10", "memory", "2")}), ours: "50m-500m 50Mi-64Mi"},
+		{name: "container: two ranges", limit: limitRangeOf(corev1.LimitRangeItem{Type: container, Min: list("cpu", "20m"), Max: list("cpu", "600m")}),
+			second: limitRangeOf(corev1.LimitRangeItem{Type: container, Min: list("cpu", "30m"), Max: list("cpu", "700m")}), ours: "30m-600m 32Mi-64Mi"},
+		{name: "container: maximum of CPU below what the start needs", limit: limitRangeOf(corev1.LimitRangeItem{Type: container, Max: list("cpu", "99m")}), want: limitRange},
+		{name: "container: maximum of memory below our limit", limit: limitRangeOf(corev1.LimitRangeItem{Type: container, Max: list("memory", "40Mi")}), ours: "10m-1 32Mi-40Mi"},
+		{name: "container: a Guaranteed pod below the maximum", limit: limitRangeOf(corev1.LimitRangeItem{Type: container, Max: list("cpu", "500m", "memory", "512Mi")}), pod: half, ours: "100m-100m 64Mi-64Mi"},
+		{name: "container: a Guaranteed pod above the minimum", limit: limitRangeOf(corev1.LimitRangeItem{Type: container, Min: list("cpu", "250m", "memory", "100Mi")}), pod: half, ours: "250m-250m 100Mi-100Mi"},
+		{name: "container: a Guaranteed pod and a small maximum of memory", limit: limitRangeOf(corev1.LimitRangeItem{Type: container, Max: list("memory", "48Mi"), Min: list("memory", "32Mi")}),
+			pod: requests(list("cpu", "500m", "memory", "48Mi"), list("cpu", "500m", "memory", "48Mi")), ours: "100m-100m 48Mi-48Mi"},
+		{name: "container: another resource by default", limit: limitRangeOf(corev1.LimitRangeItem{Type: container, Default: list("example.com/part", "1"), DefaultRequest: list("example.com/part", "1")})},
 		{name: "container: memory maximum equal to ours", limit: limitRangeOf(corev1.LimitRangeItem{Type: container, Max: list("memory", "64Mi")}), want: ""},
-		{name: "container: minimum above ours", limit: limitRangeOf(corev1.LimitRangeItem{Type: container, Min: list("memory", "128Mi")}), pod: half, want: limitRange},
+		{name: "container: minimum above ours", limit: limitRangeOf(corev1.LimitRangeItem{Type: container, Min: list("memory", "128Mi")}), pod: half, ours: "100m-100m 128Mi-128Mi"},
 		{name: "container: minimum below ours", limit: limitRangeOf(corev1.LimitRangeItem{Type: container, Min: list("memory", "16Mi", "cpu", "5m")}), pod: half, want: ""},
-		{name: "container: ratio below ours", limit: limitRangeOf(corev1.LimitRangeItem{Type: container, MaxLimitRequestRatio: list("cpu", "10")}), pod: requests(list("cpu", "1"), list("cpu", "2")), want: limitRange},
+		{name: "container: ratio below ours", limit: limitRangeOf(corev1.LimitRangeItem{Type: container, MaxLimitRequestRatio: list("cpu", "10")}), pod: requests(list("cpu", "1"), list("cpu", "2")), ours: "10m-100m 32Mi-64Mi"},
 		{name: "container: ratio as of a Guaranteed pod", limit: limitRangeOf(corev1.LimitRangeItem{Type: container, MaxLimitRequestRatio: list("cpu", "1")}), pod: half, want: ""},
 		{name: "container: ratio of memory as ours", limit: limitRangeOf(corev1.LimitRangeItem{Type: container, MaxLimitRequestRatio: list("memory", "2")}), pod: half, want: ""},
-		{name: "container: maximum of storage, which is a default too", limit: limitRangeOf(corev1.LimitRangeItem{Type: container, Max: list("ephemeral-storage", "1Gi")}), want: limitRange},
+		{name: "container: maximum of storage, which is a default too", limit: limitRangeOf(corev1.LimitRangeItem{Type: container, Max: list("ephemeral-storage", "1Gi")}), want: ""},
+		{name: "container: maximum of storage that is too small for a spool", limit: limitRangeOf(corev1.LimitRangeItem{Type: container, Max: list("ephemeral-storage", "127Mi")}), want: limitRange},
+		{name: "container: ratio of storage", limit: limitRangeOf(corev1.LimitRangeItem{Type: container, MaxLimitRequestRatio: list("ephemeral-storage", "4")}),
+			pod: requests(list("ephemeral-storage", "1Gi"), list("ephemeral-storage", "2Gi")), want: ""},
 		{name: "container: maximum of storage with room for the spool", limit: limitRangeOf(corev1.LimitRangeItem{Type: container, Max: list("ephemeral-storage", "2Gi")}), want: ""},
 		{name: "container: storage, less than the spool may need", limit: limitRangeOf(corev1.LimitRangeItem{Type: container, Max: list("ephemeral-storage", "1Gi")}),
-			pod: requests(nil, list("ephemeral-storage", "1Gi")), want: limitRange},
+			pod: requests(nil, list("ephemeral-storage", "1Gi")), want: ""},
 		{name: "container: no defaults for a minimum", limit: limitRangeOf(corev1.LimitRangeItem{Type: container, Min: list("ephemeral-storage", "1Mi")}),
 			pod: requests(list("ephemeral-storage", "1Mi"), nil), want: ""},
 		{name: "pod: room", limit: limitRangeOf(corev1.LimitRangeItem{Type: podType, Max: list("memory", "576Mi")}), pod: half, want: ""},
-		{name: "pod: no room", limit: limitRangeOf(corev1.LimitRangeItem{Type: podType, Max: list("memory", "575Mi")}), pod: half, want: limitRange},
+		{name: "pod: no room", limit: limitRangeOf(corev1.LimitRangeItem{Type: podType, Max: list("memory", "512Mi")}), pod: half, want: limitRange},
+		{name: "pod: less room than we want", limit: limitRangeOf(corev1.LimitRangeItem{Type: podType, Max: list("memory", "552Mi", "cpu", "620m")}), pod: half, ours: "100m-100m 40Mi-40Mi"},
+		{name: "pod: less room than we want in a Burstable pod", limit: limitRangeOf(corev1.LimitRangeItem{Type: podType, Max: list("memory", "552Mi", "cpu", "700m")}),
+			pod: requests(list("cpu", "100m", "memory", "100Mi"), list("cpu", "500m", "memory", "512Mi")), ours: "10m-200m 32Mi-40Mi"},
+		{name: "pod: less room than the shipper needs", limit: limitRangeOf(corev1.LimitRangeItem{Type: podType, Max: list("memory", "543Mi")}), pod: half, want: limitRange},
+		{name: "pod: ratio", limit: limitRangeOf(corev1.LimitRangeItem{Type: podType, MaxLimitRequestRatio: list("cpu", "2")}), pod: requests(list("cpu", "1"), list("cpu", "2")), ours: "50m-100m 32Mi-64Mi"},
+		{name: "pod and container: ranges for both", limit: limitRangeOf(corev1.LimitRangeItem{Type: podType, Max: list("cpu", "1")}, corev1.LimitRangeItem{Type: container, Min: list("cpu", "50m"), MaxLimitRequestRatio: list("cpu", "5")}),
+			pod: requests(list("cpu", "100m"), list("cpu", "500m")), ours: "50m-250m 32Mi-64Mi"},
+		{name: "pod: minimum", limit: limitRangeOf(corev1.LimitRangeItem{Type: podType, Min: list("cpu", "500m", "memory", "512Mi")}), pod: half},
 		{name: "pod: no room before us either", limit: limitRangeOf(corev1.LimitRangeItem{Type: podType, Max: list("memory", "100Mi")}), pod: half, want: ""},
 		{name: "pod: an init container counts where it is more", limit: limitRangeOf(corev1.LimitRangeItem{Type: podType, Max: list("memory", "1Gi")}), pod: func(p *corev1.Pod) {
 			half(p)
@@ -346,13 +385,18 @@ func misfitsAreForeseen(t *testing.T, api realAPI) {
 		t.Run(c.name, func(t *testing.T) {
 			namespace := fmt.Sprintf("limits-%d", i)
 			api.namespace(t, namespace)
-			objects := 0
-			if c.limit != nil {
-				c.limit.Name = "l"
-				if _, err := api.Core.CoreV1().LimitRanges(namespace).Create(t.Context(), c.limit, metav1.CreateOptions{}); err != nil {
+			for name, l := range map[string]*corev1.LimitRange{"l": c.limit, "m": c.second} {
+				if l == nil {
+					continue
+				}
+				l.Name = name
+				if _, err := api.Core.CoreV1().LimitRanges(namespace).Create(t.Context(), l, metav1.CreateOptions{}); err != nil {
 					t.Fatal(err)
 				}
-				objects++
+				until(t, "the LimitRange in the cache", func() bool {
+					_, ok, err := watch.ranges.GetByKey(namespace + "/" + name)
+					return err == nil && ok
+				})
 			}
 			if c.quota != nil {
 				c.quota.Name = "q"
@@ -375,9 +419,6 @@ func misfitsAreForeseen(t *testing.T, api realAPI) {
 					return err == nil && ok && o.(*corev1.ResourceQuota).ResourceVersion == q.ResourceVersion
 				})
 			}
-			if c.limit != nil {
-				until(t, "the LimitRange in the cache", func() bool { _, ok, err := watch.ranges.GetByKey(namespace + "/l"); return err == nil && ok })
-			}
 			pod := taskRunTestPod()
 			pod.Name = "p"
 			if c.pod != nil {
@@ -393,17 +434,53 @@ func misfitsAreForeseen(t *testing.T, api realAPI) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			_, patch, err := inject(raw, testSettings(), onSupported)
+			foresees := onSupported
+			foresees.fit = func(pod *corev1.Pod, ours shipperNeeds) (corev1.ResourceRequirements, reason) {
+				return watch.fit(pod, namespace, ours)
+			}
+			d, patch, err := inject(raw, testSettings(), foresees)
 			if err != nil {
 				t.Fatal(err)
 			}
-			_, fullErr := api.create(t.Context(), namespace, decodeTestPod(t, apply(t, raw, patch)), true)
-			got := watch.misfit(seen, namespace, shipperResources(&seen.Spec, testSettings(), 1))
-			if got != c.want {
-				t.Errorf("misfit says %q, want %q; the API server says %v to the pod alone and %v with our container (%d objects)", got, c.want, bareErr, fullErr, objects)
+			full := decodeTestPod(t, apply(t, raw, patch))
+			made, fullErr := api.create(t.Context(), namespace, full, true)
+			if d.reason != c.want {
+				t.Errorf("left alone for %q, want %q", d.reason, c.want)
 			}
-			if refused := bareErr == nil && fullErr != nil; refused != (got != "") {
-				t.Errorf("misfit says %q, but the API server says %v to the pod alone and %v with our container", got, bareErr, fullErr)
+			if bareErr == nil && fullErr != nil {
+				t.Errorf("the API server takes the pod alone, and not what we make of it: %v", fullErr)
+			}
+			if d.action != actionInject {
+				// A plain installation's container would have been refused, too.
+				_, patch, err := inject(raw, testSettings(), onSupported)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if _, err := api.create(t.Context(), namespace, decodeTestPod(t, apply(t, raw, patch)), true); err == nil {
+					t.Error("the pod is left alone, and the API server would have taken it")
+				}
+				return
+			}
+			if bareErr == nil && fullErr == nil && qosClass(seen) == corev1.PodQOSGuaranteed && made.Status.QOSClass != corev1.PodQOSGuaranteed {
+				t.Errorf("a Guaranteed pod became %s", made.Status.QOSClass)
+			}
+			r := full.Spec.InitContainers[0].Resources
+			got := fmt.Sprintf("%s-%s %s-%s", r.Requests.Cpu(), r.Limits.Cpu(), r.Requests.Memory(), r.Limits.Memory())
+			usual := "10m-1 32Mi-64Mi"
+			if qosClass(seen) == corev1.PodQOSGuaranteed {
+				usual = "100m-100m 64Mi-64Mi"
+			}
+			if want := stdcmp.Or(c.ours, usual); got != want {
+				t.Errorf("the shipper has %s, want %s", got, want)
+			}
+			if limit, limited := r.Limits[corev1.ResourceEphemeralStorage]; limited {
+				tee, err := contract.ParseTee(full.Spec.Containers[0].Args)
+				if err != nil {
+					t.Fatal(err)
+				}
+				if tee.Limit < leastSpool || tee.Limit+spoolOverhead > limit.Value() {
+					t.Errorf("the spool may have %d bytes, and the shipper's storage is limited to %d", tee.Limit, limit.Value())
+				}
 			}
 		})
 	}

@@ -109,6 +109,8 @@ type decision struct {
 	captured []placedContainer  // with actionInject: in the pod's order, init containers first
 	skipped  []contract.Skipped // with actionInject and nothingToCapture: containers left alone
 	shipper  int                // with actionRepair and actionUndo: the index of our init container
+	// resources are the shipper's, with actionInject.
+	resources corev1.ResourceRequirements
 }
 
 func skip(r reason) decision { return decision{action: actionSkip, reason: r} }

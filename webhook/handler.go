@@ -119,8 +119,8 @@ func (p *podAdmission) review(req admission.Request) (admission.Response, error)
 	}
 	around := surroundings{sidecars: p.sidecars(), caBundle: caBundle}
 	if p.limits != nil {
-		around.misfit = func(pod *corev1.Pod, ours corev1.ResourceRequirements) reason {
-			return p.limits.misfit(pod, req.Namespace, ours)
+		around.fit = func(pod *corev1.Pod, ours shipperNeeds) (corev1.ResourceRequirements, reason) {
+			return p.limits.fit(pod, req.Namespace, ours)
 		}
 	}
 	if p.guard != nil {
