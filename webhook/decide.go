@@ -44,6 +44,7 @@ const (
 	limitRange        reason = "limit-range"
 	resourceQuota     reason = "resource-quota"
 	cannotStart       reason = "shipper-cannot-start"
+	shipperRefused    reason = "shipper-refused"
 	policyDropped     reason = "restart-policy-dropped"
 
 	// The container is left alone; the others are captured.
@@ -75,6 +76,8 @@ func (r reason) explanation() string {
 		return "a ResourceQuota of the namespace has no room for the shipper"
 	case cannotStart:
 		return "the shipper's container could not be started in other pods, and would hold this one back; it is tried again"
+	case shipperRefused:
+		return "a policy refused another pod of the namespace with the shipper in it; it is tried again later"
 	case policyDropped:
 		return "another webhook drops restartPolicy: Always of the shipper's container"
 	case nothingToCapture:

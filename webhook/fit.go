@@ -16,8 +16,10 @@ import (
 	"k8s.io/client-go/tools/cache"
 )
 
-// limits knows the LimitRanges and ResourceQuotas of all namespaces. The API server holds a pod against them after admission webhooks, and refuses one that our container made too
-// large, which no failurePolicy helps against. So our container is fitted into them, and a pod where that is not possible is left alone.
+// limits knows the LimitRanges and ResourceQuotas of all namespaces. The API server holds a pod
+// against them after admission webhooks, and refuses one that our container made too large, which
+// no failurePolicy helps against. So our container is fitted into them, and a pod where that is not
+// possible is left alone.
 //
 // What is known may be a moment old. A pod that a quota refuses because others came between is made again by Tekton, as without shiplog.
 type limits struct {
@@ -60,7 +62,9 @@ func (l *limits) run(ctx context.Context) {
 
 // fit makes our container's resources such that the API server takes the pod with it, if it takes
 // the pod without. Where that cannot be it says why.
-func (l *limits) fit(pod *corev1.Pod, namespace string, ours shipperNeeds) (corev1.ResourceRequirements, reason) {
+func (l *limits) fit(
+	pod *corev1.Pod, namespace string, ours shipperNeeds,
+) (corev1.ResourceRequirements, reason) {
 	ranges, err := l.ranges.ByIndex(cache.NamespaceIndex, namespace)
 	if err != nil {
 		return ours.wanted, "" // there is no such index, which cannot be
@@ -76,26 +80,28 @@ func (l *limits) fit(pod *corev1.Pod, namespace string, ours shipperNeeds) (core
 		items = append(items, o.(*corev1.LimitRange).Spec.Limits...)
 	}
 	before := podResources(&pod.Spec)
+	after, fitted := before, ours.wanted
 	if pod.Spec.Resources == nil { // a pod's own resources hold for all its containers together
 		ours.wanted = r
 		r = ours.squeeze(items, before)
-	}
-	after := before
-	if pod.Spec.Resources == nil {
-		after = corev1.ResourceRequirements{Requests: sum(before.Requests, r.Requests), Limits: sum(before.Limits, r.Limits)}
+		fitted = r
+		after = corev1.ResourceRequirements{
+			Requests: sum(before.Requests, r.Requests),
+			Limits:   sum(before.Limits, r.Limits),
+		}
 	}
 	if !ours.enough(r) {
-		return r, limitRange
+		return fitted, limitRange
 	}
 	for _, item := range items {
 		switch item.Type {
 		case corev1.LimitTypeContainer:
 			if !within(r, item) {
-				return r, limitRange
+				return fitted, limitRange
 			}
 		case corev1.LimitTypePod:
 			if within(before, item) && !within(after, item) {
-				return r, limitRange
+				return fitted, limitRange
 			}
 		}
 	}
@@ -110,10 +116,10 @@ func (l *limits) fit(pod *corev1.Pod, namespace string, ours shipperNeeds) (core
 			continue
 		}
 		if room := left(q); inside(bare, room) && !inside(full, room) {
-			return r, resourceQuota
+			return fitted, resourceQuota
 		}
 	}
-	return r, ""
+	return fitted, ""
 }
 
 // shipperNeeds are the resources that our container is to have, and the limits below which it is of
@@ -134,10 +140,12 @@ func (n shipperNeeds) enough(r corev1.ResourceRequirements) bool {
 	return true
 }
 
-// squeeze brings what is wanted into the ranges of containers, and into what is left of the ranges of
-// pods when the pod's other containers have theirs. Where ranges contradict each other, or leave too
-// little, what comes out fits none; fit finds that.
-func (n shipperNeeds) squeeze(items []corev1.LimitRangeItem, others corev1.ResourceRequirements) corev1.ResourceRequirements {
+// squeeze brings what is wanted into the ranges of containers, and into what is left of the ranges
+// of pods when the pod's other containers have theirs. Where ranges contradict each other, or leave
+// too little, what comes out fits none; fit finds that.
+func (n shipperNeeds) squeeze(
+	items []corev1.LimitRangeItem, others corev1.ResourceRequirements,
+) corev1.ResourceRequirements {
 	r := *n.wanted.DeepCopy()
 	for name := range n.wanted.Limits {
 		limit, request := amount(name, r.Limits[name]), amount(name, r.Requests[name])
@@ -173,7 +181,9 @@ func limitFor(request int64, ratio float64) int64 {
 
 // bounds are what ranges ask of one container of a pod, as amounts: the least and the most, and the
 // ratio of limit to request, or 0.
-func bounds(name corev1.ResourceName, items []corev1.LimitRangeItem, others corev1.ResourceRequirements) (least, most int64, ratio float64) {
+func bounds(
+	name corev1.ResourceName, items []corev1.LimitRangeItem, others corev1.ResourceRequirements,
+) (least, most int64, ratio float64) {
 	most = math.MaxInt64
 	for _, item := range items {
 		var used int64
@@ -182,7 +192,8 @@ func bounds(name corev1.ResourceName, items []corev1.LimitRangeItem, others core
 			if q, ok := item.Min[name]; ok {
 				least = max(least, amount(name, q))
 			}
-		case item.Type == corev1.LimitTypePod && within(others, item): // otherwise the pod is refused anyway
+		// Of others that are not within it the pod is refused anyway.
+		case item.Type == corev1.LimitTypePod && within(others, item):
 			used = amount(name, others.Limits[name])
 		default:
 			continue
@@ -191,7 +202,8 @@ func bounds(name corev1.ResourceName, items []corev1.LimitRangeItem, others core
 			most = min(most, amount(name, q)-used)
 		}
 		// What has the ratio, added to what has it, has it again.
-		if q, ok := item.MaxLimitRequestRatio[name]; ok && (ratio == 0 || q.AsApproximateFloat64() < ratio) {
+		if q, ok := item.MaxLimitRequestRatio[name]; ok &&
+			(ratio == 0 || q.AsApproximateFloat64() < ratio) {
 			ratio = q.AsApproximateFloat64()
 		}
 	}

@@ -13,6 +13,7 @@ import (
 	admissionv1 "k8s.io/api/admission/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
 
 	"github.com/shiplog-dev/shiplog/internal/contract"
@@ -124,7 +125,13 @@ func (p *podAdmission) review(req admission.Request) (admission.Response, error)
 		}
 	}
 	if p.guard != nil {
-		around.paused = func() bool { return p.guard.paused(req.Namespace, req.DryRun != nil && *req.DryRun) }
+		around.paused = func(pod *corev1.Pod) reason {
+			var taskRun types.UID
+			if owner := controlledBy(pod.OwnerReferences, taskRunOwner); owner != nil {
+				taskRun = owner.UID
+			}
+			return p.guard.paused(req.Namespace, taskRun, req.DryRun != nil && *req.DryRun)
+		}
 	}
 	d, patch, err := inject(req.Object.Raw, p.settings, around)
 	if err != nil {

@@ -26,7 +26,8 @@ const (
 	tokenSeconds = 3600
 	// spoolOverhead is what the spool volume holds beside the logs: tee, the shipper's state, and the lines with which a container overshoots its limit.
 	spoolOverhead = 64 << 20
-	// leastSpool is the least that is worth having in the spool for one container: a minute of 1 MB/s while the store is away.
+	// leastSpool is the least that is worth having in the spool for one container: a minute of 1
+	// MB/s while the store is away.
 	leastSpool = 64 << 20
 )
 
@@ -37,10 +38,12 @@ const skippedPointer = "/metadata/annotations/shiplog.dev~1skipped"
 type surroundings struct {
 	sidecars nativeSidecars
 	caBundle string // PEM
-	// fit makes the shipper's resources such that the API server takes the pod with it, or says why it would not. Nil: it does as they are.
+	// fit makes the shipper's resources such that the API server takes the pod with it, or says why
+	// it would not. Nil: it does as they are.
 	fit func(*corev1.Pod, shipperNeeds) (corev1.ResourceRequirements, reason)
-	// paused says whether shippers cannot be started now. It is asked last, about a pod that is injected otherwise: one that it lets through is to be made. Nil: they can.
-	paused func() bool
+	// paused says why shippers cannot be started now, or nothing. It is asked last, about a pod
+	// that is injected otherwise: one that it lets through is to be made. Nil: they can.
+	paused func(*corev1.Pod) reason
 }
 
 // inject decides about a pod, given as the API server sent it, and returns the JSON patch (RFC 6902) that carries the decision out. The patch names
@@ -85,10 +88,13 @@ func inject(raw []byte, s settings, around surroundings) (decision, []jsonpatch.
 	return d, patch, nil
 }
 
-// hinders says why a pod that could be injected is left alone for the cluster's sake, or nothing, and what resources the shipper has in it.
-func (around surroundings) hinders(pod *corev1.Pod, s settings, captured int) (corev1.ResourceRequirements, reason) {
+// hinders says why a pod that could be injected is left alone for the cluster's sake, or nothing,
+// and what resources the shipper has in it.
+func (around surroundings) hinders(pod *corev1.Pod, s settings,
+	captured int) (corev1.ResourceRequirements, reason) {
 	var ours shipperNeeds
-	if pod.Spec.Resources == nil { // otherwise no container's may exceed the pod's own, and they alone make the QoS class
+	// A pod's own resources no container's may exceed, and they alone make its QoS class.
+	if pod.Spec.Resources == nil {
 		ours = needsOfShipper(&pod.Spec, s, int64(captured))
 	}
 	resources := ours.wanted
@@ -98,8 +104,8 @@ func (around surroundings) hinders(pod *corev1.Pod, s settings, captured int) (c
 			return resources, r
 		}
 	}
-	if around.paused != nil && around.paused() {
-		return resources, cannotStart
+	if around.paused != nil {
+		return resources, around.paused(pod)
 	}
 	return resources, ""
 }
@@ -197,10 +203,13 @@ func injectionPatch(pod *corev1.Pod, d decision, s settings, caBundle string) ([
 	names := make([]string, len(d.captured))
 	for i, c := range d.captured {
 		names[i] = c.Name
-		patch = append(patch, capture(c, s, contract.Tee{Spool: contract.SpoolMount, Limit: spool, Grace: grace})...)
+		patch = append(
+			patch,
+			capture(c, s, contract.Tee{Spool: contract.SpoolMount, Limit: spool, Grace: grace})...)
 	}
 
-	shipper, err := shipperContainer(s, d.resources, s.config(caBundle, names, waitsForShipper(&pod.Spec, s)))
+	shipper, err := shipperContainer(s, d.resources,
+		s.config(caBundle, names, waitsForShipper(&pod.Spec, s)))
 	if err != nil {
 		return nil, err
 	}
@@ -231,7 +240,8 @@ func capture(c placedContainer, s settings, tee contract.Tee) []jsonpatch.Operat
 
 // shipperContainer is the native sidecar. Its postStart hook installs tee; the kubelet starts nothing further until the hook has returned. It has no
 // probes: one that fails would restart it, and there is nothing in it that a restart mends.
-func shipperContainer(s settings, resources corev1.ResourceRequirements, config contract.Config) (corev1.Container, error) {
+func shipperContainer(s settings, resources corev1.ResourceRequirements,
+	config contract.Config) (corev1.Container, error) {
 	encoded, err := config.Encode()
 	if err != nil {
 		return corev1.Container{}, err
@@ -264,20 +274,25 @@ func shipperContainer(s settings, resources corev1.ResourceRequirements, config 
 	}
 	c.Resources = resources
 	if limit, limited := resources.Limits[corev1.ResourceMemory]; limited {
-		// The Go runtime collects earlier rather than being killed. A tenth is left for what it does not count.
-		c.Env = append(c.Env, corev1.EnvVar{Name: "GOMEMLIMIT", Value: strconv.FormatInt(limit.Value()/10*9, 10)})
+		// The Go runtime collects earlier rather than being killed. A tenth is left for what it
+		// does not count.
+		c.Env = append(c.Env,
+			corev1.EnvVar{Name: "GOMEMLIMIT", Value: strconv.FormatInt(limit.Value()/10*9, 10)})
 	}
 	return c, nil
 }
 
-// needsOfShipper keep a Guaranteed pod Guaranteed, and leave room for the spool where the pod's local storage is limited.
+// needsOfShipper keep a Guaranteed pod Guaranteed, and leave room for the spool where the pod's
+// local storage is limited.
 func needsOfShipper(spec *corev1.PodSpec, s settings, captured int64) shipperNeeds {
-	// With less CPU the start of the pod would take longer, with less memory the shipper could be killed.
+	// With less CPU the start of the pod would take longer, with less memory the shipper could be
+	// killed.
 	spool := min(max(leastSpool, s.segmentBytes), s.spoolLimit)
+	storage := resource.NewQuantity(captured*spool+spoolOverhead, resource.BinarySI)
 	n := shipperNeeds{least: corev1.ResourceList{
 		corev1.ResourceCPU:              s.guaranteedCPU,
 		corev1.ResourceMemory:           s.memoryRequest,
-		corev1.ResourceEphemeralStorage: *resource.NewQuantity(captured*spool+spoolOverhead, resource.BinarySI),
+		corev1.ResourceEphemeralStorage: *storage,
 	}}
 	if s.cpuLimit.Cmp(s.guaranteedCPU) < 0 {
 		n.least[corev1.ResourceCPU] = s.cpuLimit
@@ -303,7 +318,8 @@ func needsOfShipper(spec *corev1.PodSpec, s settings, captured int64) shipperNee
 	return n
 }
 
-// spoolWithin is how much one container may have in the spool: less than usual where a LimitRange left the shipper less local storage.
+// spoolWithin is how much one container may have in the spool: less than usual where a LimitRange
+// left the shipper less local storage.
 func spoolWithin(resources corev1.ResourceRequirements, s settings, captured int64) int64 {
 	limit, limited := resources.Limits[corev1.ResourceEphemeralStorage]
 	if !limited {

@@ -3,9 +3,13 @@
 package e2e
 
 import (
+	"archive/tar"
 	"context"
+	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -125,5 +129,61 @@ func TestShipperImageMissing(t *testing.T) {
 		if pod := next(); shipperOf(pod) == nil {
 			t.Errorf("pod %s is not injected: %v", pod.Name, pod.Annotations)
 		}
+	}
+}
+
+// TestShipperHangs has a shipper whose postStart hook never returns, of which the kubelet says
+// nothing in the pod's status while it lasts. The build must go on without it.
+func TestShipperHangs(t *testing.T) {
+	host := os.Getenv("SHIPLOG_REGISTRY")
+	name := fmt.Sprintf("e2e/shipper-hangs-%d:v1", time.Now().UnixNano())
+	layer := filepath.Join(t.TempDir(), "layer.tar")
+	file, err := os.Create(layer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	script := []byte("#!/bin/sh\nexec sleep 3600\n")
+	w := tar.NewWriter(file)
+	if err := w.WriteHeader(&tar.Header{Name: "shipper", Mode: 0o755, Size: int64(len(script))}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.Write(script); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(w.Close(), file.Close()); err != nil {
+		t.Fatal(err)
+	}
+	_, err = command(t.Context(), "", nil, os.Getenv("CRANE"), "append", "--insecure",
+		"--platform", "linux/"+runtime.GOARCH,
+		"-b", host+"/busybox:latest", "-f", layer, "-t", host+"/"+name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	changeWebhook(t, func(c *corev1.Container) {
+		i := slices.IndexFunc(c.Env, func(e corev1.EnvVar) bool { return e.Name == "SHIPLOG_SHIPPER_IMAGE" })
+		c.Env[i].Value = "localhost:5000/" + name
+	})
+	spec := taskSpec(t, "taskSpec: {steps: [{name: s, image: busybox, script: echo hi}]}")
+	done := finish(t, newTaskRun(t, nsOn, "shipper-hangs", spec, nil))
+	pod := podOf(t, done)
+	if !done.Status.GetCondition("Succeeded").IsTrue() || shipperOf(pod) != nil ||
+		pod.Annotations[contract.SkippedAnnotation] != "pod=shipper-cannot-start" {
+		t.Errorf("the TaskRun: %+v, its pod has the annotation %q", done.Status.Conditions,
+			pod.Annotations[contract.SkippedAnnotation])
+	}
+	t.Logf("it took %s", took(done))
+	events, err := command(t.Context(), "", nil, env.kubectl, "-n", nsOn, "get", "events",
+		"--field-selector", "involvedObject.kind=Pod,involvedObject.name="+pod.Name, "-o",
+		"jsonpath={range .items[*]}{.reason}: {.message}{\"\\n\"}{end}")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(events, "ShiplogHeldBack") {
+		t.Errorf("no event tells of it:\n%s", events)
+	}
+	t.Logf("events:\n%s", events)
+	later := finish(t, newTaskRun(t, nsOn, "shipper-hangs-later", spec, nil))
+	if pod := podOf(t, later); shipperOf(pod) != nil {
+		t.Error("the next TaskRun's pod is injected")
 	}
 }
