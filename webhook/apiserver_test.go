@@ -146,7 +146,9 @@ func (a realAPI) namespace(t *testing.T, name string) {
 func (a realAPI) label(t *testing.T, namespace, key, value string) {
 	t.Helper()
 	patch := fmt.Sprintf(`{"metadata":{"labels":{%q:%q}}}`, key, value)
-	if _, err := a.Core.CoreV1().Namespaces().Patch(t.Context(), namespace, types.MergePatchType, []byte(patch), metav1.PatchOptions{}); err != nil {
+	_, err := a.Core.CoreV1().Namespaces().Patch(t.Context(), namespace, types.MergePatchType,
+		[]byte(patch), metav1.PatchOptions{})
+	if err != nil {
 		t.Fatal(err)
 	}
 }
@@ -183,11 +185,12 @@ func TestOnAPIServer(t *testing.T) {
 	api := realAPI{apiserver.Start(t)}
 	t.Run("golden pods are valid", func(t *testing.T) { goldenPodsAreValid(t, api) })
 	t.Run("damaged pods stay as valid as they were", func(t *testing.T) { damagedPodsStayValid(t, api) })
-	t.Run("the shipper is fitted into ranges and quotas", func(t *testing.T) { shipperIsFitted(t, api) })
+	t.Run("the shipper is fitted into limits", func(t *testing.T) { shipperIsFitted(t, api) })
 	t.Run("pods that are held back", func(t *testing.T) { podsHeldBack(t, api) })
 	t.Run("pods that hang", func(t *testing.T) { podsThatHang(t, api) })
 	t.Run("containers that wait are recorded", func(t *testing.T) { waitingIsRecorded(t, api) })
 	t.Run("runs are annotated", func(t *testing.T) { runsAreAnnotated(t, api) })
+	t.Run("pods that a policy refuses", func(t *testing.T) { podsRefused(t, api) })
 	t.Run("a webhook behind ours", func(t *testing.T) { webhooksBehindOurs(t, api) })
 }
 
@@ -416,7 +419,8 @@ func shipperIsFitted(t *testing.T, api realAPI) {
 			}, ours: "0-0 0-0"},
 		{name: "container: another resource by default",
 			limit: limitRangeOf(corev1.LimitRangeItem{
-				Type: container, Default: list("example.com/part", "1"), DefaultRequest: list("example.com/part", "1")})},
+				Type: container, Default: list("example.com/part", "1"),
+				DefaultRequest: list("example.com/part", "1")})},
 		{name: "container: memory maximum equal to ours", limit: limitRangeOf(corev1.LimitRangeItem{Type: container, Max: list("memory", "64Mi")}), want: ""},
 		{name: "container: minimum above ours",
 			limit: limitRangeOf(corev1.LimitRangeItem{
@@ -509,7 +513,8 @@ func shipperIsFitted(t *testing.T, api realAPI) {
 					continue
 				}
 				l.Name = name
-				if _, err := api.Core.CoreV1().LimitRanges(namespace).Create(t.Context(), l, metav1.CreateOptions{}); err != nil {
+				client := api.Core.CoreV1().LimitRanges(namespace)
+				if _, err := client.Create(t.Context(), l, metav1.CreateOptions{}); err != nil {
 					t.Fatal(err)
 				}
 				until(t, "the LimitRange in the cache", func() bool {
@@ -576,7 +581,8 @@ func shipperIsFitted(t *testing.T, api realAPI) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				if _, err := api.create(t.Context(), namespace, decodeTestPod(t, apply(t, raw, patch)), true); err == nil {
+				plain := decodeTestPod(t, apply(t, raw, patch))
+				if _, err := api.create(t.Context(), namespace, plain, true); err == nil {
 					t.Error("the pod is left alone, and the API server would have taken it")
 				}
 				return
@@ -776,7 +782,7 @@ func podsHeldBack(t *testing.T, api realAPI) {
 # HELP shiplog_injection_paused 1 while shiplog's container starts nowhere, and holds back pods of several namespaces.
 # TYPE shiplog_injection_paused gauge
 shiplog_injection_paused 0
-# HELP shiplog_injection_paused_namespaces Namespaces where no pod is injected, since shiplog's container does not start or is refused.
+# HELP shiplog_injection_paused_namespaces Namespaces where no pod is injected: shiplog's container does not start, or is refused.
 # TYPE shiplog_injection_paused_namespaces gauge
 shiplog_injection_paused_namespaces 1
 `), "shiplog_injection_paused", "shiplog_injection_paused_namespaces"); err != nil {
@@ -836,9 +842,20 @@ func podsThatHang(t *testing.T, api realAPI) {
 		},
 	}
 	for name, e := range map[string]*corev1.Event{
-		"hook":   {Reason: "Started", Message: "Started container", InvolvedObject: corev1.ObjectReference{FieldPath: "spec.initContainers{" + contract.ShipperContainer + "}"}, FirstTimestamp: began},
-		"token":  {Reason: "FailedMount", Message: `MountVolume.SetUp failed for volume "` + contract.TokenVolume + `" : no token`, FirstTimestamp: began},
-		"theirs": {Reason: "FailedMount", Message: `MountVolume.SetUp failed for volume "settings" : configmap "x" not found`, FirstTimestamp: began},
+		"hook": {
+			Reason: "Started", Message: "Started container", FirstTimestamp: began,
+			InvolvedObject: corev1.ObjectReference{
+				FieldPath: "spec.initContainers{" + contract.ShipperContainer + "}",
+			},
+		},
+		"token": {
+			Reason: "FailedMount", FirstTimestamp: began,
+			Message: `MountVolume.SetUp failed for volume "` + contract.TokenVolume + `" : no token`,
+		},
+		"theirs": {
+			Reason: "FailedMount", FirstTimestamp: began,
+			Message: `MountVolume.SetUp failed for volume "settings" : configmap "x" not found`,
+		},
 		"silent": nil,
 	} {
 		pod := api.heldPodIn(t, "hangs", name, waits)
@@ -846,9 +863,11 @@ func podsThatHang(t *testing.T, api realAPI) {
 			continue
 		}
 		e.ObjectMeta = metav1.ObjectMeta{Name: name, Namespace: "hangs"}
-		e.InvolvedObject.Kind, e.InvolvedObject.Namespace, e.InvolvedObject.Name, e.InvolvedObject.UID = "Pod", "hangs", name, pod.UID
+		about := &e.InvolvedObject
+		about.Kind, about.Namespace, about.Name, about.UID = "Pod", "hangs", name, pod.UID
 		e.Source.Component, e.LastTimestamp, e.Type = "kubelet", metav1.Now(), corev1.EventTypeNormal
-		if _, err := api.Core.CoreV1().Events("hangs").Create(t.Context(), e, metav1.CreateOptions{}); err != nil {
+		events := api.Core.CoreV1().Events("hangs")
+		if _, err := events.Create(t.Context(), e, metav1.CreateOptions{}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -882,10 +901,12 @@ func waitingIsRecorded(t *testing.T, api realAPI) {
 		failures map[string]record.Waiting
 	}
 	calls := make(chan call, 100)
-	w, err := newWaitingPods(api.asWebhook(t), newGuard(time.Minute, time.Hour), heldPods{record: func(_ context.Context, pod boundPod, failures map[string]record.Waiting) error {
+	note := func(_ context.Context, pod boundPod, failures map[string]record.Waiting) error {
 		calls <- call{pod, failures}
 		return nil
-	}}, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
+	}
+	w, err := newWaitingPods(api.asWebhook(t), newGuard(time.Minute, time.Hour),
+		heldPods{record: note}, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -986,7 +1007,8 @@ func (a realAPI) installWebhook(t *testing.T, h http.Handler,
 		t.Fatal(err)
 	}
 	t.Cleanup(func() {
-		if err := configurations.Delete(context.WithoutCancel(t.Context()), made.Name, metav1.DeleteOptions{}); err != nil {
+		ctx := context.WithoutCancel(t.Context())
+		if err := configurations.Delete(ctx, made.Name, metav1.DeleteOptions{}); err != nil {
 			t.Error(err)
 		}
 	})

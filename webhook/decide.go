@@ -77,7 +77,7 @@ func (r reason) explanation() string {
 	case cannotStart:
 		return "the shipper's container could not be started in other pods, and would hold this one back; it is tried again"
 	case shipperRefused:
-		return "a policy refused another pod of the namespace with the shipper in it; it is tried again later"
+		return "a policy refused another pod of the namespace with the shipper in it; it is tried again"
 	case policyDropped:
 		return "another webhook drops restartPolicy: Always of the shipper's container"
 	case nothingToCapture:

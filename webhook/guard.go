@@ -518,7 +518,8 @@ func waitsForUs(pod *corev1.Pod, status *corev1.ContainerStatus) bool {
 		return false
 	}
 	before := true
-	for _, list := range [][]corev1.ContainerStatus{pod.Status.InitContainerStatuses, pod.Status.ContainerStatuses} {
+	s := &pod.Status
+	for _, list := range [][]corev1.ContainerStatus{s.InitContainerStatuses, s.ContainerStatuses} {
 		for _, c := range list {
 			switch {
 			case c.Name == contract.ShipperContainer:

@@ -290,7 +290,7 @@ type simulation struct {
 	waiting map[types.UID]*simulatedPod
 	n       int
 
-	injected, alone, held map[string]int // pods by namespace; those that were held back had to be replaced
+	injected, alone, held map[string]int // pods by namespace; the last had to be replaced
 }
 
 type simulatedPod struct {
@@ -568,6 +568,15 @@ func TestGuardRefusals(t *testing.T) {
 
 func TestHeldBack(t *testing.T) {
 	long := time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
+	running := func(since time.Time) corev1.ContainerState {
+		return corev1.ContainerState{
+			Running: &corev1.ContainerStateRunning{StartedAt: metav1.NewTime(since)},
+		}
+	}
+	inFront := func(p *corev1.Pod, c corev1.ContainerStatus) {
+		s := &p.Status.InitContainerStatuses
+		*s = append([]corev1.ContainerStatus{c}, *s...)
+	}
 	for name, tc := range map[string]struct {
 		change func(*corev1.Pod)
 		want   bool
@@ -594,16 +603,18 @@ func TestHeldBack(t *testing.T) {
 			s.ContainerStatuses[0].State = waitingState("ErrImagePull", "")
 			p.Status = s
 		}, false},
-		"deleted":                {func(p *corev1.Pod) { p.DeletionTimestamp = &metav1.Time{Time: long} }, false},
-		"failed":                 {func(p *corev1.Pod) { p.Status.Phase = corev1.PodFailed }, false},
-		"by its name alone ours": {func(p *corev1.Pod) { p.Spec.InitContainers[0].Command = []string{"sleep"} }, false},
-		"of no TaskRun":          {func(p *corev1.Pod) { p.OwnerReferences = nil }, false},
+		"deleted": {func(p *corev1.Pod) { p.DeletionTimestamp = &metav1.Time{Time: long} }, false},
+		"failed":  {func(p *corev1.Pod) { p.Status.Phase = corev1.PodFailed }, false},
+		"by its name alone ours": {func(p *corev1.Pod) {
+			p.Spec.InitContainers[0].Command = []string{"sleep"}
+		}, false},
+		"of no TaskRun": {func(p *corev1.Pod) { p.OwnerReferences = nil }, false},
 		"hangs": {func(p *corev1.Pod) {
 			p.Status.InitContainerStatuses[0].State = waitingState("PodInitializing", "")
 			p.Status.Conditions[0].LastTransitionTime = metav1.NewTime(long.Add(-2 * time.Minute))
 		}, true},
 		"runs and has not started": {func(p *corev1.Pod) {
-			p.Status.InitContainerStatuses[0].State = corev1.ContainerState{Running: &corev1.ContainerStateRunning{}}
+			p.Status.InitContainerStatuses[0].State = running(long)
 			p.Status.Conditions[0].LastTransitionTime = metav1.NewTime(long.Add(-2 * time.Minute))
 		}, true},
 		"waits for its sandbox": {func(p *corev1.Pod) {
@@ -612,12 +623,11 @@ func TestHeldBack(t *testing.T) {
 			p.Status.Conditions = nil
 		}, false},
 		"another's sidecar in front of ours has started": {func(p *corev1.Pod) {
-			p.Status.InitContainerStatuses = append([]corev1.ContainerStatus{{Name: "mesh", Started: ptr.To(true),
-				State: corev1.ContainerState{Running: &corev1.ContainerStateRunning{StartedAt: metav1.NewTime(long)}}}}, p.Status.InitContainerStatuses...)
+			inFront(p, corev1.ContainerStatus{Name: "mesh", Started: ptr.To(true), State: running(long)})
 		}, true},
 		"another's sidecar in front of ours hangs": {func(p *corev1.Pod) {
 			p.Status.InitContainerStatuses[0].State = waitingState("PodInitializing", "")
-			p.Status.InitContainerStatuses = append([]corev1.ContainerStatus{{Name: "mesh", State: waitingState("PodInitializing", "")}}, p.Status.InitContainerStatuses...)
+			inFront(p, corev1.ContainerStatus{Name: "mesh", State: waitingState("PodInitializing", "")})
 			p.Status.Conditions[0].LastTransitionTime = metav1.NewTime(long.Add(-2 * time.Minute))
 		}, false},
 		"something has run before": {func(p *corev1.Pod) {
@@ -631,7 +641,11 @@ func TestHeldBack(t *testing.T) {
 			pod := newGuardTest().pod("a", "1", notPulled(long))
 			pod.Spec = decodeTestPod(t, injectedTestPod(t)).Spec
 			tc.change(pod)
-			for form, p := range map[string]*corev1.Pod{"whole": pod, "slim": slimmed(t, pod), "slim twice": slimmed(t, slimmed(t, pod))} { // a list is slim before it is transformed
+			slim := slimmed(t, pod)
+			// A list is slim before it is transformed.
+			for form, p := range map[string]*corev1.Pod{
+				"whole": pod, "slim": slim, "slim twice": slimmed(t, slim),
+			} {
 				if _, got := heldBack(p, nil, long); got != tc.want {
 					t.Errorf("%s: held back: %t, want %t", form, got, tc.want)
 				}
@@ -701,25 +715,35 @@ func TestReadEvents(t *testing.T) {
 		`MountVolume.SetUp failed for volume "settings" : configmap "x" not found`)
 	oldTheirs := event(4*time.Minute, "FailedMount",
 		`MountVolume.SetUp failed for volume "settings" : configmap "x" not found`)
+	all := func(events ...corev1.Event) []corev1.Event { return events }
+	pulling := func(ago time.Duration) corev1.Event { return event(ago, "Pulling", "Pulling image") }
+	listed := func(names string) corev1.Event {
+		return event(0, "FailedMount", "Unable to attach or mount volumes: unmounted volumes=["+
+			names+"], unattached volumes=[], failed to process volumes=[]: timed out")
+	}
+	disk := event(0, "FailedMount", `MountVolume.MountDevice failed for volume "pvc-1" : rpc error`)
 	for name, tc := range map[string]struct {
 		events []corev1.Event
 		want   string
 	}{
-		"none":                          {nil, ""},
-		"scheduled":                     {[]corev1.Event{event(time.Hour, "Scheduled", "assigned")}, ""},
-		"our image is being pulled":     {[]corev1.Event{shippers(event(59*time.Second, "Pulling", "Pulling image"))}, ""},
-		"for a minute":                  {[]corev1.Event{shippers(event(time.Minute, "Pulling", "Pulling image"))}, reasonHangs},
-		"our hook hangs":                {[]corev1.Event{shippers(event(2*time.Minute, "Pulled", "")), shippers(event(2*time.Minute, "Started", "Started container"))}, reasonHangs},
-		"another's image in front":      {[]corev1.Event{of("mesh", event(time.Hour, "Pulling", "Pulling image"))}, ""},
-		"what we have said ourselves":   {[]corev1.Event{told}, ""},
-		"our volume is missing":         {[]corev1.Event{token}, reasonMount},
-		"the user's volume is missing":  {[]corev1.Event{theirs}, ""},
-		"both are":                      {[]corev1.Event{token, theirs}, ""},
-		"the user's was, and is not":    {[]corev1.Event{token, oldTheirs}, reasonMount},
-		"ours was, before it was there": {[]corev1.Event{event(4*time.Minute, "FailedMount", token.Message)}, ""},
-		"ours, by the list":             {[]corev1.Event{event(0, "FailedMount", "Unable to attach or mount volumes: unmounted volumes=[shiplog-token shiplog-spool], unattached volumes=[], failed to process volumes=[]: timed out")}, reasonMount},
-		"the user's too, by the list":   {[]corev1.Event{event(0, "FailedMount", "Unable to attach or mount volumes: unmounted volumes=[shiplog-token ws-1], unattached volumes=[], failed to process volumes=[]: timed out")}, ""},
-		"the user's disk, by its node":  {[]corev1.Event{token, event(0, "FailedMount", `MountVolume.MountDevice failed for volume "pvc-1" : rpc error`)}, ""},
+		"none":                      {nil, ""},
+		"scheduled":                 {all(event(time.Hour, "Scheduled", "assigned")), ""},
+		"our image is being pulled": {all(shippers(pulling(59 * time.Second))), ""},
+		"for a minute":              {all(shippers(pulling(time.Minute))), reasonHangs},
+		"our hook hangs": {
+			all(shippers(event(2*time.Minute, "Pulled", "")), shippers(event(time.Minute, "Started", ""))),
+			reasonHangs,
+		},
+		"another's image in front":     {all(of("mesh", pulling(time.Hour))), ""},
+		"what we have said ourselves":  {all(told), ""},
+		"our volume is missing":        {all(token), reasonMount},
+		"the user's volume is missing": {all(theirs), ""},
+		"both are":                     {all(token, theirs), ""},
+		"the user's was, and is not":   {all(token, oldTheirs), reasonMount},
+		"ours was, and is not":         {all(event(4*time.Minute, "FailedMount", token.Message)), ""},
+		"ours, by the list":            {all(listed("shiplog-token shiplog-spool")), reasonMount},
+		"the user's too, by the list":  {all(listed("shiplog-token ws-1")), ""},
+		"the user's disk":              {all(token, disk), ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			failure, ours := readEvents(tc.events, now)

@@ -101,7 +101,7 @@ func newWaitingPods(config *rest.Config, g *guard, how heldPods, registry promet
 	log *slog.Logger) (*waitingPods, error) {
 	conf := rest.CopyConfig(config)
 	conf.Timeout = 0               // a watch has no end
-	conf.QPS, conf.Burst = 50, 100 // hundreds of pods may be held back at once, with three requests each
+	conf.QPS, conf.Burst = 50, 100 // hundreds may be held back at once, with three requests each
 	core, err := kubernetes.NewForConfig(conf)
 	if err != nil {
 		return nil, fmt.Errorf("watch pods: API client: %w", err)
@@ -109,7 +109,8 @@ func newWaitingPods(config *rest.Config, g *guard, how heldPods, registry promet
 	w := &waitingPods{
 		heldPods: how, guard: g, core: core, log: log,
 		handled: map[types.UID]*handledPod{}, hangs: map[types.UID]*hangingPod{},
-		failures: map[boundPod]map[string]record.Waiting{}, recorded: lru.New(recordedEntries), wake: make(chan struct{}, 1),
+		failures: map[boundPod]map[string]record.Waiting{},
+		recorded: lru.New(recordedEntries), wake: make(chan struct{}, 1),
 		held: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "shiplog_pods_held_back_total", Help: "Pods that shiplog's container held back, since it could not be started, by Kubernetes' reason.",
 		}, []string{"reason"}),
@@ -132,7 +133,7 @@ func newWaitingPods(config *rest.Config, g *guard, how heldPods, registry promet
 	})
 	namespaces := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "shiplog_injection_paused_namespaces",
-		Help: "Namespaces where no pod is injected, since shiplog's container does not start or is refused.",
+		Help: "Namespaces where no pod is injected: shiplog's container does not start, or is refused.",
 	}, func() float64 { _, n, _ := g.pauses(); return float64(n) })
 	nodes := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "shiplog_injection_failing_nodes",
@@ -337,6 +338,7 @@ func (w *waitingPods) run(ctx context.Context) {
 
 // look shows the guard the pods, and does what is to be done about those that are held back.
 func (w *waitingPods) look(ctx context.Context) {
+	w.tellRefusals(ctx)
 	if !w.informer.HasSynced() {
 		return // pods that are not listed yet would look as if they were gone
 	}

@@ -166,6 +166,7 @@ func run(ctx, leaving context.Context, o options, registry ctrlmetrics.Registere
 	if err != nil {
 		return err
 	}
+	runs.watch.refused = pods.taskRunRefused
 	fits, err := newLimits(config)
 	if err != nil {
 		return err
