@@ -546,6 +546,9 @@ func couldStart(pod *corev1.Pod) (at time.Time, certain bool) {
 			at, certain = c.LastTransitionTime.Time, true
 		}
 	}
+	if hasImageVolume(pod) { // whose image may still be on its way
+		certain = false
+	}
 	for _, c := range pod.Status.InitContainerStatuses {
 		if c.Name == contract.ShipperContainer {
 			return at, certain
@@ -560,6 +563,12 @@ func couldStart(pod *corev1.Pod) (at time.Time, certain bool) {
 		}
 	}
 	return at, certain
+}
+
+// hasImageVolume says whether the pod has volumes that are images. The kubelet pulls them when the
+// sandbox is there, before it starts containers (SyncPod in Kubernetes' pkg/kubelet/kuberuntime).
+func hasImageVolume(pod *corev1.Pod) bool {
+	return slices.ContainsFunc(pod.Spec.Volumes, func(v corev1.Volume) bool { return v.Image != nil })
 }
 
 func laterOf(a, b time.Time) time.Time {

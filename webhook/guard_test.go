@@ -617,6 +617,12 @@ func TestHeldBack(t *testing.T) {
 			p.Status.InitContainerStatuses[0].State = running(long)
 			p.Status.Conditions[0].LastTransitionTime = metav1.NewTime(long.Add(-2 * time.Minute))
 		}, true},
+		"waits for the image of a volume": {func(p *corev1.Pod) {
+			p.Status.InitContainerStatuses[0].State = waitingState("PodInitializing", "")
+			p.Status.Conditions[0].LastTransitionTime = metav1.NewTime(long.Add(-2 * time.Minute))
+			p.Spec.Volumes = append(p.Spec.Volumes, corev1.Volume{Name: "model",
+				VolumeSource: corev1.VolumeSource{Image: &corev1.ImageVolumeSource{Reference: "m"}}})
+		}, false},
 		"waits for its sandbox": {func(p *corev1.Pod) {
 			p.Status.InitContainerStatuses[0].State = waitingState("PodInitializing", "")
 			p.Status.StartTime = &metav1.Time{Time: long.Add(-time.Hour)}

@@ -244,6 +244,11 @@ var ourContainer = []corev1.Container{{
 	},
 }}
 
+// imageVolume is in every pod that slimPod keeps and that has one.
+var imageVolume = []corev1.Volume{{
+	VolumeSource: corev1.VolumeSource{Image: &corev1.ImageVolumeSource{}},
+}}
+
 // weInjected says whether we injected the pod, as far as its shape can tell. The image is not
 // looked at: a webhook may have put a mirror's in its place.
 func weInjected(pod *corev1.Pod) bool {
@@ -271,6 +276,9 @@ func slimPodOf(pod *corev1.Pod) *corev1.Pod {
 	}
 	if weInjected(pod) {
 		slim.Spec.InitContainers = ourContainer
+	}
+	if hasImageVolume(pod) {
+		slim.Spec.Volumes = imageVolume
 	}
 	slim.Spec.NodeName = pod.Spec.NodeName
 	slim.Status.Phase, slim.Status.StartTime = pod.Status.Phase, pod.Status.StartTime
