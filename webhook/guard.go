@@ -24,6 +24,8 @@ const (
 	// refusedFirst and refusedMost are the pauses after refusals. Each try costs a build.
 	refusedFirst = time.Hour
 	refusedMost  = 24 * time.Hour
+	// replicasDiffer bounds by how much the ends of a pause differ between replicas.
+	replicasDiffer = time.Minute
 	// replacedTasks bounds the memory of which TaskRuns had a pod that was held back.
 	replacedTasks = 16 << 10
 )
@@ -407,7 +409,7 @@ func (g *guard) refused(r refusedPod) (until time.Time, stops bool) {
 		}
 	}
 	in, p := outcomesOf(g.in, namespace), g.namespaces[namespace]
-	if p != nil && now.Before(p.until) && r.taskRun.UID != p.tried && !r.early {
+	if p != nil && now.Before(p.until.Add(-replicasDiffer)) && r.taskRun.UID != p.tried && !r.early {
 		if now.Sub(p.since) >= settle && p.why == shipperRefused &&
 			r.message == p.said { // and it has no container of ours
 			in.own = r.message

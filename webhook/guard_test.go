@@ -523,7 +523,7 @@ func TestGuardRefusals(t *testing.T) {
 	t.Run("something in the pod, which without us is not refused", func(t *testing.T) {
 		begin()
 		expect(t, "stops", refuse("1", anybodys), true)
-		g.advance(59 * time.Minute)
+		g.advance(58 * time.Minute)
 		g.expect(t, "most of an hour later", map[string]bool{"a": true})
 		expect(t, "another is refused for another reason", refuse("2", another), false)
 		g.expect(t, "after that", map[string]bool{"a": true})
@@ -537,6 +537,16 @@ func TestGuardRefusals(t *testing.T) {
 		expect(t, "the second, since when one has passed, stops", refuse("2", anybodys), false)
 		g.advance(time.Minute)
 		expect(t, "the third, since when none has passed, stops", refuse("3", anybodys), true)
+	})
+	t.Run("one that another replica has let through a moment earlier", func(t *testing.T) {
+		for _, message := range []string{ours, anybodys} {
+			begin()
+			expect(t, "stops", refuse("1", message), true)
+			g.advance(time.Hour - 2*time.Second)
+			expect(t, "it is refused again", refuse("2", message), true)
+			g.advance(2 * time.Second)
+			expect(t, "this replica lets one through as well", g.lets("a"), false)
+		}
 	})
 	t.Run("in a namespace without the label", func(t *testing.T) {
 		begin()
