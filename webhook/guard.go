@@ -2,7 +2,9 @@ package main
 
 import (
 	"fmt"
+	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -26,6 +28,8 @@ const (
 	refusedMost  = 24 * time.Hour
 	// replicasDiffer bounds by how much the ends of a pause differ between replicas.
 	replicasDiffer = time.Minute
+	// mostOwn bounds how many of a namespace's builds are known to be refused without us, too.
+	mostOwn = 100
 	// replacedTasks bounds the memory of which TaskRuns had a pod that was held back.
 	replacedTasks = 16 << 10
 )
@@ -64,10 +68,10 @@ type pause struct {
 	why   reason
 	since time.Time
 	until time.Time // from then on one pod is let through
-	// Of refusals: how many there were, what was said of the last, and which TaskRun was let
-	// through.
+	// Of refusals: how many there were, which build's the last was if it is not certain that it was
+	// because of us, and which TaskRun was let through.
 	refusals int
-	said     string
+	whose    string
 	tried    types.UID
 }
 
@@ -77,7 +81,8 @@ type outcomes struct {
 	blamed        time.Time // of a node: when a pod was held back through its fault
 	admitted      time.Time // of a namespace: when the latest pod was made that has our container
 	refused       time.Time // of a namespace: when a pod was, perhaps because of us
-	own           string    // of a namespace: what is said of pods that are refused without us, too
+	// own are builds of a namespace whose pods are refused without us, too, and when.
+	own map[string]time.Time
 }
 
 // latest are the latest moments of something in two different places.
@@ -381,7 +386,6 @@ func (g *guard) leave(namespace string) {
 // failed.
 type refusedPod struct {
 	taskRun *runObject
-	message string // what Tekton says
 	// ours says that the message names what we have added to the pod. Otherwise a policy has
 	// refused it with words that may be about anything in it.
 	ours bool
@@ -390,16 +394,29 @@ type refusedPod struct {
 	until time.Time // from when one is tried again
 }
 
+// build is what runs of the same task of a pipeline have in common, or TaskRuns of the same name
+// but for what is behind the last hyphen.
+func (r refusedPod) build() string {
+	if r.taskRun.task != "" {
+		return r.taskRun.task
+	}
+	if i := strings.LastIndex(r.taskRun.Name, "-"); i > 0 {
+		return r.taskRun.Name[:i]
+	}
+	return r.taskRun.Name
+}
+
 // refused takes a refusal, and says whether injecting stops in the namespace, and until when.
 //
 // Nobody can try again but with a build, which fails for good if the pod is refused once more. So
 // the pauses are long. A message that does not name us counts if there is no sign that pods with us
-// pass. If it is heard of a pod without us, too, it is the user's own affair.
+// pass. If the same build is refused without us, too, it is the user's own affair for a while.
 func (g *guard) refused(r refusedPod) (until time.Time, stops bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	now, namespace := g.now(), r.taskRun.Namespace
-	if _, ok := g.replaced.Get(r.taskRun.UID); ok || g.injects != nil && !g.injects(namespace) {
+	_, replaced := g.replaced.Get(r.taskRun.UID)
+	if replaced || g.injects != nil && !g.injects(namespace) {
 		return time.Time{}, false
 	}
 	at := now
@@ -410,17 +427,19 @@ func (g *guard) refused(r refusedPod) (until time.Time, stops bool) {
 	}
 	in, p := outcomesOf(g.in, namespace), g.namespaces[namespace]
 	if p != nil && now.Before(p.until.Add(-replicasDiffer)) && r.taskRun.UID != p.tried && !r.early {
-		if now.Sub(p.since) >= settle && p.why == shipperRefused &&
-			r.message == p.said { // and it has no container of ours
-			in.own = r.message
-			delete(g.namespaces, namespace)
+		if !r.ours && now.Sub(p.since) >= settle { // it has no container of ours
+			in.refusedWithout(r.build(), now)
+			if p.why == shipperRefused && p.whose == r.build() {
+				delete(g.namespaces, namespace)
+			}
 		}
 		return time.Time{}, false
 	}
 	if !r.ours {
 		before := in.refused
 		in.refused = now
-		if r.message == in.own || in.admitted.After(before) && now.Sub(in.admitted) < remember {
+		passes := in.admitted.After(before) && now.Sub(in.admitted) < remember
+		if passes || now.Sub(in.own[r.build()]) < remember {
 			return time.Time{}, false
 		}
 	}
@@ -428,7 +447,10 @@ func (g *guard) refused(r refusedPod) (until time.Time, stops bool) {
 		p = &pause{since: at}
 		g.namespaces[namespace] = p
 	}
-	p.why, p.said = shipperRefused, r.message
+	p.why, p.whose = shipperRefused, ""
+	if !r.ours {
+		p.whose = r.build()
+	}
 	if !r.early || p.refusals == 0 {
 		p.refusals++
 	}
@@ -436,6 +458,17 @@ func (g *guard) refused(r refusedPod) (until time.Time, stops bool) {
 		p.until = end
 	}
 	return p.until, true
+}
+
+// refusedWithout notes a build whose pod is refused without us, too.
+func (o *outcomes) refusedWithout(build string, now time.Time) {
+	maps.DeleteFunc(o.own, func(_ string, at time.Time) bool { return now.Sub(at) >= remember })
+	if o.own == nil {
+		o.own = map[string]time.Time{}
+	}
+	if len(o.own) < mostOwn {
+		o.own[build] = now
+	}
 }
 
 // pauses are the numbers for the metrics: whether shippers start nowhere, paused namespaces, and

@@ -468,14 +468,14 @@ func TestGuardSimulated(t *testing.T) {
 
 // TestGuardRefusals: pods that a policy refuses, each with what the guard makes of it.
 func TestGuardRefusals(t *testing.T) {
-	const ours, anybodys, another = "image shiplog", "images must be ours", "no root"
+	const ours, anybodys = true, false // what the message is about
 	g := newGuardTest()
-	refuse := func(name, message string) bool {
+	refuse := func(name string, ours bool) bool {
 		t.Helper()
 		run := &runObject{
 			ObjectMeta: metav1.ObjectMeta{Namespace: "a", Name: name, UID: types.UID(name)},
 		}
-		_, stops := g.refused(refusedPod{taskRun: run, message: message, ours: message == ours})
+		_, stops := g.refused(refusedPod{taskRun: run, ours: ours})
 		return stops
 	}
 	begin := func() { g = newGuardTest() }
@@ -513,20 +513,32 @@ func TestGuardRefusals(t *testing.T) {
 	})
 	t.Run("something in the pod, which without us is refused as well", func(t *testing.T) {
 		begin()
-		expect(t, "stops", refuse("1", anybodys), true)
+		expect(t, "stops", refuse("build-1", anybodys), true)
 		g.advance(time.Minute)
-		expect(t, "again", refuse("2", anybodys), false)
+		expect(t, "the same build again", refuse("build-2", anybodys), false)
 		g.expect(t, "it is the user's own affair", map[string]bool{"a": false})
-		expect(t, "once more", refuse("3", anybodys), false)
-		expect(t, "for another reason", refuse("4", another), true)
+		expect(t, "once more", refuse("build-3", anybodys), false)
+		expect(t, "another build", refuse("deploy-1", anybodys), true)
+		g.advance(time.Hour)
+		expect(t, "the build an hour later", refuse("build-4", anybodys), true)
 	})
 	t.Run("something in the pod, which without us is not refused", func(t *testing.T) {
 		begin()
-		expect(t, "stops", refuse("1", anybodys), true)
+		expect(t, "stops", refuse("build-1", anybodys), true)
 		g.advance(58 * time.Minute)
-		g.expect(t, "most of an hour later", map[string]bool{"a": true})
-		expect(t, "another is refused for another reason", refuse("2", another), false)
+		expect(t, "another build is refused without us", refuse("deploy-1", anybodys), false)
 		g.expect(t, "after that", map[string]bool{"a": true})
+		g.advance(2 * time.Minute)
+		expect(t, "the pause is over", g.paused("a", "build-2", false) == "", true)
+		expect(t, "the build is refused again", refuse("build-2", anybodys), true)
+		g.expect(t, "after that", map[string]bool{"a": true})
+	})
+	t.Run("our image, and without us something else", func(t *testing.T) {
+		begin()
+		expect(t, "stops", refuse("build-1", ours), true)
+		g.advance(time.Minute)
+		expect(t, "the same build again", refuse("build-2", anybodys), false)
+		g.expect(t, "it was because of us all the same", map[string]bool{"a": true})
 	})
 	t.Run("something in the pod, while others pass with us", func(t *testing.T) {
 		begin()
@@ -539,11 +551,11 @@ func TestGuardRefusals(t *testing.T) {
 		expect(t, "the third, since when none has passed, stops", refuse("3", anybodys), true)
 	})
 	t.Run("one that another replica has let through a moment earlier", func(t *testing.T) {
-		for _, message := range []string{ours, anybodys} {
+		for _, about := range []bool{ours, anybodys} {
 			begin()
-			expect(t, "stops", refuse("1", message), true)
+			expect(t, "stops", refuse("1", about), true)
 			g.advance(time.Hour - 2*time.Second)
-			expect(t, "it is refused again", refuse("2", message), true)
+			expect(t, "it is refused again", refuse("2", about), true)
 			g.advance(2 * time.Second)
 			expect(t, "this replica lets one through as well", g.lets("a"), false)
 		}
@@ -555,14 +567,12 @@ func TestGuardRefusals(t *testing.T) {
 	})
 	t.Run("found when the webhook begins", func(t *testing.T) {
 		begin()
-		early := func(name, message string, ago time.Duration) bool {
+		early := func(name string, ours bool, ago time.Duration) bool {
 			run := &runObject{
 				ObjectMeta: metav1.ObjectMeta{Namespace: "a", Name: name},
 				ending:     ending{completed: g.clock.Add(-ago)},
 			}
-			_, stops := g.refused(
-				refusedPod{taskRun: run, message: message, ours: message == ours, early: true},
-			)
+			_, stops := g.refused(refusedPod{taskRun: run, ours: ours, early: true})
 			return stops
 		}
 		expect(t, "one of yesterday stops", early("1", ours, 24*time.Hour), false)

@@ -82,8 +82,6 @@ func (w *waitingPods) taskRunRefused(run *runObject, early bool) {
 	if !r.ours && !contains(policyWords) {
 		return // such as Tekton's own error, or a service account that is not there
 	}
-	// What is left is the same for all pods that are refused for the same reason.
-	r.message = strings.ReplaceAll(run.refusal.message, run.Name, "")
 	until, stops := w.guard.refused(r)
 	if !stops {
 		return

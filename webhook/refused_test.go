@@ -367,22 +367,22 @@ func podsRefused(t *testing.T, api realAPI) {
 				Message:    "images must come from our registry",
 			},
 		)
-		if _, err := build(t, "refuses-all", "one"); err == nil {
+		if _, err := build(t, "refuses-all", "build-one"); err == nil {
 			t.Fatal("the API server takes a pod that the policy refuses")
 		}
 		until(t, "injecting to stop in the namespace",
 			func() bool { return g.isPaused("refuses-all") })
 		ahead.Add(int64(settle))
-		if _, err := build(t, "refuses-all", "two"); err == nil {
+		if _, err := build(t, "refuses-all", "build-two"); err == nil {
 			t.Fatal("the API server takes a pod that the policy refuses")
 		}
 		until(t, "injecting to go on, since without us the pod is refused as well",
 			func() bool { return !g.isPaused("refuses-all") })
-		if _, err := build(t, "refuses-all", "three"); err == nil {
+		if _, err := build(t, "refuses-all", "build-three"); err == nil {
 			t.Fatal("the API server takes a pod that the policy refuses")
 		}
 		until(t, "the third TaskRun in the watch", func() bool {
-			o := stored(runs.taskRuns, "refuses-all", "three", "")
+			o := stored(runs.taskRuns, "refuses-all", "build-three", "")
 			return o != nil && o.refusal != nil
 		})
 		if g.isPaused("refuses-all") {
