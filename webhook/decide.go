@@ -46,6 +46,7 @@ const (
 	cannotStart       reason = "shipper-cannot-start"
 	resultsAtRisk     reason = "results-at-risk"
 	podTooLarge       reason = "pod-too-large"
+	shipperRefused    reason = "shipper-refused"
 	policyDropped     reason = "restart-policy-dropped"
 
 	// The container is left alone; the others are captured.
@@ -82,6 +83,8 @@ func (r reason) explanation() string {
 		return "with what shiplog adds the API server could refuse it for its size"
 	case resultsAtRisk:
 		return "with one more container in it the kubelet would cut its results shorter"
+	case shipperRefused:
+		return "a policy refused another pod of the namespace with the shipper in it; it is tried again"
 	case policyDropped:
 		return "another webhook drops restartPolicy: Always of the shipper's container"
 	case nothingToCapture:
@@ -118,6 +121,8 @@ type decision struct {
 	shipper  int                // with actionRepair and actionUndo: the index of our init container
 	replaced *replaced          // with actionInject: the init container whose place ours takes, or nil
 	at       int                // with actionInject: the index that our init container gets
+	// resources are the shipper's, with actionInject.
+	resources corev1.ResourceRequirements
 }
 
 func skip(r reason) decision { return decision{action: actionSkip, reason: r} }

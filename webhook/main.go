@@ -170,10 +170,16 @@ func run(ctx, leaving context.Context, o options, registry ctrlmetrics.Registere
 		return err
 	}
 	g := newGuard(o.heldBackAfter, o.heldBackRetry)
-	pods, err := newWaitingPods(config, g, o.replaceHeld, tickets.recordWaiting, registry, log)
+	pods, err := newWaitingPods(config, g, heldPods{
+		replace: o.replaceHeld,
+		image:   o.shipperImage,
+		exists:  func(k runKey) bool { return !runs.watch.synced() || runs.watch.get(k) != nil },
+		record:  tickets.recordWaiting,
+	}, registry, log)
 	if err != nil {
 		return err
 	}
+	runs.watch.refused = pods.taskRunRefused
 	fits, err := newLimits(config)
 	if err != nil {
 		return err

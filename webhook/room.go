@@ -25,7 +25,7 @@ const (
 // messageBytes is what is kept of each message in a pod of so many containers, init containers
 // included.
 func messageBytes(containers int) int {
-	return min(containerMessageBytes, podMessageBytes/containers)
+	return min(containerMessageBytes, podMessageBytes/max(containers, 1))
 }
 
 // maxEnvBytes is the longest string that Linux takes in an environment, with its name, "=" and the

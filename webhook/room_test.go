@@ -42,7 +42,7 @@ func encoded(t *testing.T, pod *corev1.Pod) []byte {
 }
 
 func TestMessageBytes(t *testing.T) {
-	for containers, want := range map[int]int{1: 4096, 2: 4096, 3: 4096, 4: 3072, 5: 2457, 20: 614} {
+	for containers, want := range map[int]int{0: 4096, 1: 4096, 2: 4096, 3: 4096, 4: 3072, 5: 2457, 20: 614} {
 		if got := messageBytes(containers); got != want {
 			t.Errorf("%d containers: %d bytes, want %d", containers, got, want)
 		}
