@@ -292,8 +292,9 @@ func goldenPodsAreValid(t *testing.T, api realAPI) {
 					return
 				}
 				done[namespace]++
-				if p := made.Spec.InitContainers[0]; p.Name != contract.ShipperContainer || p.RestartPolicy == nil || *p.RestartPolicy != corev1.ContainerRestartPolicyAlways {
-					t.Errorf("the API server made %s with restartPolicy %v the first init container", p.Name, p.RestartPolicy)
+				p := made.Spec.InitContainers[d.at]
+				if p.Name != contract.ShipperContainer || p.RestartPolicy == nil || *p.RestartPolicy != corev1.ContainerRestartPolicyAlways {
+					t.Errorf("the API server made %s with restartPolicy %v init container %d", p.Name, p.RestartPolicy, d.at)
 				}
 				// The API server's own word on the class, where ours is only a copy of its rule.
 				if bare := qosClass(before); bare == corev1.PodQOSGuaranteed && made.Status.QOSClass != bare {
