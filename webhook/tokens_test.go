@@ -106,6 +106,7 @@ func keysOf(s signer) *tokenKeys {
 }
 
 func TestTokenLook(t *testing.T) {
+	const doubtful refusal = "not known"
 	good := boundPod{"team", "build-7-compile-pod", podUID}
 	forger := newSigner(apiSigner.name)
 	none := strings.Split(goodToken, ".")
@@ -145,8 +146,8 @@ func TestTokenLook(t *testing.T) {
 		"no pod UID":                 {pod(func(c object) { delete(c, "uid") }), refusedNotBound},
 		"pod's name is a path":       {pod(func(c object) { c["name"] = "../x" }), refusedNotBound},
 		"forged with the key's name": {forger.token(nil), refusedInvalidToken},
-		"forged with another":        {newSigner("other").token(nil), refusedInvalidToken},
-		"forged without":             {newSigner("").token(nil), refusedInvalidToken},
+		"of an unknown key":          {newSigner("other").token(nil), doubtful},
+		"of a key without a name":    {newSigner("").token(nil), doubtful},
 		"changed":                    {goodToken[:len(goodToken)-4] + "AAAA", refusedInvalidToken},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -154,6 +155,10 @@ func TestTokenLook(t *testing.T) {
 			pod, proven, err := keys.look(t.Context(), c.token)
 			var refused *refusedError
 			switch {
+			case c.reason == doubtful:
+				if err != nil || proven || pod != good {
+					t.Errorf("%+v, proven %v, %v; want a doubt", pod, proven, err)
+				}
 			case c.reason == "" && (err != nil || !proven || pod != good):
 				t.Errorf("%+v, proven %v, %v", pod, proven, err)
 			case c.reason != "" && (!errors.As(err, &refused) || refused.reason != c.reason || proven):
@@ -176,31 +181,31 @@ func TestTokenKeys(t *testing.T) {
 		keys.get = func(context.Context) ([]byte, error) { asked++; return answer, fault }
 		next := newSigner("next")
 		for _, step := range []struct {
-			name           string
-			pass           time.Duration
-			keys           []byte
-			fault          error
-			signer         signer
-			proven, forged bool
-			asked          int // by then
+			name   string
+			pass   time.Duration
+			keys   []byte
+			fault  error
+			signer signer
+			proven bool
+			asked  int // by then
 		}{
-			{"at first", time.Hour, nil, errors.New("down"), apiSigner, false, false, 1},
-			{"not again at once", time.Second, apiSigner.keySet(), nil, apiSigner, false, false, 1},
-			{"no keys", keysInterval, []byte("{}"), nil, apiSigner, false, false, 2},
-			{"no JSON", keysInterval, []byte("<html>"), nil, apiSigner, false, false, 3},
-			{"then they are there", keysInterval, apiSigner.keySet(), nil, apiSigner, true, false, 4},
-			{"and are kept", time.Hour, nil, errors.New("down"), apiSigner, true, false, 4},
-			{"another key, and no answer", time.Hour, nil, errors.New("down"), next, false, true, 5},
-			{"no answer harms no other", 0, nil, errors.New("down"), apiSigner, true, false, 5},
-			{"not asked for each made-up name", time.Second, next.keySet(), nil, next, false, true, 5},
-			{"the new key", keysInterval, next.keySet(), nil, next, true, false, 6},
+			{"at first", time.Hour, nil, errors.New("down"), apiSigner, false, 1},
+			{"not again at once", time.Second, apiSigner.keySet(), nil, apiSigner, false, 1},
+			{"no keys", keysInterval, []byte("{}"), nil, apiSigner, false, 2},
+			{"no JSON", keysInterval, []byte("<html>"), nil, apiSigner, false, 3},
+			{"then they are there", keysInterval, apiSigner.keySet(), nil, apiSigner, true, 4},
+			{"and are kept", time.Hour, nil, errors.New("down"), apiSigner, true, 4},
+			{"another key, and no answer", time.Hour, nil, errors.New("down"), next, false, 5},
+			{"no answer harms no other", 0, nil, errors.New("down"), apiSigner, true, 5},
+			{"not asked for each made-up name", time.Second, next.keySet(), nil, next, false, 5},
+			{"the new key", keysInterval, next.keySet(), nil, next, true, 6},
 		} {
 			time.Sleep(step.pass)
 			answer, fault = step.keys, step.fault
 			_, proven, err := keys.look(t.Context(), step.signer.tokenAt(time.Now(), nil))
-			if proven != step.proven || (err != nil) != step.forged || asked != step.asked {
-				t.Errorf("%s: proven %v, %v, after %d questions; want %v, forged %v, %d",
-					step.name, proven, err, asked, step.proven, step.forged, step.asked)
+			if proven != step.proven || err != nil || asked != step.asked {
+				t.Errorf("%s: proven %v, %v, after %d questions; want %v, %d",
+					step.name, proven, err, asked, step.proven, step.asked)
 			}
 		}
 	})
@@ -214,10 +219,14 @@ func TestTicketsUnderAttack(t *testing.T) {
 	for name, token := range map[string]string{
 		"no tokens":                  "header.payload.signature",
 		"tokens of the right form":   forger.token(nil),
-		"tokens of many keys":        newSigner("made-up").token(nil),
+		"tokens of an unknown key":   newSigner("made-up").token(nil),
 		"tokens of another audience": apiSigner.token(func(c object) { c["aud"] = "x" }),
 	} {
 		t.Run(name, func(t *testing.T) {
+			most := 0 // reviews of made-up tokens
+			if name == "tokens of an unknown key" {
+				most = 8
+			}
 			api := newFakeAPI()
 			hold := make(chan struct{})
 			api.forged = func(r *http.Request) { // a review is slow where there are many
@@ -284,8 +293,8 @@ func TestTicketsUnderAttack(t *testing.T) {
 			api.mu.Lock()
 			reviews := len(api.audience)
 			api.mu.Unlock()
-			if reviews != 5 {
-				t.Errorf("%d reviews, want those of the good tokens alone", reviews)
+			if reviews < 5 || reviews > 5+most {
+				t.Errorf("%d reviews, want those of the 5 good tokens, and no more than %d", reviews, most)
 			}
 		})
 	}
@@ -366,7 +375,7 @@ func FuzzTokenLook(f *testing.F) {
 	keys := keysOf(apiSigner)
 	f.Fuzz(func(t *testing.T, token string) {
 		_, proven, err := keys.look(t.Context(), token)
-		if proven != (err == nil) || proven && !strings.HasPrefix(token, signed) {
+		if proven && err != nil || proven && !strings.HasPrefix(token, signed) {
 			t.Errorf("proven %v, %v: %q", proven, err, token)
 		}
 	})
