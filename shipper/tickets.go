@@ -381,15 +381,25 @@ func fetchCA(ctx context.Context, from, storeCA, proxy string) (string, error) {
 	return string(b), nil
 }
 
+// lookupTime is how long a name server may take where there is an address to go to without it.
+const lookupTime = 3 * time.Second
+
 // dialer connects to a host by its name, or at an address where the name cannot be resolved, as in a
 // pod that has the node's name servers and not the cluster's.
-func dialer(at string) func(ctx context.Context, network, host string) (net.Conn, error) {
+func dialer(at string) func(ctx context.Context, network, address string) (net.Conn, error) {
 	d := &net.Dialer{Timeout: 10 * time.Second, KeepAlive: 15 * time.Second}
-	return func(ctx context.Context, network, host string) (net.Conn, error) {
-		conn, err := d.DialContext(ctx, network, host)
-		var unresolved *net.DNSError
-		if at == "" || !errors.As(err, &unresolved) {
-			return conn, err
+	if at == "" {
+		return d.DialContext
+	}
+	return func(ctx context.Context, network, address string) (net.Conn, error) {
+		host, _, err := net.SplitHostPort(address)
+		if err != nil {
+			return nil, err
+		}
+		limited, cancel := context.WithTimeout(ctx, lookupTime)
+		defer cancel()
+		if _, err = net.DefaultResolver.LookupHost(limited, host); err == nil {
+			return d.DialContext(ctx, network, address)
 		}
 		conn, atErr := d.DialContext(ctx, network, at)
 		if atErr != nil {

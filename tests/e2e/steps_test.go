@@ -90,14 +90,6 @@ taskSpec:
   steps: [{name: s, image: busybox, ` + secure(65532) + `, command: [/bin/seq], args: ["1", "3"]}]`,
 		},
 		{
-			// Neither the ticket service's name nor any other can be resolved in these two.
-			name: "without-name-servers", place: open, want: map[string]printed{"step-s": text("no names\n")},
-			spec: `
-podTemplate: {dnsPolicy: None, dnsConfig: {nameservers: [127.0.0.1]}}
-taskSpec:
-  steps: [{name: s, image: busybox, script: "echo no names"}]`,
-		},
-		{
 			name: "in-the-hosts-network", place: open, want: map[string]printed{"step-s": text("at home\n")},
 			spec: `
 podTemplate: {hostNetwork: true, dnsPolicy: Default}
