@@ -171,7 +171,7 @@ pipelineSpec:
 	deleteRun(t, run)
 	checkMissedInArchive(t, run, why)
 	out, stderr, code = p.says(t, env.cli, "logs", string(run.UID))
-	if code != 4 || !strings.Contains(out, why) {
+	if code != 4 || !strings.Contains(stderr, why) {
 		t.Errorf("exit code %d, %q, %s", code, out, stderr)
 	}
 
