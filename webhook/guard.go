@@ -86,7 +86,10 @@ type outcomes struct {
 }
 
 // latest are the latest moments of something in two different places.
-type latest [2]struct {
+type latest [2]moment
+
+// moment is when something was last so in a place: on a node, or in a namespace.
+type moment struct {
 	at    time.Time
 	place string
 }
@@ -98,12 +101,9 @@ func (l *latest) note(place string, at time.Time) {
 	case place == l[0].place:
 		l[0].at = at
 	case at.After(l[0].at):
-		l[0], l[1] = struct {
-			at    time.Time
-			place string
-		}{at, place}, l[0]
+		l[0], l[1] = moment{at, place}, l[0]
 	case at.After(l[1].at):
-		l[1].at, l[1].place = at, place
+		l[1] = moment{at, place}
 	}
 }
 
@@ -124,7 +124,6 @@ type podRef struct {
 // watchedPod is a pod whose end of waiting is of interest.
 type watchedPod struct {
 	podRef
-	node string
 	held bool
 }
 
@@ -227,14 +226,14 @@ func (g *guard) observe(pods []*corev1.Pod,
 	return held, gone
 }
 
-// seen takes a pod as it is now. It is observe for one pod, of which nothing is missed that is over
-// until all pods are looked at.
+// seen takes a pod as it is now: what is over before observe looks at all of them is not missed.
 func (g *guard) seen(pod *corev1.Pod) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.saw(pod, g.now())
 }
 
+// saw is seen for who has the lock.
 func (g *guard) saw(pod *corev1.Pod, now time.Time) {
 	if !weInjected(pod) {
 		return
@@ -255,10 +254,8 @@ func (g *guard) saw(pod *corev1.Pod, now time.Time) {
 		g.start(pod.Namespace, pod.Spec.NodeName, at, now)
 		delete(g.watched, pod.UID)
 	case p != nil && !watched && !made.Before(p.since.Truncate(time.Second)): // whole seconds
-		g.watched[pod.UID] = watchedPod{
-			podRef: podRef{pod.Namespace, pod.Name, pod.UID},
-			node:   pod.Spec.NodeName,
-		} // some replica has let it through
+		// Some replica has let it through.
+		g.watched[pod.UID] = watchedPod{podRef: podRef{pod.Namespace, pod.Name, pod.UID}}
 		p.until = now.Add(g.length(p, now))
 	}
 }
@@ -297,7 +294,7 @@ func (g *guard) recovered(namespace, node string) {
 // that is not its node's fault.
 func (g *guard) hold(h heldPod, now time.Time) {
 	if !g.watched[h.uid].held {
-		g.watched[h.uid] = watchedPod{h.podRef, h.node, true}
+		g.watched[h.uid] = watchedPod{h.podRef, true}
 		g.replaced.Add(h.owner.uid, nil)
 		outcomesOf(g.in, h.namespace).holds.note(h.node, now)
 		outcomesOf(g.on, h.node).holds.note(h.namespace, now)

@@ -68,28 +68,36 @@ func TestRefusalOf(t *testing.T) {
 // else is known.
 func TestTaskRunRefused(t *testing.T) {
 	const (
-		tekton    = `failed to create task run pod "build-1": %s. Maybe invalid TaskSpec`
-		denied    = `admission webhook "policy" denied the request: `
+		tekton  = `failed to create task run pod "build-1": %s. Maybe invalid TaskSpec`
+		denied  = `admission webhook "policy" denied the request: `
+		kyverno = "admission webhook \"validate.kyverno.svc-fail\" denied the request: \n\n" +
+			"resource Pod/a/build-1-pod was blocked due to the following policies \n\n"
 		forbidden = `pods "build-1-pod" is forbidden: `
 		pss       = forbidden + `violates PodSecurity "restricted:latest": `
 	)
 	for name, tc := range map[string]struct {
 		message, annotation string
-		stops               bool
+		ours, stops         bool // ours: it is certain that it is because of us
 	}{
-		"Kyverno, by path": {
-			message: denied + `resource Pod/a/build-1-pod was blocked due to the following ` +
-				`policies registries: validate: 'validation error: unknown registry. rule ` +
-				`validate failed at path /spec/initContainers/0/image/'`,
-			stops: true,
+		// The next three are as Kyverno 1.19.1 says it.
+		"Kyverno's ClusterPolicy, by path": {
+			message: kyverno + "registries:\n  ours: 'validation error: images must come from " +
+				"our registry. rule ours failed at path /spec/initContainers/0/image/'\n",
+			ours: true, stops: true,
 		},
-		"a signature": {
-			message: denied + `failed to verify image shiplog.example/shipper:v1: no signatures`,
-			stops:   true,
+		"Kyverno's signatures": {
+			message: kyverno + "signatures:\n  signed: 'failed to verify image " +
+				"shiplog.example/shipper:v1: .attestors[0].entries[0].keys: no match'\n",
+			ours: true, stops: true,
+		},
+		"Kyverno's ValidatingPolicy, in general words": {
+			message: `admission webhook "vpol.validate.kyverno.svc-fail" denied the request: ` +
+				`Policy vpol failed: images must come from our registry`,
+			stops: true,
 		},
 		"without its version": {
 			message: forbidden + `image shiplog.example/shipper@sha256:1 is not allowed`,
-			stops:   true,
+			ours:    true, stops: true,
 		},
 		"in general words": {message: denied + `images must be ours`, stops: true},
 		"an admission policy": {
@@ -100,7 +108,7 @@ func TestTaskRunRefused(t *testing.T) {
 		"Pod Security, our container": {
 			message: pss + `allowPrivilegeEscalation != false (container "shiplog-shipper" ` +
 				`must set securityContext.allowPrivilegeEscalation=false)`,
-			stops: true,
+			ours: true, stops: true,
 		},
 		"Pod Security, another container": {
 			message: pss + `privileged (container "step-a" must not set securityContext)`,
@@ -138,6 +146,9 @@ func TestTaskRunRefused(t *testing.T) {
 				run.annotations = []annotation{{contract.InjectKey, tc.annotation}}
 			}
 			w.taskRunRefused(run, false)
+			if tc.stops && (len(w.refusals) != 1 || w.refusals[0].ours != tc.ours) {
+				t.Errorf("refusals %+v, want one, and that it is ours: %t", w.refusals, tc.ours)
+			}
 			if got := w.guard.isPaused("a"); got != tc.stops || len(w.refusals) > 0 != tc.stops {
 				t.Errorf("injecting stops: %t, and %d refusals are told; want %t", got,
 					len(w.refusals), tc.stops)
