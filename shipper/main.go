@@ -74,7 +74,7 @@ func installFromEnv() error {
 	if err != nil {
 		return err
 	}
-	return install(config.Containers, contract.TeeSource, contract.VolumeMount)
+	return install(config, contract.TeeSource, contract.VolumeMount)
 }
 
 func runFromEnv(ctx context.Context, log *slog.Logger) error {

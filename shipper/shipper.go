@@ -89,6 +89,8 @@ func (s *shipper) run(ctx context.Context) (err error) {
 	watching, stop := context.WithCancel(ctx)
 	watcher := startWatcher(watching, s.logs, s.wake, s.log)
 	defer watcher.Wait()
+	dividing := newSharing(s.config.SpoolLimit, s.logs, s.log).start(watching)
+	defer dividing.Wait()
 	defer stop()
 
 	s.tickets.look(time.Now()) // so that a ticket is there when the first line is

@@ -23,7 +23,7 @@ type settings struct {
 	imagePullPolicy corev1.PullPolicy // empty: what the API server makes of the image's tag
 	ticketURL       string
 
-	spoolLimit        int64 // bytes that one container may have in the spool, not yet shipped
+	spoolLimit        int64 // bytes that one pod may have in the spool, not yet shipped
 	segmentBytes      int64
 	flushInterval     time.Duration
 	slowFlushInterval time.Duration
@@ -75,7 +75,7 @@ func (s *settings) bind(flags *flag.FlagSet) {
 	flags.StringVar(&s.shipperImage, "shipper-image", s.shipperImage, "image of the shipper (required)")
 	flags.StringVar((*string)(&s.imagePullPolicy), "shipper-image-pull-policy", string(s.imagePullPolicy), "Always, IfNotPresent, Never, or empty for Kubernetes' default")
 	flags.StringVar(&s.ticketURL, "ticket-url", s.ticketURL, "address at which shippers reach the ticket service")
-	flags.Var(bytesFlag{&s.spoolLimit}, "spool-limit", "most unshipped output of one container that is kept on the node, such as 1Gi")
+	flags.Var(bytesFlag{&s.spoolLimit}, "spool-limit", "most unshipped output of one pod that is kept on the node, such as 1Gi")
 	flags.Var(bytesFlag{&s.segmentBytes}, "segment-bytes", "size at which a segment is cut")
 	flags.DurationVar(&s.flushInterval, "flush-interval", s.flushInterval, "age at which a segment is cut")
 	flags.DurationVar(&s.slowFlushInterval, "slow-flush-interval", s.slowFlushInterval, "age at which a segment is cut in a log that has trickled for long")
@@ -147,6 +147,7 @@ func (s *settings) config(caBundle string, containers []string, bounded bool) co
 		CABundle:          caBundle,
 		Containers:        containers,
 		SegmentBytes:      s.segmentBytes,
+		SpoolLimit:        s.spoolLimit,
 		FlushInterval:     contract.Duration(s.flushInterval),
 		SlowFlushInterval: contract.Duration(s.slowFlushInterval),
 	}

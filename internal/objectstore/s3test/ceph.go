@@ -33,9 +33,9 @@ func findCeph() (string, error) {
 	return path, nil
 }
 
-// cephConfig is ceph.conf of a cluster of one monitor and one OSD, which keeps objects in memory. It
-// has no manager: nothing of the gateway waits for one. Its arguments are the cluster's id, the
-// monitor's address, the folder, and the gateway's front end.
+// cephConfig is ceph.conf of a cluster of one monitor and one OSD, which keeps objects in memory.
+// It has no manager: nothing of the gateway waits for one. Its arguments are the cluster's id,
+// the monitor's address, the folder, and the gateway's front end.
 const cephConfig = `[global]
 fsid = %[1]s
 mon host = %[2]s
@@ -86,7 +86,7 @@ func (p process) startCeph(
 		frontend = "ssl_endpoint=" + addr + " ssl_certificate=" + p.cert +
 			" ssl_private_key=" + p.key
 	}
-	const cluster = "00000000-0000-4000-8000-000000000001" // an id is unique within a cluster's reach
+	const cluster = "00000000-0000-4000-8000-000000000001" // any will do
 	const disk = "00000000-0000-4000-8000-000000000002"
 	config := fmt.Sprintf(cephConfig, cluster, monitor, dir, frontend)
 	err = os.WriteFile(filepath.Join(dir, "ceph.conf"), []byte(config), 0o600)

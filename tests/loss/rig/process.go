@@ -352,7 +352,7 @@ func (p *Pod) Start(container string, o StepOptions) *Step {
 		filepath.Join(bin, "sequence"), "print", "-seed", fmt.Sprint(s.Seed), "-lines", fmt.Sprint(o.Rate.Lines), "-rate", fmt.Sprint(o.Rate.Bytes),
 		"-records", fmt.Sprint(o.Records), "-bytes", fmt.Sprint(o.Bytes), "-for", o.Duration.String(), "-count", s.count, "-exit", fmt.Sprint(o.Exit),
 	}
-	tee := contract.Tee{Spool: p.Folder(container), Limit: p.Limit, Grace: 30 * time.Second, Argv: argv}
+	tee := contract.Tee{Spool: p.Folder(container), Limit: p.Config.SpoolLimit, Grace: 30 * time.Second, Argv: argv}
 	s.cmd = exec.Command(filepath.Join(p.volume, contract.BinSubPath, filepath.Base(contract.TeePath)), tee.Args()...)
 	s.cmd.Stdout, s.cmd.Stderr = s.stdout, &s.stderr
 	if o.Isolated {
