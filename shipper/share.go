@@ -1,35 +1,22 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
-	"sync"
-	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/shiplog-dev/shiplog/internal/spool"
 )
 
-const (
-	// shareTick is how often the shares are looked at. A step that prints 50 MB/s writes 30 MB
-	// meanwhile.
-	shareTick = 250 * time.Millisecond
-	// shareUnits is in how many parts the limit is divided, so that a share is written seldom.
-	shareUnits = 1 << 10
-	// mostNames is how many names in a container's folder are looked at. A step can make any
-	// number.
-	mostNames = 4 << 10
-)
+// shareUnits is in how many parts the limit is divided, so that a share is written seldom.
+const shareUnits = 1 << 10
 
-// sharing divides the pod's limit of unshipped output among its containers. A container's share
-// is in its folder, and tee keeps to it: also when the shipper is gone, or waits for the store.
-// So it is at work beside the shipper's passes.
+// sharing divides the pod's limit of unshipped output among its containers. A container's share is in
+// its folder, and tee keeps to it, also when the shipper is gone.
 type sharing struct {
 	limit  int64
 	shares []*share
@@ -54,39 +41,14 @@ func newSharing(limit int64, logs []*containerLog, log *slog.Logger) *sharing {
 	return s
 }
 
-// start divides until the context ends. The caller waits for the group.
-func (s *sharing) start(ctx context.Context) *sync.WaitGroup {
-	var group sync.WaitGroup
-	if s.limit <= 0 {
-		return &group
+// divide divides the limit by what the containers use, and writes the shares that have changed.
+func (s *sharing) divide(measured []int64) {
+	if s.limit <= 0 || !s.note(measured) {
+		return
 	}
-	group.Go(func() {
-		ticker := time.NewTicker(shareTick)
-		defer ticker.Stop()
-		for {
-			s.look()
-			select {
-			case <-ctx.Done():
-				return
-			case <-ticker.C:
-			}
-		}
-	})
-	return &group
-}
-
-// look measures, divides, and writes what has changed.
-func (s *sharing) look() {
 	used, active := make([]int64, len(s.shares)), make([]bool, len(s.shares))
 	for i, sh := range s.shares {
-		most := sh.given
-		if most == 0 {
-			most = s.limit
-		}
-		// More than the share is forged, or of before this shipper.
-		now := min(usedIn(sh.folder, most), most)
-		sh.active, sh.used = now > sh.used, now
-		used[i], active[i] = now, sh.active
+		used[i], active[i] = sh.used, sh.active
 	}
 	given := divide(s.limit, used, active)
 	// What becomes less goes first, so that it is never more than the limit in sum.
@@ -106,6 +68,24 @@ func (s *sharing) look() {
 			sh.given = given[i]
 		}
 	}
+}
+
+// note keeps what was measured, and says whether the shares may have changed by it.
+func (s *sharing) note(measured []int64) (changed bool) {
+	for i, sh := range s.shares {
+		most := sh.given
+		if most == 0 { // an earlier shipper or the postStart hook has given it
+			changed, most = true, s.limit
+			if given, ok := spool.ReadShare(sh.folder); ok {
+				most = min(given, s.limit)
+			}
+		}
+		used := min(measured[i], most) // more than the share is forged
+		active := used > sh.used
+		changed = changed || used != sh.used || active != sh.active
+		sh.used, sh.active = used, active
+	}
+	return changed
 }
 
 // divide gives to each container what it uses, and of what nobody uses: one half of the limit
@@ -138,43 +118,6 @@ func divide(limit int64, used []int64, active []bool) []int64 {
 		given[i] = max(given[i], 1) // 0 is no share
 	}
 	return given
-}
-
-// usedIn is how many bytes of log files a container's folder has, and most if that is not to be
-// found out. What has no folder yet, or a closed one, uses none.
-func usedIn(folder string, most int64) int64 {
-	fd, err := unix.Open(folder, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return 0
-	}
-	dir := os.NewFile(uintptr(fd), folder)
-	defer dir.Close()
-	names, err := dir.Readdirnames(mostNames)
-	if err != nil && !errors.Is(err, io.EOF) {
-		return 0
-	}
-	if len(names) == mostNames {
-		return most
-	}
-	first, last := int64(-1), int64(-1)
-	for _, name := range names {
-		base, ok := spool.ParseLogName(name)
-		if !ok {
-			continue
-		}
-		if first < 0 || base < first {
-			first = base
-		}
-		last = max(last, base)
-	}
-	var st unix.Stat_t
-	if last < 0 || unix.Fstatat(fd, spool.LogName(last), &st, unix.AT_SYMLINK_NOFOLLOW) != nil {
-		return 0
-	}
-	if st.Size < 0 || last-first > most-min(most, st.Size) {
-		return most
-	}
-	return last - first + st.Size
 }
 
 // newShare is the share's name until it is whole, and firstShare that of the postStart hook's,

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -142,7 +143,7 @@ func TestSharing(t *testing.T) {
 	}
 	for name, tc := range map[string]struct {
 		change func(t *testing.T, folder string)
-		used   int64 // -1: its whole share
+		used   int64 // -1: more than any share
 	}{
 		"nothing":  {func(*testing.T, string) {}, 0},
 		"one file": {func(t *testing.T, f string) { write(t, f, 0, 1000) }, 1000},
@@ -197,24 +198,30 @@ func TestSharing(t *testing.T) {
 			}
 		}, 0},
 	} {
-		t.Run(name, func(t *testing.T) {
+		run := func(t *testing.T, before bool) {
 			folder := sharePod(t, limit, "odd", "good")
 			p := &syncBuffer{}
 			logs := []*containerLog{
 				{name: "odd", folder: folder("odd")}, {name: "good", folder: folder("good")},
 			}
 			s := newSharing(limit, logs, slog.New(slog.NewJSONHandler(p, nil)))
-			s.look()
+			odd, good := &watched{path: folder("odd")}, &watched{path: folder("good")}
+			defer odd.close()
+			defer good.close()
+			look := func() {
+				odd.look(time.Now())
+				good.look(time.Now())
+				s.divide([]int64{odd.used, good.used})
+			}
+			if !before {
+				look()
+			}
 			tc.change(t, folder("odd"))
 			for range 40 {
-				s.look()
+				look()
 			}
-			want := tc.used
-			if want < 0 {
-				want = limit / 2
-			}
-			if got := usedIn(folder("odd"), limit/2); got != want {
-				t.Errorf("it uses %d bytes, want %d", got, want)
+			if odd.used != tc.used && !(tc.used < 0 && odd.used > limit) || good.used != 0 {
+				t.Errorf("they use %d and %d bytes, want %d", odd.used, good.used, tc.used)
 			}
 			if sum := s.shares[0].given + s.shares[1].given; sum > limit {
 				t.Errorf("%d bytes of %d are given", sum, limit)
@@ -232,6 +239,8 @@ func TestSharing(t *testing.T) {
 					t.Errorf("left %v, %v", left, err)
 				}
 			}
-		})
+		}
+		t.Run(name+"/before the shipper begins", func(t *testing.T) { run(t, true) })
+		t.Run(name+"/while it runs", func(t *testing.T) { run(t, false) })
 	}
 }

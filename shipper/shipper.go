@@ -87,10 +87,9 @@ func (s *shipper) run(ctx context.Context) (err error) {
 		l.holder = holder
 	}
 	watching, stop := context.WithCancel(ctx)
-	watcher := startWatcher(watching, s.logs, s.wake, s.log)
+	limit := newSharing(s.config.SpoolLimit, s.logs, s.log)
+	watcher := startWatcher(watching, s.logs, limit, s.wake)
 	defer watcher.Wait()
-	dividing := newSharing(s.config.SpoolLimit, s.logs, s.log).start(watching)
-	defer dividing.Wait()
 	defer stop()
 
 	s.tickets.look(time.Now()) // so that a ticket is there when the first line is

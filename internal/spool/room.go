@@ -26,9 +26,9 @@ const maxShare = 32
 // EncodeShare makes the bytes of ShareFile.
 func EncodeShare(limit int64) []byte { return append(strconv.AppendInt(nil, limit, 10), '\n') }
 
-// readShare reads ShareFile, which may be hostile. It is not there before the first shipper that
-// writes one has begun.
-func readShare(dir string) (limit int64, ok bool) {
+// ReadShare reads the ShareFile of a container's folder, which may be hostile. Where a webhook without a
+// limit for the pod has made the pod, there is none.
+func ReadShare(dir string) (limit int64, ok bool) {
 	// Without blocking, as it may be a FIFO.
 	flags := os.O_RDONLY | syscall.O_NOFOLLOW | syscall.O_NONBLOCK
 	f, err := os.OpenFile(filepath.Join(dir, ShareFile), flags, 0)
@@ -110,7 +110,7 @@ func (d disk) String() string {
 // measure finds out how much room there is for unshipped output.
 func (w *Writer) measure() {
 	limit, before := w.most, w.limit
-	if share, ok := readShare(w.dir); ok {
+	if share, ok := ReadShare(w.dir); ok {
 		limit = min(limit, share)
 	}
 	w.limit, w.low = limit, false

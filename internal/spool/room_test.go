@@ -78,7 +78,7 @@ func TestReadShare(t *testing.T) {
 			if err := errors.Join(err, tc.make(dir)); err != nil {
 				t.Fatal(err)
 			}
-			if got, ok := readShare(dir); got != tc.want && ok || ok != (tc.want > 0) {
+			if got, ok := ReadShare(dir); got != tc.want && ok || ok != (tc.want > 0) {
 				t.Errorf("%d, %v, want %d", got, ok, tc.want)
 			}
 		})

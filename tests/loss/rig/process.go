@@ -285,12 +285,16 @@ func (s *shipperProcess) running() bool {
 	if err != nil {
 		return false
 	}
+	// A container's folder is open twice: for its reader at first, and when all else is set up for
+	// who watches it.
+	folder := s.pod.Folder(s.pod.Config.Containers[0])
+	open := 0
 	for _, fd := range fds {
-		if to, err := os.Readlink(fd); err == nil && to == "anon_inode:inotify" {
-			return true
+		if to, err := os.Readlink(fd); err == nil && to == folder {
+			open++
 		}
 	}
-	return false
+	return open > 1
 }
 
 // ShipperPeak is the most memory in bytes that a process of the shipper's had resident.
