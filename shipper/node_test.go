@@ -166,7 +166,7 @@ func BenchmarkNode(b *testing.B) {
 			}
 			cpu -= cpuSeconds(b, cmd.Process.Pid)
 		}
-		time.Sleep(idle) // what is measured is how little happens meanwhile
+		<-time.After(idle) // what is measured is how little happens meanwhile
 		for _, cmd := range processes {
 			cpu += cpuSeconds(b, cmd.Process.Pid)
 			if err := cmd.Process.Kill(); err != nil {
