@@ -29,7 +29,7 @@ type share struct {
 	given        int64 // 0: not known
 	used         int64 // as of the last look
 	active       bool  // it has grown since the look before
-	failed       bool  // a failure was logged
+	failed       bool  // it could not be written, and that was logged
 }
 
 // newSharing has no limit to divide where the webhook is older than that.
@@ -65,7 +65,7 @@ func (s *sharing) divide(measured []int64) {
 				sh.failed = true
 				continue
 			}
-			sh.given = given[i]
+			sh.given, sh.failed = given[i], false
 		}
 	}
 }
@@ -82,7 +82,7 @@ func (s *sharing) note(measured []int64) (changed bool) {
 		}
 		used := min(measured[i], most) // more than the share is forged
 		active := used > sh.used
-		changed = changed || used != sh.used || active != sh.active
+		changed = changed || sh.failed || used != sh.used || active != sh.active
 		sh.used, sh.active = used, active
 	}
 	return changed

@@ -244,3 +244,32 @@ func TestSharing(t *testing.T) {
 		t.Run(name+"/while it runs", func(t *testing.T) { run(t, false) })
 	}
 }
+
+// A share that cannot be written, as on a full disk, is written when it can be, also if nothing
+// else happens.
+func TestShareIsWrittenLater(t *testing.T) {
+	const limit = 4 << 20
+	folder := sharePod(t, limit, "a", "b")
+	logs := []*containerLog{{name: "a", folder: folder("a")}, {name: "b", folder: folder("b")}}
+	logged := &syncBuffer{}
+	s := newSharing(limit, logs, slog.New(slog.NewJSONHandler(logged, nil)))
+	s.divide([]int64{0, 0})
+	at := filepath.Join(folder("b"), spool.OfferFolder)
+	if err := os.Rename(at, at+"2"); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		s.divide([]int64{1 << 20, 0})
+	}
+	if n := strings.Count(logged.String(), "cannot be changed"); n != 1 {
+		t.Errorf("it is said %d times:\n%s", n, logged)
+	}
+	if err := os.Rename(at+"2", at); err != nil {
+		t.Fatal(err)
+	}
+	s.divide([]int64{1 << 20, 0})
+	want := divide(limit, []int64{1 << 20, 0}, []bool{false, false})
+	if got := shareOf(t, folder("b")); got != fmt.Sprint(want[1]) {
+		t.Errorf("the share is %s, want %d", got, want[1])
+	}
+}

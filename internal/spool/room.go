@@ -26,8 +26,8 @@ const maxShare = 32
 // EncodeShare makes the bytes of ShareFile.
 func EncodeShare(limit int64) []byte { return append(strconv.AppendInt(nil, limit, 10), '\n') }
 
-// ReadShare reads the ShareFile of a container's folder, which may be hostile. Where a webhook without a
-// limit for the pod has made the pod, there is none.
+// ReadShare reads the ShareFile of a container's folder, which may be hostile. There is none where
+// the pod is of a webhook that set no limit for all of it.
 func ReadShare(dir string) (limit int64, ok bool) {
 	// Without blocking, as it may be a FIFO.
 	flags := os.O_RDONLY | syscall.O_NOFOLLOW | syscall.O_NONBLOCK
@@ -84,8 +84,8 @@ func diskOf(dir string) (disk, error) {
 	}, nil
 }
 
-// limit is the most unshipped output that a container may have on the disk, and false where the
-// disk has so much room that it does not matter.
+// limit is the most unshipped output that a container may have on the disk, and low says that this
+// is less than it may have elsewhere.
 func (d disk) limit(most int64) (limit int64, low bool) {
 	limit = most
 	// A file system that counts no bytes, as tmpfs without a limit, has enough.

@@ -198,7 +198,11 @@ func TestWritersOnASmallDisk(t *testing.T) {
 			if err := os.Mkdir(folder, 0o700); err != nil {
 				t.Fatal(err)
 			}
-			writers = append(writers, newTestWriter(t, folder, roomy))
+			w, err := NewWriter(folder, roomy)
+			if err != nil {
+				t.Fatal(err)
+			}
+			writers = append(writers, w)
 		}
 		for round := range 4000 { // 240 MB
 			writers[round%len(writers)].Write(criline.Stdout, chunk)

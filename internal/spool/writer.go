@@ -51,7 +51,7 @@ type Writer struct {
 	disk func(dir string) (disk, error)
 
 	mu      sync.Mutex // guards all below
-	limit   int64      // of unshipped bytes, as of counted
+	limit   int64      // of unshipped bytes, as of measured
 	low     bool       // it is so since there is little room on the disk
 	free    disk       // as of measured
 	maxFile int64      // size at which a file is full
