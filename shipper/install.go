@@ -31,7 +31,7 @@ func install(config contract.Config, tee, volume string) error {
 		folder := filepath.Join(volume, contract.LogsSubPath, name)
 		_ = spool.Reserve(folder) // tee tries again
 		if config.SpoolLimit > 0 {
-			_ = writeShare(folder, shares[i], true)
+			_ = writeShare(folder, spool.Share{Limit: shares[i], DiskFree: config.DiskFree}, true)
 		}
 	}
 	return nil

@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/shiplog-dev/shiplog/internal/contract"
 	"github.com/shiplog-dev/shiplog/internal/spool"
 )
 
@@ -19,6 +20,7 @@ const shareUnits = 1 << 10
 // its folder, and tee keeps to it, also when the shipper is gone.
 type sharing struct {
 	limit  int64
+	free   int64 // percent of the disk that tee leaves free
 	shares []*share
 	log    *slog.Logger
 }
@@ -33,8 +35,8 @@ type share struct {
 }
 
 // newSharing has no limit to divide where the webhook is older than that.
-func newSharing(limit int64, logs []*containerLog, log *slog.Logger) *sharing {
-	s := &sharing{limit: limit, log: log}
+func newSharing(c contract.Config, logs []*containerLog, log *slog.Logger) *sharing {
+	s := &sharing{limit: c.SpoolLimit, free: c.DiskFree, log: log}
 	for _, l := range logs {
 		s.shares = append(s.shares, &share{name: l.name, folder: l.folder})
 	}
@@ -57,7 +59,7 @@ func (s *sharing) divide(measured []int64) {
 			if given[i] == sh.given || (given[i] < sh.given) != less {
 				continue
 			}
-			if err := writeShare(sh.folder, given[i], false); err != nil {
+			if err := writeShare(sh.folder, spool.Share{Limit: given[i], DiskFree: s.free}, false); err != nil {
 				if !sh.failed {
 					s.log.Warn("a container's share of the spool cannot be changed",
 						"container", sh.name, "error", err)
@@ -77,7 +79,7 @@ func (s *sharing) note(measured []int64) (changed bool) {
 		if most == 0 { // an earlier shipper or the postStart hook has given it
 			changed, most = true, s.limit
 			if given, ok := spool.ReadShare(sh.folder); ok {
-				most = min(given, s.limit)
+				most = min(given.Limit, s.limit)
 			}
 		}
 		used := min(measured[i], most) // more than the share is forged
@@ -126,7 +128,7 @@ const newShare, firstShare = "limit.new", "limit.first"
 
 // writeShare writes a share into a container's folder, which can be hostile: it follows no link.
 // As the first one, it leaves one that is there as it is.
-func writeShare(folder string, limit int64, first bool) error {
+func writeShare(folder string, share spool.Share, first bool) error {
 	const dir = unix.O_RDONLY | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
 	parent, err := unix.Open(folder, dir, 0)
 	if err != nil {
@@ -154,7 +156,7 @@ func writeShare(folder string, limit int64, first bool) error {
 		return fail(err)
 	}
 	f := os.NewFile(uintptr(out), name)
-	_, err = f.Write(spool.EncodeShare(limit))
+	_, err = f.Write(share.Encode())
 	err = errors.Join(err, f.Chmod(0o644), f.Close()) // any user may read it, whatever the umask is
 	if err == nil {
 		err = unix.Renameat2(fd, name, fd, filepath.Base(spool.ShareFile), flags)

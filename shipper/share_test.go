@@ -82,7 +82,7 @@ func sharePod(t *testing.T, limit int64, names ...string) (folder func(name stri
 	if err := os.WriteFile(tee, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	config := contract.Config{Containers: names, SpoolLimit: limit}
+	config := contract.Config{Containers: names, SpoolLimit: limit, DiskFree: 15}
 	if err := install(config, tee, volume); err != nil {
 		t.Fatal(err)
 	}
@@ -104,17 +104,17 @@ func TestInstallShares(t *testing.T) {
 	if info, err := os.Stat(path); err != nil || info.Mode() != 0o644 {
 		t.Errorf("the file has mode %v, %v", info.Mode(), err)
 	}
-	if got := shareOf(t, folder("a")) + " " + shareOf(t, folder("b")); got != "524288 524288" {
+	if got := shareOf(t, folder("a")) + " " + shareOf(t, folder("b")); got != "524288 15 524288 15" {
 		t.Errorf("shares %s", got)
 	}
 	// The hook runs again when the container is restarted. What the shipper has given since stays.
-	if err := writeShare(folder("a"), 7, false); err != nil {
+	if err := writeShare(folder("a"), spool.Share{Limit: 7, DiskFree: 1}, false); err != nil {
 		t.Fatal(err)
 	}
-	if err := writeShare(folder("a"), 524288, true); err != nil {
+	if err := writeShare(folder("a"), spool.Share{Limit: 524288, DiskFree: 15}, true); err != nil {
 		t.Fatal(err)
 	}
-	if got := shareOf(t, folder("a")); got != "7" {
+	if got := shareOf(t, folder("a")); got != "7 1" {
 		t.Errorf("share %s, want the shipper's", got)
 	}
 	names, err := os.ReadDir(filepath.Dir(path))
@@ -204,7 +204,7 @@ func TestSharing(t *testing.T) {
 			logs := []*containerLog{
 				{name: "odd", folder: folder("odd")}, {name: "good", folder: folder("good")},
 			}
-			s := newSharing(limit, logs, slog.New(slog.NewJSONHandler(p, nil)))
+			s := newSharing(contract.Config{SpoolLimit: limit, DiskFree: 15}, logs, slog.New(slog.NewJSONHandler(p, nil)))
 			odd, good := &watched{path: folder("odd")}, &watched{path: folder("good")}
 			defer odd.close()
 			defer good.close()
@@ -227,7 +227,7 @@ func TestSharing(t *testing.T) {
 				t.Errorf("%d bytes of %d are given", sum, limit)
 			}
 			given, own := s.shares[1].given, int64(limit/4)
-			if got := shareOf(t, folder("good")); got != fmt.Sprint(given) || given < own {
+			if got := shareOf(t, folder("good")); got != fmt.Sprint(given, 15) || given < own {
 				t.Errorf("the good one's share is %s, want %d, and %d at least", got, given, own)
 			}
 			if n := strings.Count(p.String(), "cannot be changed"); n > 1 {
@@ -252,7 +252,7 @@ func TestShareIsWrittenLater(t *testing.T) {
 	folder := sharePod(t, limit, "a", "b")
 	logs := []*containerLog{{name: "a", folder: folder("a")}, {name: "b", folder: folder("b")}}
 	logged := &syncBuffer{}
-	s := newSharing(limit, logs, slog.New(slog.NewJSONHandler(logged, nil)))
+	s := newSharing(contract.Config{SpoolLimit: limit, DiskFree: 15}, logs, slog.New(slog.NewJSONHandler(logged, nil)))
 	s.divide([]int64{0, 0})
 	at := filepath.Join(folder("b"), spool.OfferFolder)
 	if err := os.Rename(at, at+"2"); err != nil {
@@ -269,7 +269,7 @@ func TestShareIsWrittenLater(t *testing.T) {
 	}
 	s.divide([]int64{1 << 20, 0})
 	want := divide(limit, []int64{1 << 20, 0}, []bool{false, false})
-	if got := shareOf(t, folder("b")); got != fmt.Sprint(want[1]) {
+	if got := shareOf(t, folder("b")); got != fmt.Sprint(want[1], 15) {
 		t.Errorf("the share is %s, want %d", got, want[1])
 	}
 }

@@ -87,7 +87,7 @@ func (s *shipper) run(ctx context.Context) (err error) {
 		l.holder = holder
 	}
 	watching, stop := context.WithCancel(ctx)
-	limit := newSharing(s.config.SpoolLimit, s.logs, s.log)
+	limit := newSharing(s.config, s.logs, s.log)
 	watcher := startWatcher(watching, s.logs, limit, s.wake)
 	defer watcher.Wait()
 	defer stop()

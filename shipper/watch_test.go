@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/shiplog-dev/shiplog/internal/contract"
 	"github.com/shiplog-dev/shiplog/internal/spool"
 )
 
@@ -95,7 +96,7 @@ func TestWatcherWakes(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	wake := make(chan struct{}, 1)
 	logs := []*containerLog{{name: "step-a", folder: folder}}
-	group := startWatcher(ctx, logs, newSharing(0, logs, slog.New(slog.DiscardHandler)), wake)
+	group := startWatcher(ctx, logs, newSharing(contract.Config{}, logs, slog.New(slog.DiscardHandler)), wake)
 	for i := range int64(3) {
 		path := filepath.Join(folder, spool.LogName(i))
 		if err := os.WriteFile(path, []byte("x"), 0o644); err != nil {

@@ -23,6 +23,7 @@ type settings struct {
 	imagePullPolicy corev1.PullPolicy // empty: what the API server makes of the image's tag
 	ticketURL       string
 
+	diskFree          int64 // percent of a node's disk
 	spoolLimit        int64 // bytes that one pod may have in the spool, not yet shipped
 	segmentBytes      int64
 	flushInterval     time.Duration
@@ -56,6 +57,7 @@ func defaultSettings() settings {
 		imagePullPolicy:   corev1.PullIfNotPresent,
 		ticketURL:         "https://shiplog-webhook.shiplog-system.svc" + ticket.Path,
 		spoolLimit:        1 << 30,
+		diskFree:          15, // imagefs.available of the kubelet's defaults, on most nodes the same disk as nodefs
 		segmentBytes:      6 << 20,
 		flushInterval:     time.Second,
 		slowFlushInterval: 5 * time.Second,
@@ -76,6 +78,7 @@ func (s *settings) bind(flags *flag.FlagSet) {
 	flags.StringVar((*string)(&s.imagePullPolicy), "shipper-image-pull-policy", string(s.imagePullPolicy), "Always, IfNotPresent, Never, or empty for Kubernetes' default")
 	flags.StringVar(&s.ticketURL, "ticket-url", s.ticketURL, "address at which shippers reach the ticket service")
 	flags.Var(bytesFlag{&s.spoolLimit}, "spool-limit", "most unshipped output of one pod that is kept on the node, such as 1Gi")
+	flags.Int64Var(&s.diskFree, "disk-free", s.diskFree, "percent of a node's disk that unshipped output leaves free: the highest threshold at which its kubelet evicts; 0 looks at no disk")
 	flags.Var(bytesFlag{&s.segmentBytes}, "segment-bytes", "size at which a segment is cut")
 	flags.DurationVar(&s.flushInterval, "flush-interval", s.flushInterval, "age at which a segment is cut")
 	flags.DurationVar(&s.slowFlushInterval, "slow-flush-interval", s.slowFlushInterval, "age at which a segment is cut in a log that has trickled for long")
@@ -148,6 +151,7 @@ func (s *settings) config(caBundle string, containers []string, bounded bool) co
 		Containers:        containers,
 		SegmentBytes:      s.segmentBytes,
 		SpoolLimit:        s.spoolLimit,
+		DiskFree:          s.diskFree,
 		FlushInterval:     contract.Duration(s.flushInterval),
 		SlowFlushInterval: contract.Duration(s.slowFlushInterval),
 	}

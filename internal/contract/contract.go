@@ -85,6 +85,8 @@ type Config struct {
 	// SpoolLimit is the most unshipped output of all containers together, in bytes, of which each gets a
 	// share. Zero means that each may have as much as its tee's limit.
 	SpoolLimit int64 `json:"spoolLimit,omitempty"`
+	// DiskFree is how many percent of the node's disk the spool leaves free. At zero nobody looks.
+	DiskFree int64 `json:"diskFree,omitempty"`
 	// DrainTimeout bounds the time from SIGTERM to the shipper's end. Zero means until the kubelet kills it.
 	DrainTimeout Duration `json:"drainTimeout,omitempty"`
 }
@@ -143,6 +145,9 @@ func (c Config) Validate() error {
 	if c.SegmentBytes <= 0 || c.FlushInterval <= 0 || c.SlowFlushInterval < c.FlushInterval || c.DrainTimeout < 0 || c.SpoolLimit < 0 {
 		errs = append(errs, fmt.Errorf("segmentBytes %d, flushInterval %v, slowFlushInterval %v (at least flushInterval) must be positive, drainTimeout %v and spoolLimit %d not negative",
 			c.SegmentBytes, time.Duration(c.FlushInterval), time.Duration(c.SlowFlushInterval), time.Duration(c.DrainTimeout), c.SpoolLimit))
+	}
+	if c.DiskFree < 0 || c.DiskFree > 99 {
+		errs = append(errs, fmt.Errorf("diskFree %d is not between 0 and 99 percent", c.DiskFree))
 	}
 	if len(errs) > 0 {
 		return fmt.Errorf("%s: %w", ConfigEnv, errors.Join(errs...))

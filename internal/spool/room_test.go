@@ -35,7 +35,7 @@ func TestDiskLimit(t *testing.T) {
 		"a small one, which is no node": {disk{mib, mib, 0, 0}, gib, 8 * mib},
 	} {
 		t.Run(name, func(t *testing.T) {
-			got, low := tc.disk.limit(tc.most)
+			got, low := tc.disk.limit(tc.most, 15)
 			if got != tc.want {
 				t.Errorf("%d bytes, want %d", got, tc.want)
 			}
@@ -55,20 +55,23 @@ func TestReadShare(t *testing.T) {
 		make func(dir string) error
 		want int64 // 0: none
 	}{
-		"as encoded": {text(string(EncodeShare(1 << 40))), 1 << 40},
-		"not there":  {func(string) error { return nil }, 0},
-		"empty":      {text(""), 0},
-		"torn":       {text("12"), 0},
-		"zero":       {text("0\n"), 0},
-		"negative":   {text("-1\n"), 0},
-		"no number":  {text("much\n"), 0},
-		"too large":  {text("9223372036854775808\n"), 0},
-		"endless":    {text(strings.Repeat("1", 1<<20)), 0},
-		"two lines":  {text("1\n2\n"), 0},
-		"FIFO":       {func(dir string) error { return unix.Mkfifo(at(dir), 0o600) }, 0},
-		"folder":     {func(dir string) error { return os.Mkdir(at(dir), 0o700) }, 0},
+		"as encoded":    {text(string(Share{1 << 40, 15}.Encode())), 1 << 40},
+		"not there":     {func(string) error { return nil }, 0},
+		"empty":         {text(""), 0},
+		"torn":          {text("12 1"), 0},
+		"zero":          {text("0 15\n"), 0},
+		"negative":      {text("-1 15\n"), 0},
+		"no number":     {text("much 15\n"), 0},
+		"too large":     {text("9223372036854775808 15\n"), 0},
+		"endless":       {text(strings.Repeat("1", 1<<20)), 0},
+		"one number":    {text("7\n"), 0},
+		"three numbers": {text("7 8 9\n"), 0},
+		"no percent":    {text("7 100\n"), 0},
+		"two lines":     {text("1 1\n2 2\n"), 0},
+		"FIFO":          {func(dir string) error { return unix.Mkfifo(at(dir), 0o600) }, 0},
+		"folder":        {func(dir string) error { return os.Mkdir(at(dir), 0o700) }, 0},
 		"link to a one": {func(dir string) error {
-			err := os.WriteFile(at(dir)+"2", []byte("7\n"), 0o600)
+			err := os.WriteFile(at(dir)+"2", []byte("7 15\n"), 0o600)
 			return errors.Join(err, os.Symlink("limit2", at(dir)))
 		}, 0},
 	} {
@@ -78,8 +81,9 @@ func TestReadShare(t *testing.T) {
 			if err := errors.Join(err, tc.make(dir)); err != nil {
 				t.Fatal(err)
 			}
-			if got, ok := ReadShare(dir); got != tc.want && ok || ok != (tc.want > 0) {
-				t.Errorf("%d, %v, want %d", got, ok, tc.want)
+			want := Share{tc.want, 15}
+			if got, ok := ReadShare(dir); got != want && ok || ok != (tc.want > 0) {
+				t.Errorf("%+v, %v, want %+v", got, ok, want)
 			}
 		})
 	}
@@ -94,7 +98,7 @@ func TestWriterShare(t *testing.T) {
 			t.Fatal(err)
 		}
 		give := func(n int64) {
-			if err := os.WriteFile(filepath.Join(dir, ShareFile), EncodeShare(n), 0o600); err != nil {
+			if err := os.WriteFile(filepath.Join(dir, ShareFile), Share{Limit: n}.Encode(), 0o600); err != nil {
 				t.Fatal(err)
 			}
 			time.Sleep(retryAfter)
@@ -137,6 +141,7 @@ func TestWriterShare(t *testing.T) {
 func TestWriterDiskLow(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		dir := t.TempDir()
+		giveAll(t, dir)
 		w := newTestWriter(t, dir, roomy)
 		roomyDisk, lowDisk := disk{1 << 40, 1 << 39, 100, 90}, disk{1 << 40, 1 << 30, 100, 90}
 		now, looks := roomyDisk, 0
@@ -198,6 +203,7 @@ func TestWritersOnASmallDisk(t *testing.T) {
 			if err := os.Mkdir(folder, 0o700); err != nil {
 				t.Fatal(err)
 			}
+			giveAll(t, folder)
 			w, err := NewWriter(folder, roomy)
 			if err != nil {
 				t.Fatal(err)
@@ -213,7 +219,7 @@ func TestWritersOnASmallDisk(t *testing.T) {
 			t.Fatal(err)
 		}
 		used := d.bytes - d.free
-		if d.free*100 < d.bytes*evictionPercent || used < d.bytes/4 {
+		if d.free*100 < d.bytes*15 || used < d.bytes/4 {
 			t.Errorf("%d of %d bytes are free", d.free, d.bytes)
 		}
 		for _, w := range writers {
@@ -236,6 +242,7 @@ func TestWriterFewInodes(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				dir := t.TempDir()
+				giveAll(t, dir)
 				w := newTestWriter(t, dir, roomy)
 				w.disk = func(string) (disk, error) { return tc.disk, nil }
 				write := func(times int) {
@@ -258,5 +265,16 @@ func TestWriterFewInodes(t *testing.T) {
 				}
 			})
 		})
+	}
+}
+
+// giveAll makes a share that leaves 15 % of the disk free, and has no other limit.
+func giveAll(t *testing.T, dir string) {
+	t.Helper()
+	err := os.Mkdir(filepath.Join(dir, OfferFolder), 0o700)
+	share := Share{Limit: roomy, DiskFree: 15}
+	err = errors.Join(err, os.WriteFile(filepath.Join(dir, ShareFile), share.Encode(), 0o600))
+	if err != nil {
+		t.Fatal(err)
 	}
 }

@@ -3,9 +3,8 @@
 package e2e
 
 import (
+	"fmt"
 	"slices"
-	"strconv"
-	"strings"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
@@ -31,9 +30,9 @@ taskSpec:
 		if err != nil {
 			t.Fatal(err)
 		}
-		share, err := strconv.ParseInt(strings.TrimSpace(text), 10, 64)
-		if err != nil {
-			t.Fatalf("%s: %v", container, err)
+		var share, free int64
+		if _, err := fmt.Sscan(text, &share, &free); err != nil || free != config.DiskFree {
+			t.Fatalf("%s: %q, %v, want %d %% free", container, text, err, config.DiskFree)
 		}
 		// Half of the limit belongs to all in equal parts; shares are rounded.
 		if least := config.SpoolLimit / 2 / int64(len(config.Containers)+1); share < least {

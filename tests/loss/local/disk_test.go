@@ -186,7 +186,7 @@ func TestLossDiskLow(t *testing.T) {
 			parallel(t)
 			m := budget.Begin(t, "disk-low")
 			const size = 2 << 10 // MiB
-			p := rig.New(t, rig.Options{Containers: steps, Mount: ext4(size)})
+			p := rig.New(t, rig.Options{Containers: steps, DiskFree: evicts, Mount: ext4(size)})
 			p.StartShipper()
 			leave(t, p, free)
 			p.S3.Refuse()

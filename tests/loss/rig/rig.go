@@ -123,6 +123,8 @@ type Options struct {
 	Containers []string
 	// Limit is the most unshipped output of all containers together, 1 GiB if it is not set.
 	Limit int64
+	// DiskFree is how many percent of the disk the spool leaves free.
+	DiskFree int64
 	// Mount, if set, mounts the volume's file system.
 	Mount func(t testing.TB, dir string)
 }
@@ -143,7 +145,7 @@ func New(t testing.TB, o Options) *Pod {
 	p.Config = contract.Config{
 		TicketURL: p.Tickets.URL + ticket.Path, Containers: o.Containers, SegmentBytes: 4 << 20,
 		FlushInterval: contract.Duration(time.Second), SlowFlushInterval: contract.Duration(5 * time.Second),
-		SpoolLimit: cmp.Or(o.Limit, 1<<30),
+		SpoolLimit: cmp.Or(o.Limit, 1<<30), DiskFree: o.DiskFree,
 	}
 	p.writeRecords()
 
