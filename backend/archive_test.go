@@ -288,9 +288,11 @@ func TestStatus(t *testing.T) {
 			s.End, s.Exit = record.EndKilled, nil
 			m.put(t, step.SealKey(), old, s)
 		}, Verified, "killed: some of its last output may be missing"},
-		{"not captured", func(t *testing.T, m memory) {
+		{"a sidecar that is left alone", func(t *testing.T, m memory) {
 			r := podRecord
-			r.Containers = []record.Container{{Name: "step-a", Kind: record.Step, Skipped: "no-command"}}
+			r.Containers = []record.Container{
+				{Name: "sidecar-a", Kind: record.Sidecar, Skipped: "no-command"},
+			}
 			m.put(t, pod.PodKey(), old, r)
 		}, NotCaptured, "no-command"},
 	} {

@@ -169,6 +169,8 @@ func (c Container) Describe() string {
 		return "this log is partial: " + c.Why
 	case NotCaptured:
 		return "not captured: " + c.Why
+	case Missed:
+		return "this log is missing: " + c.Why
 	default:
 		return fmt.Sprintf("this log is %s: %s", c.Status, c.Why)
 	}
@@ -176,7 +178,7 @@ func (c Container) Describe() string {
 
 // Worse returns the one of two states that a reader has to know of: bytes are missing, perhaps, not yet, or not.
 func Worse(a, b Status) Status {
-	for _, s := range []Status{Damaged, Gaps, Partial, Running, NotCaptured, Verified} {
+	for _, s := range []Status{Damaged, Missed, Gaps, Partial, Running, NotCaptured, Verified} {
 		if a == s || b == s {
 			return s
 		}

@@ -35,6 +35,7 @@ func TestEnds(t *testing.T) {
 		{"gaps, none of them shown", Container{Status: Gaps, Why: "gaps: 1, bytes lost: 2"}, false, "x -- shiplog: bytes are missing before this (gaps: 1, bytes lost: 2)\n"},
 		{"damaged", Container{Status: Damaged, Why: "a hole"}, true, "x -- shiplog: 2 bytes are missing here (spool-limit)\nx -- shiplog: this log is damaged: a hole\n"},
 		{"not captured", Container{Status: NotCaptured, Why: "tty"}, false, "x -- shiplog: not captured: tty\n"},
+		{"missed", Container{Status: Missed, Why: "W"}, false, "x -- shiplog: this log is missing: W\n"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			var out bytes.Buffer

@@ -33,8 +33,10 @@ const (
 	Partial Status = "partial"
 	// Damaged: segments are missing, or are not what the seal says.
 	Damaged Status = "damaged"
-	// NotCaptured: shiplog left the container alone.
+	// NotCaptured: shiplog left the container alone, as it does with many sidecars.
 	NotCaptured Status = "not captured"
+	// Missed: shiplog did not capture a step that it should have. Its log was in its pod alone.
+	Missed Status = "missed"
 )
 
 // AliveWithin is how long after its last sign of life a pod counts as running. Shippers give one each minute.
@@ -348,6 +350,9 @@ func (p *Pod) order() {
 		if !r.Captured {
 			c.Status, c.Why = NotCaptured, r.Skipped
 		}
+		if r.Missed() {
+			c.Status, c.Why = Missed, whyMissed(r.Skipped, cmp.Or(p.Record.PodName, p.Key.PodUID))
+		}
 		ordered = append(ordered, c)
 	}
 	for _, c := range p.Containers {
@@ -361,7 +366,8 @@ func (p *Pod) order() {
 // judge finds the container's status from its segments and its seal.
 func (c *Container) judge(p *Pod, now time.Time) {
 	c.heard = p.LastSeen
-	if c.Status == NotCaptured && len(c.Segments) == 0 && c.Seal == nil && c.badSeal == "" && c.over == "" {
+	nothing := len(c.Segments) == 0 && c.Seal == nil && c.badSeal == "" && c.over == ""
+	if (c.Status == NotCaptured || c.Status == Missed) && nothing {
 		return
 	}
 	c.Why = ""
@@ -465,6 +471,21 @@ func (p *Pod) whyEmpty(c Container) string {
 	default: // a value that a later version writes is shown as it is
 		return fmt.Sprintf("printed nothing, and how it ended is unknown (%q)", c.Seal.End)
 	}
+}
+
+// whyMissed names the pod that alone had a step's log, and puts the reason into words.
+func whyMissed(reason, pod string) string {
+	switch reason {
+	case record.SkippedNoAnswer:
+		return fmt.Sprintf("pod %s was not captured: the webhook was not asked, or did not answer (%s)",
+			pod, reason)
+	case record.SkippedPodGone:
+		return fmt.Sprintf("nothing of pod %s is in the archive, and the pod is gone (%s)", pod, reason)
+	case record.SkippedNothingArrived:
+		return fmt.Sprintf("nothing of pod %s is in the archive, though shiplog was in it (%s)",
+			pod, reason)
+	}
+	return fmt.Sprintf("not captured in pod %s: %s", pod, cmp.Or(reason, record.SkippedUnknown))
 }
 
 // whyWaiting puts Kubernetes' reason into words, and keeps it.

@@ -69,6 +69,85 @@ func TestStatusAtItsEdges(t *testing.T) {
 	}
 }
 
+// TestMissed: a step that pod.json calls not captured is missed, unless somebody wanted it so or
+// there is a log all the same.
+func TestMissed(t *testing.T) {
+	whole := lines(3)
+	for _, c := range []struct {
+		name      string
+		container record.Container
+		sealed    bool
+		want      Status
+		why       string
+	}{
+		{
+			name:      "left alone",
+			container: record.Container{Name: "step-a", Kind: record.Step, Skipped: "memory-limit"},
+			want:      Missed, why: "not captured in pod p: memory-limit",
+		},
+		{
+			name:      "without a reason",
+			container: record.Container{Name: "step-a", Kind: record.Step},
+			want:      Missed, why: "not captured in pod p: unknown",
+		},
+		{
+			name:      "no answer of the webhook",
+			container: record.Container{Name: "step-a", Kind: record.Step, Skipped: record.SkippedNoAnswer},
+			want:      Missed,
+			why: "pod p was not captured: the webhook was not asked, or did not answer " +
+				"(no-answer)",
+		},
+		{
+			name:      "the pod was gone",
+			container: record.Container{Name: "step-a", Kind: record.Step, Skipped: record.SkippedPodGone},
+			want:      Missed, why: "nothing of pod p is in the archive, and the pod is gone (pod-gone)",
+		},
+		{
+			name: "nothing arrived",
+			container: record.Container{
+				Name: "step-a", Kind: record.Step, Skipped: record.SkippedNothingArrived,
+			},
+			want: Missed,
+			why:  "nothing of pod p is in the archive, though shiplog was in it (nothing-arrived)",
+		},
+		{
+			name: "opted out",
+			container: record.Container{
+				Name: "step-a", Kind: record.Step, Skipped: record.SkippedOptedOut,
+			},
+			want: NotCaptured, why: "opted-out",
+		},
+		{
+			name: "an init container",
+			container: record.Container{
+				Name: "step-a", Kind: record.Init, Skipped: "memory-limit",
+			},
+			want: NotCaptured, why: "memory-limit",
+		},
+		{
+			name: "its log has come since",
+			container: record.Container{
+				Name: "step-a", Kind: record.Step, Skipped: record.SkippedNothingArrived,
+			},
+			sealed: true, want: Verified,
+		},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			m := memory{}
+			p := record.Pod{PodName: "p", Containers: []record.Container{c.container}}
+			m.put(t, pod.PodKey(), now.Add(-time.Hour), p)
+			if c.sealed {
+				m.putLog(t, step, now, whole, len(whole))
+				m.put(t, step.SealKey(), now, sealOf(whole))
+			}
+			got := onlyContainer(t, m)
+			if got.Status != c.want || got.Why != c.why {
+				t.Errorf("status %q (%s), want %q (%s)", got.Status, got.Why, c.want, c.why)
+			}
+		})
+	}
+}
+
 // TestTreeOrder expects tasks in the order of their start, and then in the pipeline's, pods oldest first, the pod's order of containers, and nothing of what is not asked for.
 func TestTreeOrder(t *testing.T) {
 	m := memory{}

@@ -18,6 +18,12 @@ import (
 // sealConcurrency is how many seals are uploaded at once: they are small, and there is one for every container.
 const sealConcurrency = 8
 
+// firstTicketPatience is how long after SIGTERM a pod is held that never had a ticket. Where both
+// replicas of the ticket service are replaced at once, it is away for some seconds, and a try that
+// has begun at a dead address takes 10 s to fail; this is longer than both. It is short, since a
+// pod that cannot reach the service at all is held for nothing, with its quota and its volumes.
+const firstTicketPatience = 15 * time.Second
+
 // drain ships everything that is left and seals every log. A native sidecar gets SIGTERM when all other containers have ended, so what is in the spool now is
 // all there will be. It has its own deadline, not the context that SIGTERM ended; without one it ends when it is done or the kubelet kills it.
 func (s *shipper) drain(ctx context.Context) error {
@@ -27,6 +33,12 @@ func (s *shipper) drain(ctx context.Context) error {
 		defer cancel()
 	}
 	begin := time.Now()
+	s.tickets.hurry()
+	if err := s.tickets.first(ctx, firstTicketPatience); err != nil {
+		s.log.Error("the logs of this pod are lost: it never had an upload ticket",
+			"containers", s.config.Containers, "archiveBytes", s.backlog(), "error", err)
+		return nil
+	}
 	var errs []error
 	for left := s.logs; len(left) > 0; {
 		var broken []error
@@ -53,6 +65,17 @@ func (s *shipper) drain(ctx context.Context) error {
 		s.log.Info("drained", "logs", len(s.logs), "took", time.Since(begin).Round(time.Millisecond))
 	}
 	return err
+}
+
+// backlog is how many archive bytes are in the spool and not shipped, as far as it can be read.
+func (s *shipper) backlog() (bytes int64) {
+	for _, l := range s.logs {
+		if l.open() == nil {
+			n, _ := l.reader.Backlog(l.state.Position)
+			bytes += n
+		}
+	}
+	return bytes
 }
 
 // drainOnce ships and seals the logs, and returns those of which the store refuses an object.

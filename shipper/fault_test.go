@@ -464,7 +464,8 @@ func TestRetry(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				var logged syncBuffer
 				begin := time.Now()
-				err := retrier{slog.New(slog.NewJSONHandler(&logged, nil))}.do(t.Context(), "x", tc.try)
+				retry := retrier{log: slog.New(slog.NewJSONHandler(&logged, nil))}
+				err := retry.do(t.Context(), "x", tc.try)
 				if took := time.Since(begin); err != nil || took < tc.least || took > tc.most {
 					t.Errorf("%v after %v, want %v to %v", err, took, tc.least, tc.most)
 				}
@@ -479,7 +480,8 @@ func TestRetry(t *testing.T) {
 			ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
 			defer cancel()
 			begin := time.Now()
-			err := retrier{slog.New(slog.DiscardHandler)}.do(ctx, "x", func(context.Context) error { return io.EOF })
+			retry := retrier{log: slog.New(slog.DiscardHandler)}
+			err := retry.do(ctx, "x", func(context.Context) error { return io.EOF })
 			if !errors.Is(err, context.DeadlineExceeded) || !errors.Is(err, io.EOF) || time.Since(begin) != time.Hour {
 				t.Errorf("%v after %v", err, time.Since(begin))
 			}

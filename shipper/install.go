@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 
 	"github.com/shiplog-dev/shiplog/internal/contract"
+	"github.com/shiplog-dev/shiplog/internal/placescripts"
 	"github.com/shiplog-dev/shiplog/internal/spool"
 )
 
@@ -25,8 +26,8 @@ func install(config contract.Config, tee, volume string) error {
 		return err
 	}
 	// Nothing is printed yet. Where this fails, the shipper writes the shares, and has a word for it.
-	nothing := len(config.Containers)
-	shares := divide(config.SpoolLimit, make([]int64, nothing), make([]bool, nothing))
+	n := len(config.Containers)
+	shares := divide(config.SpoolLimit, make([]int64, n), make([]bool, n))
 	for i, name := range config.Containers {
 		folder := filepath.Join(volume, contract.LogsSubPath, name)
 		_ = spool.Reserve(folder) // tee tries again
@@ -92,4 +93,18 @@ func copyExecutable(from, to string) error {
 		return fmt.Errorf("install tee: %w", err)
 	}
 	return nil
+}
+
+// placeScripts does below root what Tekton's place-scripts would do, where the shipper is in that
+// container's place.
+func placeScripts(value, root string) error {
+	text, err := contract.PlacedScripts(value)
+	if err != nil || text == "" {
+		return err
+	}
+	scripts, err := placescripts.Parse(text)
+	if err != nil {
+		return fmt.Errorf("%s: %w", contract.PlaceScriptsEnv, err)
+	}
+	return placescripts.Write(root, scripts)
 }

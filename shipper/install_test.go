@@ -3,10 +3,12 @@ package main
 import (
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 
 	"github.com/shiplog-dev/shiplog/internal/contract"
+	"github.com/shiplog-dev/shiplog/internal/placescripts"
 )
 
 func TestInstall(t *testing.T) {
@@ -55,5 +57,46 @@ func TestInstallFaults(t *testing.T) {
 	}
 	if err := install(contract.Config{Containers: []string{"a"}}, file, file); err == nil {
 		t.Error("the volume is a file: no error")
+	}
+}
+
+func TestPlaceScripts(t *testing.T) {
+	const text = `scriptfile=\"/tekton/scripts/script-0-a\"\ntouch ${scriptfile} \u0026\u0026 chmod +x ${scriptfile}\n` +
+		`cat \u003e ${scriptfile} \u003c\u003c '_EOF_'\nIyEvYmluL3NoCg==\n_EOF_\n` +
+		`/tekton/bin/entrypoint decode-script \"${scriptfile}\"\n`
+	old := syscall.Umask(0o077)
+	defer syscall.Umask(old)
+	for name, c := range map[string]struct {
+		value, want string // a part of the error, or the script
+	}{
+		"unset":             {"", ""},
+		"a script":          {`{"name":"place-scripts","args":["-c","` + text + `"],"new":1}`, "#!/bin/sh\n"},
+		"no JSON":           {"x", "SHIPLOG_PLACE_SCRIPTS"},
+		"other arguments":   {`{"args":["x"]}`, "SHIPLOG_PLACE_SCRIPTS"},
+		"another text":      {`{"args":["-c","echo"]}`, "SHIPLOG_PLACE_SCRIPTS"},
+		"another container": {`{}`, "SHIPLOG_PLACE_SCRIPTS"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			root := t.TempDir()
+			if err := os.MkdirAll(filepath.Join(root, placescripts.Dir), 0o777); err != nil {
+				t.Fatal(err)
+			}
+			err := placeScripts(c.value, root)
+			file := filepath.Join(root, placescripts.Dir, "script-0-a")
+			b, readErr := os.ReadFile(file)
+			switch {
+			case strings.HasPrefix(c.want, "#!"):
+				if err != nil || readErr != nil || string(b) != c.want {
+					t.Fatalf("%v; %q, %v", err, b, readErr)
+				}
+				if info, err := os.Stat(file); err != nil || info.Mode() != 0o755 {
+					t.Errorf("%v, %v", info.Mode(), err)
+				}
+			case readErr == nil:
+				t.Errorf("a script was made of %q", c.value)
+			case c.want == "" && err != nil, c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)):
+				t.Errorf("error %v, want one with %q", err, c.want)
+			}
+		})
 	}
 }

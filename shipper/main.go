@@ -75,6 +75,9 @@ func installFromEnv() error {
 	if err != nil {
 		return err
 	}
+	if err := placeScripts(os.Getenv(contract.PlaceScriptsEnv), "/"); err != nil {
+		return err
+	}
 	return install(config, contract.TeeSource, contract.VolumeMount)
 }
 

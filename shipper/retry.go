@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
@@ -18,18 +19,24 @@ const (
 // whose object the store does not want (refused).
 type retrier struct {
 	log *slog.Logger
+	// most is the longest backoff; 0 means maxBackoff.
+	most time.Duration
+	// hurry, where it is closed, ends the wait that is under way, and most is maxBackoff from then
+	// on.
+	hurry <-chan struct{}
 }
 
 // backoff is the time before the next try at most.
 type backoff time.Duration
 
-// next returns how long to wait. Full jitter: the shippers of many pods must not come back in step.
-func (b *backoff) next() time.Duration {
-	if *b == 0 {
-		*b = backoff(firstBackoff)
-	}
-	most := time.Duration(*b)
-	*b = backoff(min(2*most, maxBackoff))
+// next returns how long to wait for what waits no longer than maxBackoff.
+func (b *backoff) next() time.Duration { return b.within(firstBackoff, maxBackoff) }
+
+// within returns how long to wait. Full jitter: the shippers of many pods must not come back in
+// step.
+func (b *backoff) within(first, longest time.Duration) time.Duration {
+	most := min(max(time.Duration(*b), first), longest)
+	*b = backoff(min(2*most, longest))
 	return time.Duration(rand.Int64N(int64(most))) + most/10
 }
 
@@ -49,6 +56,7 @@ func (e *retryAfter) Unwrap() error { return e.error }
 // do tries until it succeeds, it is refused, or the context ends, whose error it then returns together with the last try's. The first failure and the recovery are logged, not each try.
 func (r retrier) do(ctx context.Context, what string, try func(context.Context) error) error {
 	var wait backoff
+	most, hurry := cmp.Or(r.most, maxBackoff), r.hurry
 	failures, begin := 0, time.Now()
 	for {
 		err := try(ctx)
@@ -68,7 +76,7 @@ func (r retrier) do(ctx context.Context, what string, try func(context.Context) 
 		if failures == 1 {
 			r.log.Warn("failed; trying again until it succeeds", "what", what, "error", err)
 		}
-		delay := wait.next()
+		delay := wait.within(firstBackoff, most)
 		var after *retryAfter
 		if errors.As(err, &after) {
 			delay = max(delay, after.delay)
@@ -79,6 +87,9 @@ func (r retrier) do(ctx context.Context, what string, try func(context.Context) 
 			timer.Stop()
 			return errors.Join(ctx.Err(), err)
 		case <-timer.C:
+		case <-hurry:
+			timer.Stop()
+			wait, most, hurry = 0, min(most, maxBackoff), nil
 		}
 	}
 }

@@ -53,7 +53,7 @@ func newShipper(config contract.Config, volume, tokenFile string, log *slog.Logg
 	}
 	s := &shipper{
 		config: config, tickets: t, segment: writer, wake: make(chan struct{}, 1), log: log,
-		upload: &uploader{tickets: t, retry: retrier{log}},
+		upload: &uploader{tickets: t, retry: retrier{log: log}},
 	}
 	for _, name := range config.Containers {
 		l := &containerLog{name: name, folder: filepath.Join(volume, contract.LogsSubPath, name), dir: dir, shipper: s}

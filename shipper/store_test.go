@@ -48,6 +48,9 @@ type fakeServer struct {
 	generation  int // of the ticket that is good
 	maxBytes    int64
 	lifetime    time.Duration
+	storeURL    string // in a ticket, where it is not this server
+	bundle      string // the certificates in a ticket
+	ca          string // those of the ticket service, where they are published
 	// ticketFault and putFault answer instead of the server when they return true; n counts from 1. With stored, the object was kept before.
 	ticketFault func(n int, w http.ResponseWriter) bool
 	putFault    func(n int, name string, w http.ResponseWriter) (stored, answered bool)
@@ -58,6 +61,15 @@ func newFakeServer(t testing.TB) *fakeServer {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST "+ticket.Path, f.serveTicket)
 	mux.HandleFunc("POST /bucket", f.serveUpload)
+	mux.HandleFunc("GET /bucket/ca.pem", func(w http.ResponseWriter, _ *http.Request) {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		if f.ca == "" {
+			http.Error(w, "<Code>NoSuchKey</Code>", http.StatusNotFound)
+			return
+		}
+		_, _ = io.WriteString(w, f.ca)
+	})
 	f.Server = httptest.NewUnstartedServer(mux)
 	f.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError) // connections that a test cuts
 	f.Start()
@@ -77,8 +89,10 @@ func (f *fakeServer) serveTicket(w http.ResponseWriter, r *http.Request) {
 	}
 	now := time.Now()
 	_ = json.NewEncoder(w).Encode(ticket.Ticket{
-		URL: f.URL + "/bucket", Fields: map[string]string{"policy": fmt.Sprint(f.generation), "x-amz-signature": "s"},
+		URL:    cmp.Or(f.storeURL, f.URL) + "/bucket",
+		Fields: map[string]string{"policy": fmt.Sprint(f.generation), "x-amz-signature": "s"},
 		Prefix: podPrefix, MaxBytes: f.maxBytes, Issued: now, Expires: now.Add(f.lifetime),
+		CABundle: f.bundle, CAURL: f.URL + "/bucket/ca.pem",
 	})
 }
 

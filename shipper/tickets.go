@@ -12,6 +12,8 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/http"
+	"net/http/httptrace"
+	"net/url"
 	"os"
 	"strings"
 	"sync"
@@ -25,6 +27,7 @@ type tickets struct {
 	url       string
 	tokenFile string // read each time: the kubelet renews the token
 	cacheFile string
+	caBundle  string // of the pod's configuration
 	client    *http.Client
 	retry     retrier
 	log       *slog.Logger
@@ -33,21 +36,45 @@ type tickets struct {
 	end     context.CancelFunc
 	renewal sync.WaitGroup
 
+	hurried chan struct{} // closed at SIGTERM, when there is little time left
+
 	mu       sync.Mutex // guards what follows
 	current  ticket.Ticket
 	renewAt  time.Time
 	renewing chan struct{} // closed when the renewal in flight has ended; nil if there is none
+	refused  bool          // S3 has refused the current ticket, and renewAt is set for that
+	wait     backoff       // between tickets that S3 refuses
+	had      bool          // there has been a ticket
+	caURL    string        // of the last ticket, which may be forgotten
+	storeCA  string        // the same
+	last     error         // of the last request to the ticket service
 }
 
-// ticketTimeout bounds one request to the ticket service, which asks the API server and S3 in turn.
-const ticketTimeout = 30 * time.Second
+const (
+	// ticketTimeout bounds one request to the ticket service, which asks the API server and S3 in
+	// turn.
+	ticketTimeout = 30 * time.Second
+	// maxServiceBackoff is the longest wait between two tries to get a ticket while the pod runs.
+	maxServiceBackoff = 30 * time.Second
+	// firstRefusalWait and maxRefusalWait are the shortest and the longest backoff before a fresh
+	// ticket that S3 refuses is replaced. A ticket is fresh until it is as old as the longest.
+	firstRefusalWait, maxRefusalWait = 10 * time.Second, 5 * time.Minute
+)
 
-func newTickets(url, caBundle, tokenFile, cacheFile string, log *slog.Logger) (*tickets, error) {
+func newTickets(
+	address, caBundle, tokenFile, cacheFile string, log *slog.Logger,
+) (*tickets, error) {
 	client, err := newHTTPClient(caBundle)
 	if err != nil {
 		return nil, fmt.Errorf("ticket service: %w", err)
 	}
-	t := &tickets{url: url, tokenFile: tokenFile, cacheFile: cacheFile, client: client, retry: retrier{log}, log: log}
+	hurried := make(chan struct{})
+	t := &tickets{
+		url: address, tokenFile: tokenFile, cacheFile: cacheFile,
+		caBundle: caBundle, client: client, hurried: hurried,
+		retry: retrier{log: log, most: maxServiceBackoff, hurry: hurried}, log: log,
+	}
+	t.last = errors.New("the ticket service could not be reached yet")
 	t.life, t.end = context.WithCancel(context.Background())
 	if b, err := os.ReadFile(cacheFile); err == nil {
 		// A restarted shipper goes on at once, also while the ticket service is down. A damaged cache is as good as none.
@@ -104,6 +131,7 @@ func (t *tickets) renew(done chan<- struct{}) {
 			if err == nil {
 				t.keep(fresh)
 			}
+			t.hear(err)
 			return err
 		})
 	})
@@ -116,21 +144,115 @@ func (t *tickets) renew(done chan<- struct{}) {
 	close(done)
 }
 
-// drop forgets a ticket that S3 refused, unless it is already another one.
-func (t *tickets) drop(refused ticket.Ticket) {
+// hear notes the outcome of the last request to the ticket service.
+func (t *tickets) hear(err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.current.Issued.Equal(refused.Issued) {
+	t.last = err
+}
+
+// refuse notes that S3 has refused a ticket, if it is still the current one.
+//
+// An old ticket may have expired by the store's clock, or its key is gone: it is forgotten, and the
+// next upload waits for another one. A fresh one is rarely what is wrong: more likely a right is
+// missing, or a clock is wrong, and another ticket would be refused as well. All pods share the
+// ticket service, so a fresh ticket stays, and is replaced after a wait that grows each time.
+func (t *tickets) refuse(refused ticket.Ticket) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	now := time.Now()
+	switch {
+	case !t.current.Issued.Equal(refused.Issued) || t.refused:
+	case now.After(t.renewAt) || now.Sub(t.current.Issued) >= maxRefusalWait:
+		t.current, t.wait = ticket.Ticket{}, 0
+	default:
+		t.refused = true
+		wait := t.wait.within(firstRefusalWait, maxRefusalWait)
+		if t.hurries() {
+			wait = min(wait, time.Second)
+		}
+		if at := now.Add(wait); at.Before(t.renewAt) {
+			t.renewAt = at
+		}
+	}
+}
+
+// accept notes that S3 has taken an upload with a ticket.
+func (t *tickets) accept(accepted ticket.Ticket) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.current.Issued.Equal(accepted.Issued) {
+		t.wait = 0
+	}
+}
+
+// hurry says that there is little time left: what waits for a better moment is done at once.
+func (t *tickets) hurry() {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.hurries() {
+		return
+	}
+	close(t.hurried)
+	if t.refused {
 		t.current = ticket.Ticket{}
 	}
 }
+
+func (t *tickets) hurries() bool {
+	select {
+	case <-t.hurried:
+		return true
+	default:
+		return false
+	}
+}
+
+// first waits for the pod's first ticket, if it never had one: until the context ends, where the
+// ticket service has answered that there may be a ticket later, and otherwise for so long.
+func (t *tickets) first(ctx context.Context, patience time.Duration) error {
+	timer := time.NewTimer(patience)
+	defer timer.Stop()
+	for {
+		_, renewing := t.look(time.Now())
+		if had, _ := t.heard(); had {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			_, last := t.heard()
+			return fmt.Errorf("wait for the first upload ticket: %w", errors.Join(ctx.Err(), last))
+		case <-renewing:
+		case <-timer.C:
+			_, last := t.heard()
+			if later := (*laterError)(nil); !errors.As(last, &later) {
+				return fmt.Errorf("no upload ticket in the pod's life, nor in %s after it: %w",
+					patience, last)
+			}
+			timer.Reset(time.Second)
+		}
+	}
+}
+
+// heard returns whether there ever was a ticket, and the outcome of the last request for one.
+func (t *tickets) heard() (had bool, last error) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.had, t.last
+}
+
+// laterError says that the ticket service is there, and may give a ticket later.
+type laterError struct{ error }
+
+func (e *laterError) Unwrap() error { return e.error }
 
 // use makes a ticket the current one. The moment of its renewal is drawn by lot: pods that began together must not come back together.
 func (t *tickets) use(fresh ticket.Ticket) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	life := fresh.Expires.Sub(fresh.Issued)
-	t.current = fresh
+	t.current, t.refused, t.had = fresh, false, true
+	t.caURL, t.storeCA = fresh.CAURL, fresh.CABundle
 	t.renewAt = fresh.Issued.Add(life/2 + rand.N(life/4+1))
 }
 
@@ -156,21 +278,38 @@ func (t *tickets) fetch(ctx context.Context) (ticket.Ticket, error) {
 	if err != nil {
 		return ticket.Ticket{}, fmt.Errorf("ask for a ticket: %w", err)
 	}
+	// Who takes the request can be reached, and is to have the time to answer.
+	wrote := func(info httptrace.WroteRequestInfo) {
+		if info.Err == nil {
+			t.hear(&laterError{errors.New("ask for a ticket: no answer yet")})
+		}
+	}
+	req = req.WithContext(httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{WroteRequest: wrote}))
 	asked := time.Now()
 	req.Header.Set("Authorization", "Bearer "+strings.TrimSpace(string(token)))
 	resp, err := t.client.Do(req)
+	if untrusted := (*tls.CertificateVerificationError)(nil); errors.As(err, &untrusted) {
+		if learnErr := t.learnCA(ctx); learnErr != nil {
+			err = fmt.Errorf("%w; %w", err, learnErr)
+		}
+	}
 	if err != nil {
 		return ticket.Ticket{}, fmt.Errorf("ask for a ticket: %w", err)
 	}
 	defer resp.Body.Close()
-	body, err := io.ReadAll(io.LimitReader(resp.Body, 256<<10))
+	body, err := io.ReadAll(io.LimitReader(resp.Body, ticket.MaxEncoded+1)) // more than Decode takes
 	if err != nil {
 		return ticket.Ticket{}, fmt.Errorf("ask for a ticket: %w", err)
 	}
 	if resp.StatusCode != http.StatusOK {
 		var refusal ticket.Refusal
 		_ = json.Unmarshal(body, &refusal) // without it the status still says enough
-		return ticket.Ticket{}, withRetryAfter(resp, fmt.Errorf("ask for a ticket: %s: %s %s", resp.Status, refusal.Reason, refusal.Message))
+		err := fmt.Errorf("ask for a ticket: %s: %s %s", resp.Status, refusal.Reason, refusal.Message)
+		// A proxy's 503 has no reason.
+		if resp.StatusCode == http.StatusServiceUnavailable && refusal.Reason != "" {
+			err = &laterError{err}
+		}
+		return ticket.Ticket{}, withRetryAfter(resp, err)
 	}
 	fresh, err := ticket.Decode(body)
 	if err != nil {
@@ -180,6 +319,63 @@ func (t *tickets) fetch(ctx context.Context) (ticket.Ticket, error) {
 	// wrong must not take every ticket for expired.
 	fresh.Issued, fresh.Expires = asked, asked.Add(fresh.Expires.Sub(fresh.Issued))
 	return fresh, nil
+}
+
+// learnCA trusts the certificates at the store from the next try on, beside those that the pod was
+// made with: shiplog may have been installed anew since, and then it has a CA of its own. Who can
+// write them there holds the store's keys, and could read every log.
+func (t *tickets) learnCA(ctx context.Context) error {
+	t.mu.Lock()
+	from, storeCA := t.caURL, t.storeCA
+	t.mu.Unlock()
+	if from == "" || t.caBundle == "" {
+		return errors.New("no earlier ticket says where its CA is")
+	}
+	bundle, err := fetchCA(ctx, from, storeCA)
+	if err != nil {
+		return fmt.Errorf("get its CA from the store: %w", err)
+	}
+	client, err := newHTTPClient(t.caBundle + "\n" + bundle)
+	if err != nil {
+		return fmt.Errorf("get its CA from the store: %w", err)
+	}
+	t.client.CloseIdleConnections()
+	t.client = client
+	t.log.Info("the ticket service may have another CA; read it from the store")
+	return nil
+}
+
+// fetchCA gets the certificates at a signed address.
+func fetchCA(ctx context.Context, from, storeCA string) (string, error) {
+	client, err := newHTTPClient(storeCA)
+	if err != nil {
+		return "", err
+	}
+	defer client.CloseIdleConnections()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, from, http.NoBody)
+	if err != nil {
+		return "", errors.New("the address is none")
+	}
+	resp, err := client.Do(req)
+	if told := (*url.Error)(nil); errors.As(err, &told) {
+		return "", told.Err // without the address, which is signed
+	}
+	if err != nil {
+		return "", err
+	}
+	defer resp.Body.Close()
+	b, err := io.ReadAll(io.LimitReader(resp.Body, ticket.MaxCABundle+1))
+	switch {
+	case err != nil:
+		return "", err
+	case resp.StatusCode != http.StatusOK:
+		return "", errors.New(resp.Status)
+	case len(b) > ticket.MaxCABundle:
+		return "", fmt.Errorf("it is longer than %d bytes", ticket.MaxCABundle)
+	case !x509.NewCertPool().AppendCertsFromPEM(b):
+		return "", errors.New("there is no PEM certificate in it")
+	}
+	return string(b), nil
 }
 
 // newHTTPClient trusts the given certificates, or the system's if there are none. It follows no redirect: neither S3 nor the ticket service is elsewhere than where we were told,

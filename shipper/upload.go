@@ -3,6 +3,8 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -52,6 +54,9 @@ func (u *uploader) try(ctx context.Context, name string, body []byte) error {
 	}
 	resp, err := client.Do(req)
 	if err != nil {
+		if untrusted := (*tls.CertificateVerificationError)(nil); errors.As(err, &untrusted) {
+			u.tickets.refuse(t) // its certificates may be those from before the store's were changed
+		}
 		return fmt.Errorf("post to the store: %w", err)
 	}
 	defer resp.Body.Close()
@@ -63,10 +68,14 @@ func (u *uploader) try(ctx context.Context, name string, body []byte) error {
 	switch {
 	case resp.StatusCode == http.StatusOK || resp.StatusCode == http.StatusCreated || resp.StatusCode == http.StatusNoContent:
 		u.uploads.Add(1)
+		u.tickets.accept(t)
 		return nil
-	case resp.StatusCode == http.StatusForbidden, bytes.Contains(text, []byte("<Code>ExpiredToken</Code>")):
-		// Expired by the store's clock, or its key is gone: another ticket may be better. The backoff keeps us from asking in a loop.
-		u.tickets.drop(t)
+	// Versity S3 Gateway says 404 of a key that is gone. So is a bucket, which a ticket cannot help.
+	case resp.StatusCode == http.StatusUnauthorized,
+		resp.StatusCode == http.StatusForbidden,
+		resp.StatusCode == http.StatusNotFound,
+		bytes.Contains(text, []byte("<Code>ExpiredToken</Code>")):
+		u.tickets.refuse(t)
 	case aboutTheObject(resp.StatusCode):
 		err = &refused{err}
 	}

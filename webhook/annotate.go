@@ -15,7 +15,6 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
@@ -79,6 +78,7 @@ type annotator struct {
 	log     *slog.Logger
 
 	done     *prometheus.CounterVec
+	missed   prometheus.Counter // steps
 	failures prometheus.Counter
 	refused  prometheus.Counter
 	waiting  prometheus.GaugeFunc
@@ -127,8 +127,15 @@ func newAnnotator(config *rest.Config, store recordStore, pageURL string, regist
 		pending: map[runKey]*pendingRun{}, forbidden: map[string]bool{},
 		queue: workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[runKey](retryFirst, retryMost)),
 		done: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "shiplog_runs_sealed_total", Help: "Runs that this replica annotated when no more of their logs was to come, by the annotation's value: true, or partial.",
+			Name: "shiplog_runs_sealed_total",
+			Help: "Runs that this replica annotated when no more of their logs was to come, " +
+				"by the annotation's value: true, partial, or missed.",
 		}, []string{"sealed"}),
+		missed: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "shiplog_steps_missed_total",
+			Help: "Steps of runs that this replica annotated whose logs should be in the archive and " +
+				"are not, since their pods were not captured.",
+		}),
 		failures: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "shiplog_run_annotation_failures_total", Help: "Failed attempts to annotate a run or to record its state. They are repeated.",
 		}),
@@ -137,13 +144,13 @@ func newAnnotator(config *rest.Config, store recordStore, pageURL string, regist
 		}),
 	}
 	a.watch = newRunWatch(tekton, a.changed)
-	for _, value := range []string{contract.SealedTrue, contract.SealedPartial} {
-		a.done.WithLabelValues(value)
+	for _, s := range []standing{durable, missed, damaged} {
+		a.done.WithLabelValues(s.sealed())
 	}
 	a.waiting = prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "shiplog_runs_pending", Help: "Runs that this replica has something to do about, or whose logs it waits for.",
 	}, func() float64 { a.mu.Lock(); defer a.mu.Unlock(); return float64(len(a.pending)) })
-	for _, c := range []prometheus.Collector{a.done, a.failures, a.refused, a.waiting} {
+	for _, c := range []prometheus.Collector{a.done, a.missed, a.failures, a.refused, a.waiting} {
 		if err := registry.Register(c); err != nil {
 			return nil, fmt.Errorf("annotate runs: metrics: %w", err)
 		}
@@ -359,7 +366,7 @@ func (a *annotator) conclude(ctx context.Context, p *pendingRun, run *runObject)
 			return stuckPoll, recordErr // such as one that is being cancelled. Its end or its deletion is a change, for which nobody has to wait so long
 		}
 	}
-	v, captured, err := a.inspect(ctx, run, tasks, archived)
+	v, absent, captured, err := a.inspect(ctx, run, tasks, archived)
 	switch {
 	case err == nil:
 		p.failedSince = time.Time{}
@@ -386,6 +393,12 @@ func (a *annotator) conclude(ctx context.Context, p *pendingRun, run *runObject)
 	}
 	if !captured {
 		v = verdict{}
+	}
+	if len(absent) > 0 {
+		if err := a.recordMissed(ctx, run, archived, absent); err != nil {
+			return 0, errors.Join(recordErr, err, a.tell(ctx, run, v))
+		}
+		return firstPoll, recordErr // then it is told as every reader of the archive sees it
 	}
 	// The marks come last: a run that has them is not looked at again.
 	if err := errors.Join(recordErr, a.tell(ctx, run, v)); err != nil {
@@ -514,60 +527,39 @@ func (a *annotator) readRun(ctx context.Context, key string) (record.Run, error)
 	return run, nil
 }
 
-// inspect holds a run that has ended against the archive. It says whether anything of it was captured, as far as can be known.
-func (a *annotator) inspect(ctx context.Context, run *runObject, tasks []*runObject, archived bool) (v verdict, captured bool, err error) {
+// inspect holds a run that has ended against the archive. It returns the pods of which the archive
+// has nothing though it should, and says whether anything of the run was captured or should have
+// been.
+func (a *annotator) inspect(
+	ctx context.Context, run *runObject, tasks []*runObject, archived bool,
+) (v verdict, absent []missedPod, captured bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, lookTimeout/2) // so that there is time to say what comes of it
 	defer cancel()
 	tree := &backend.Tree{}
 	if archived {
 		if tree, err = a.archive.Tree(ctx, backend.Target{Run: run.archived()}); err != nil {
-			return verdict{}, false, err
+			return verdict{}, nil, false, err
+		}
+		if v = judge(tree, nil, time.Now()); v.standing == growing { // it is looked at again anyway
+			return v, nil, true, nil
 		}
 	}
-	var missing []missingPod
-	for _, t := range tasks {
-		for _, pod := range t.pods {
-			if !pod.ran || inTree(tree, t.Name, pod.name) {
-				continue
-			}
-			m := missingPod{taskRun: t.Name, task: t.task, name: pod.name}
-			object, err := a.core.CoreV1().Pods(run.Namespace).Get(ctx, pod.name, metav1.GetOptions{})
-			switch {
-			case apierrors.IsNotFound(err):
-				// Most runs without an archive are none of ours. Of one that has an archive, all pods should be there.
-				m.gone = true
-				if inject, _ := t.annotation(contract.InjectKey); !archived || inject == contract.InjectDisabled {
-					continue
-				}
-			case err != nil:
-				return verdict{}, false, fmt.Errorf("get pod %s/%s: %w", run.Namespace, pod.name, err)
-			case !injected(object) || !capturesAny(object):
-				continue
-			}
-			missing = append(missing, m)
+	var label namespaceLabel // asked for where the archive does not say whether the run is ours
+	if !archived {
+		if label, err = a.labelOf(ctx, run.Namespace); err != nil {
+			return verdict{}, nil, false, err
 		}
 	}
-	v = judge(tree, missing, time.Now())
+	absent, err = a.findMissed(ctx, run, tasks, tree, archived || label.on)
+	if err != nil || !archived && !ours(absent, label) {
+		return verdict{}, nil, false, err
+	}
+	v = judge(tree, absent, time.Now())
 	if archived && tree.Record == nil {
 		v.standing = max(v.standing, damaged)
 		v.findings = append(v.findings, finding{where: "run.json", standing: damaged, why: "it cannot be read"})
 	}
-	return v, archived || len(missing) > 0, nil
-}
-
-// inTree says whether the archive has a TaskRun's pod. A pod without a record may be any of that TaskRun's.
-func inTree(tree *backend.Tree, taskRun, pod string) bool {
-	for _, t := range tree.TaskRuns {
-		if t.Name != taskRun {
-			continue
-		}
-		for _, p := range t.Pods {
-			if p.Record == nil || p.Record.PodName == pod {
-				return true
-			}
-		}
-	}
-	return false
+	return v, absent, true, nil
 }
 
 // capturesAny says whether any container of an injected pod is captured.

@@ -17,14 +17,19 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/testutil"
+	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/rest"
+	"k8s.io/utils/ptr"
 	"sigs.k8s.io/yaml"
 
+	"github.com/shiplog-dev/shiplog/backend"
 	"github.com/shiplog-dev/shiplog/internal/contract"
 	"github.com/shiplog-dev/shiplog/internal/layout"
 	"github.com/shiplog-dev/shiplog/internal/record"
@@ -52,7 +57,7 @@ func (a realAPI) tektonOn(t *testing.T) dynamic.Interface {
 		}
 		unstructured.RemoveNestedField(crd.Object, "spec", "conversion") // by Tekton's webhook
 		crds := client.Resource(schema.GroupVersionResource{Group: "apiextensions.k8s.io", Version: "v1", Resource: "customresourcedefinitions"})
-		if _, err := crds.Create(t.Context(), crd, metav1.CreateOptions{}); err != nil {
+		if _, err := crds.Create(t.Context(), crd, metav1.CreateOptions{}); err != nil && !apierrors.IsAlreadyExists(err) {
 			t.Fatal(err)
 		}
 		until(t, "the API server to serve "+o.resource, func() bool {
@@ -247,6 +252,9 @@ func runsAreAnnotated(t *testing.T, api realAPI) {
 			t.Errorf("%d TaskRuns at version %q in %d requests, want %d in 2", len(list.Items), list.ResourceVersion, pages.n, runPage+6)
 		}
 	})
+	t.Run("a pod that was not captured", func(t *testing.T) {
+		missedPodsAreRecorded(t, api, runs, store)
+	})
 	t.Run("without the verb patch", func(t *testing.T) {
 		for _, stop := range stops {
 			stop()
@@ -279,6 +287,100 @@ func runsAreAnnotated(t *testing.T, api realAPI) {
 			t.Errorf("annotations %v", a)
 		}
 	})
+}
+
+// missedPodsAreRecorded: the API server notes when a namespace was labelled, and a run whose pod
+// was made since then without shiplog is marked and in the archive.
+func missedPodsAreRecorded(t *testing.T, api realAPI, runs realRuns, store *memoryStore) {
+	patch := func(manager, body string) *corev1.Namespace {
+		t.Helper()
+		ns, err := api.Core.CoreV1().Namespaces().Patch(t.Context(), "runs", types.MergePatchType,
+			[]byte(body), metav1.PatchOptions{FieldManager: manager})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return ns
+	}
+	ns, err := api.Core.CoreV1().Namespaces().Get(t.Context(), "runs", metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if readLabel(ns).on {
+		t.Fatal("the namespace counts as labelled before it is")
+	}
+	begin := time.Now().Truncate(time.Second)
+	ns = patch("somebody", `{"metadata":{"labels":{"shiplog.dev/inject":"enabled"}}}`)
+	label := readLabel(ns)
+	if !label.on || label.since.Before(begin) || label.since.After(time.Now()) {
+		t.Errorf("labelled %t since %s, want %s or a moment later", label.on, label.since, begin)
+	}
+	ns = patch("somebody-else", `{"metadata":{"annotations":{"example.com/note":"x"}}}`)
+	if again := readLabel(ns); !again.on || !again.since.Equal(label.since) {
+		t.Errorf("%+v once another field is set, want %+v", again, label)
+	}
+
+	pr := runs.create("PipelineRun", "missed", object{})
+	tr := runs.create("TaskRun", "missed-build", object{
+		"labels": object{pipelineTaskLabel: "build"},
+		"ownerReferences": []any{object{
+			"apiVersion": "tekton.dev/v1", "kind": "PipelineRun", "name": "missed",
+			"uid": string(pr.GetUID()), "controller": true,
+		}},
+	})
+	pod, err := api.create(t.Context(), "runs", &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{
+			Name:        "missed-build-pod",
+			Annotations: map[string]string{contract.SkippedAnnotation: "pod=limit-range"},
+			OwnerReferences: []metav1.OwnerReference{{
+				APIVersion: "tekton.dev/v1", Kind: "TaskRun", Name: tr.GetName(), UID: tr.GetUID(),
+				Controller: ptr.To(true),
+			}},
+		},
+		Spec: corev1.PodSpec{Containers: []corev1.Container{{
+			Name: "step-a", Image: "busybox", Command: []string{"/tekton/bin/entrypoint"},
+		}}},
+	}, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	fields := ended()
+	fields["podName"] = pod.Name
+	ran := object{"startedAt": stamp(time.Now().Add(time.Minute)), "exitCode": int64(0)}
+	fields["steps"] = []any{object{"name": "a", "container": "step-a", "terminated": ran}}
+	runs.status("TaskRun", "missed-build", fields)
+	runs.status("PipelineRun", "missed", ended())
+	for kind, name := range map[string]string{"PipelineRun": "missed", "TaskRun": "missed-build"} {
+		until(t, kind+" to be marked", func() bool {
+			return runs.annotations(kind, name)[contract.SealedAnnotation] == contract.SealedMissed
+		})
+	}
+	const why = "not captured in pod missed-build-pod: limit-range"
+	reason := runs.annotations("PipelineRun", "missed")[contract.SealedReasonAnnotation]
+	if reason != "build/a: "+why {
+		t.Errorf("the reason is %q", reason)
+	}
+	named := "shiplog-lost-" + string(pr.GetUID())
+	event, err := api.Core.CoreV1().Events("runs").Get(t.Context(), named, metav1.GetOptions{})
+	if err != nil || event.Reason != "ShiplogMissed" || !strings.Contains(event.Message, why) {
+		t.Errorf("event %+v, %v", event, err)
+	}
+	archive := backend.New(store)
+	target, err := archive.Find(t.Context(), "runs", string(tr.GetUID()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	tree, err := archive.Tree(t.Context(), target)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var found []string
+	for place := range tree.Containers() {
+		c := place.Container
+		found = append(found, fmt.Sprintf("%s %s %s", place.Pod.Key.PodUID, c.Status, c.Why))
+	}
+	if !slices.Equal(found, []string{string(pod.UID) + " missed " + why}) {
+		t.Errorf("the archive has %q", found)
+	}
 }
 
 // withoutPatch is a client with the rights of the manifest but the verb patch.

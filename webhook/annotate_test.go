@@ -121,13 +121,24 @@ func (w *world) addTask(run, task string) {
 
 // triedOnce is the status of a TaskRun whose pod has run.
 func triedOnce(pod string) object {
-	return object{"podName": pod, "steps": []any{object{"name": "a", "terminated": object{"startedAt": stamp(time.Now()), "reason": "Completed"}}}}
+	ended := object{"startedAt": stamp(time.Now()), "reason": "Completed"}
+	steps := []any{object{"name": "a", "container": "step-a", "terminated": ended}}
+	return object{"podName": pod, "steps": steps}
 }
 
-// addPod makes an injected pod, of a step with this command.
+// addPod makes an injected pod of the TaskRun that it is named after, of a step with this command.
 func (w *world) addPod(name, command string) {
+	taskRun, _, _ := strings.Cut(name, "-pod")
+	by := object{
+		"apiVersion": "tekton.dev/v1", "kind": "TaskRun", "name": taskRun, "uid": taskRun + "-uid",
+		"controller": true,
+	}
 	w.put(podPathOf(name), object{
-		"apiVersion": "v1", "kind": "Pod", "metadata": object{"name": name, "namespace": "team", "uid": name + "-uid"},
+		"apiVersion": "v1", "kind": "Pod",
+		"metadata": object{
+			"name": name, "namespace": "team", "uid": name + "-uid", "creationTimestamp": stamp(time.Now()),
+			"ownerReferences": []any{by},
+		},
 		"spec": object{
 			"initContainers": []any{object{"name": contract.ShipperContainer, "restartPolicy": "Always"}},
 			"containers":     []any{object{"name": "step-a", "command": []any{command}}},
@@ -170,6 +181,22 @@ func place(run, task string) layout.Container {
 		in, taskRun = layout.Run{Namespace: "team", Name: layout.NoPipelineRun, UID: task + "-uid"}, task
 	}
 	return layout.Container{Pod: layout.Pod{Run: in, TaskRun: taskRun, PodUID: taskRun + "-pod-uid"}, Container: "step-a"}
+}
+
+// strip makes a pod one that the webhook was not asked about.
+func (w *world) strip(pod string) {
+	w.update(podPathOf(pod), func(o object) {
+		spec := o["spec"].(object)
+		delete(spec, "initContainers")
+		spec["containers"].([]any)[0].(object)["command"] = []any{"/tekton/bin/entrypoint"}
+	})
+}
+
+// forget takes a pod's record out of the archive.
+func (w *world) forget(run, task string) {
+	w.store.mu.Lock()
+	defer w.store.mu.Unlock()
+	delete(w.store.objects, place(run, task).PodKey())
 }
 
 // archive puts what the first ticket of a pod does.
@@ -357,7 +384,11 @@ func TestVerdicts(t *testing.T) {
 			prepare: func(w *world) { w.archive("r", "build"); w.segment("r", "build") },
 		},
 		{
-			name: "not in the archive though it was injected", late: "partial", reason: []string{"build: nothing of pod r-build-pod is in the archive"}, event: []string{"ShiplogPartial", "nothing of pod r-build-pod"},
+			name: "not in the archive though it was injected", late: "missed",
+			reason: []string{
+				"build/a: nothing of pod r-build-pod is in the archive, though shiplog was in it",
+			},
+			event:   []string{"ShiplogMissed: ", "build/a: nothing of pod r-build-pod"},
 			prepare: func(*world) {},
 		},
 		{
@@ -365,24 +396,28 @@ func TestVerdicts(t *testing.T) {
 		},
 		{
 			name: "not injected", prepare: func(w *world) {
-				w.update(podPathOf("r-build-pod"), func(o object) { delete(o["spec"].(object), "initContainers") })
+				w.strip("r-build-pod")
 			},
 		},
 		{
 			name: "injected, and its only container is not captured", prepare: func(w *world) { w.addPod("r-build-pod", "/bin/sh") },
 		},
 		{
-			name: "one task of two not injected", soon: "true", late: "true", task: "none",
+			name: "one task of two not injected", soon: "missed", late: "missed",
+			reason: []string{"build/a: pod r-build-pod was not captured: the webhook was not asked"},
+			event:  []string{"PipelineRun r ShiplogMissed: ", "build/a: pod r-build-pod was not captured"},
 			prepare: func(w *world) {
 				w.addTask("r", "other")
 				w.archive("r", "other")
 				w.seal("r", "other")
 				w.end(taskPath("r-other"), "True", "Succeeded")
-				w.update(podPathOf("r-build-pod"), func(o object) { delete(o["spec"].(object), "initContainers") })
+				w.strip("r-build-pod")
 			},
 		},
 		{
-			name: "one task of two is gone with its pod", late: "partial", reason: []string{"build: nothing of pod r-build-pod is in the archive, and the pod is gone: whether its logs were captured is not known"}, event: []string{"ShiplogPartial"},
+			name: "one task of two is gone with its pod", soon: "missed", late: "missed",
+			reason: []string{"build/a: nothing of pod r-build-pod is in the archive, and the pod is gone"},
+			event:  []string{"ShiplogMissed"},
 			prepare: func(w *world) {
 				w.addTask("r", "other")
 				w.archive("r", "other")
@@ -418,13 +453,22 @@ func TestVerdicts(t *testing.T) {
 			},
 		},
 		{
-			name: "a retry of which the first pod is missing", late: "partial", reason: []string{"build: nothing of pod r-build-pod is in the archive"}, event: []string{"ShiplogPartial"},
+			name: "a retry of which the first pod was not captured", soon: "missed", late: "missed",
+			reason: []string{"build/a: pod r-build-pod was not captured"},
+			event:  []string{"ShiplogMissed"},
 			prepare: func(w *world) {
 				w.archive("r", "build")
-				w.seal("r", "build")
 				// What is in the archive is the second pod.
-				key := place("r", "build").PodKey()
-				storePut(w, key, record.Pod{PodName: "r-build-pod-retry1", TaskRun: "r-build", Containers: []record.Container{{Name: "step-a", Kind: record.Step, Captured: true}}})
+				w.forget("r", "build")
+				second := place("r", "build")
+				second.PodUID = "r-build-pod-retry1-uid"
+				storePut(w, second.PodKey(), record.Pod{
+					PodName: "r-build-pod-retry1", TaskRun: "r-build", Created: time.Now().Add(time.Hour),
+					Containers: []record.Container{{Name: "step-a", Kind: record.Step, Captured: true}},
+				})
+				storePut(w, second.SealKey(), record.Seal{End: record.EndExited, Exit: &record.Exit{}})
+				w.addPod("r-build-pod-retry1", contract.TeePath)
+				w.strip("r-build-pod")
 				w.update(taskPath("r-build"), func(o object) {
 					first := copied(o["status"].(object))
 					o["status"].(object)["retriesStatus"] = []any{first}
@@ -474,11 +518,11 @@ func TestVerdicts(t *testing.T) {
 						t.Errorf("%s after the begin: sealed is %q, want %q", time.Since(bubbleStart), got["sealed"], value)
 					}
 					for _, part := range c.reason {
-						if value == "partial" && !strings.Contains(got["sealed-reason"], part) {
+						if reasoned(value) && !strings.Contains(got["sealed-reason"], part) {
 							t.Errorf("the reason is %q, want %q in it", got["sealed-reason"], part)
 						}
 					}
-					if value != "partial" && got["sealed-reason"] != "" {
+					if !reasoned(value) && got["sealed-reason"] != "" {
 						t.Errorf("sealed is %q for the reason %q", value, got["sealed-reason"])
 					}
 				}
@@ -508,6 +552,9 @@ func TestVerdicts(t *testing.T) {
 		})
 	}
 }
+
+// reasoned says whether a value of the annotation comes with a reason.
+func reasoned(value string) bool { return value == "partial" || value == "missed" }
 
 // TestStandaloneTaskRun: a TaskRun that no PipelineRun controls is a run of its own, whoever made it.
 func TestStandaloneTaskRun(t *testing.T) {
@@ -1075,7 +1122,7 @@ func TestLinks(t *testing.T) {
 			}
 			// Of the third nothing is captured.
 			w.addTask("r", "windows")
-			w.update(podPathOf("r-windows-pod"), func(o object) { delete(o["spec"].(object), "initContainers") })
+			w.strip("r-windows-pod")
 			w.archive("r", "build")
 			w.archive("r", "test")
 			w.seal("r", "build")
@@ -1083,7 +1130,9 @@ func TestLinks(t *testing.T) {
 			w.endRun("r", "build", "test", "windows")
 			after(time.Minute)
 			w.expect(taskPath("r-test"), link+"#task=test", "sealed=true")
-			w.expect(taskPath("r-windows"))
+			w.expect(taskPath("r-windows"), link+"#task=windows", "sealed=missed",
+				"sealed-reason=windows/a: pod r-windows-pod was not captured: "+
+					"the webhook was not asked, or did not answer (no-answer)")
 		})
 	})
 	t.Run("hostile label", func(t *testing.T) {

@@ -44,6 +44,9 @@ const (
 	limitRange        reason = "limit-range"
 	resourceQuota     reason = "resource-quota"
 	cannotStart       reason = "shipper-cannot-start"
+	resultsAtRisk     reason = "results-at-risk"
+	podTooLarge       reason = "pod-too-large"
+	shipperRefused    reason = "shipper-refused"
 	policyDropped     reason = "restart-policy-dropped"
 
 	// The container is left alone; the others are captured.
@@ -52,6 +55,7 @@ const (
 	hasStdin      reason = "stdin"
 	memoryLimit   reason = "memory-limit"
 	mountConflict reason = "mount-conflict"
+	startsEarlier reason = "starts-earlier"
 )
 
 // explanation completes the sentence "the logs of this pod are not archived: …".
@@ -75,6 +79,12 @@ func (r reason) explanation() string {
 		return "a ResourceQuota of the namespace has no room for the shipper"
 	case cannotStart:
 		return "the shipper's container could not be started in other pods, and would hold this one back; it is tried again"
+	case podTooLarge:
+		return "with what shiplog adds the API server could refuse it for its size"
+	case resultsAtRisk:
+		return "with one more container in it the kubelet would cut its results shorter"
+	case shipperRefused:
+		return "a policy refused another pod of the namespace with the shipper in it; it is tried again"
 	case policyDropped:
 		return "another webhook drops restartPolicy: Always of the shipper's container"
 	case nothingToCapture:
@@ -109,6 +119,10 @@ type decision struct {
 	captured []placedContainer  // with actionInject: in the pod's order, init containers first
 	skipped  []contract.Skipped // with actionInject and nothingToCapture: containers left alone
 	shipper  int                // with actionRepair and actionUndo: the index of our init container
+	replaced *replaced          // with actionInject: the init container whose place ours takes, or nil
+	at       int                // with actionInject: the index that our init container gets
+	// resources are the shipper's, with actionInject.
+	resources corev1.ResourceRequirements
 }
 
 func skip(r reason) decision { return decision{action: actionSkip, reason: r} }
@@ -150,9 +164,23 @@ func decide(pod *corev1.Pod, s settings, sidecars nativeSidecars) decision {
 		return skip(nameCollision)
 	}
 
-	d := decision{action: actionInject}
+	d := decision{action: actionInject, replaced: replaceable(&pod.Spec), at: behindSidecars(&pod.Spec)}
+	if d.replaced == nil && !s.resultsAtRisk && shortensResults(&pod.Spec) {
+		return skip(resultsAtRisk)
+	}
+	exclude := contract.ParseExclude(pod.Annotations[contract.ExcludeAnnotation])
 	for _, c := range placedContainers(&pod.Spec) {
-		if r := leaveAlone(c.Container, s); r != "" {
+		if d.replaced != nil && c.list == "initContainers" && c.index == d.replaced.index {
+			continue
+		}
+		r := leaveAlone(c.Container, s)
+		switch {
+		case slices.Contains(exclude, c.Name):
+			r = optedOut
+		case c.list == "initContainers" && c.index < d.at:
+			r = startsEarlier // there is no tee yet
+		}
+		if r != "" {
 			d.skipped = append(d.skipped, contract.Skipped{Container: c.Name, Reason: string(r)})
 		} else {
 			d.captured = append(d.captured, c)
@@ -162,6 +190,22 @@ func decide(pod *corev1.Pod, s settings, sidecars nativeSidecars) decision {
 		d.action, d.reason = actionSkip, nothingToCapture
 	}
 	return d
+}
+
+// behindSidecars is the index among the init containers behind the native sidecars of others that
+// begin before Tekton's own containers. The kubelet stops sidecars in the opposite order, and such a
+// one may be a mesh's proxy, without which our container reaches nothing.
+func behindSidecars(spec *corev1.PodSpec) (at int) {
+	for i, c := range spec.InitContainers {
+		switch {
+		case c.Name == tektonPrepare:
+			return at
+		case c.RestartPolicy != nil && *c.RestartPolicy == corev1.ContainerRestartPolicyAlways &&
+			!strings.HasPrefix(c.Name, "sidecar-"):
+			at = i + 1
+		}
+	}
+	return 0 // this is not the order that Tekton makes
 }
 
 // isTaskRunPod asks for the label, by which the API server selects, and for the owner, which a label alone does not prove.

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"math"
+	"slices"
 	"testing"
 	"time"
 
@@ -92,6 +93,86 @@ func TestDecidePod(t *testing.T) {
 			tc.change(pod)
 			if d := decide(pod, testSettings(), tc.sidecars); d.action != tc.want || d.reason != tc.reason {
 				t.Errorf("%s %q, want %s %q", d.action, d.reason, tc.want, tc.reason)
+			}
+		})
+	}
+}
+
+// TestDecidePlace: our container goes behind the native sidecars of others that begin before
+// Tekton's containers, and what begins before it is not captured.
+func TestDecidePlace(t *testing.T) {
+	plain := func(name string) corev1.Container { return corev1.Container{Name: name, Command: []string{"c"}} }
+	native := func(name string) corev1.Container {
+		c := plain(name)
+		c.RestartPolicy = ptr.To(corev1.ContainerRestartPolicyAlways)
+		return c
+	}
+	for name, tc := range map[string]struct {
+		inits   []corev1.Container
+		at      int
+		earlier []string
+	}{
+		"no init containers":            {nil, 0, nil},
+		"Tekton's alone":                {[]corev1.Container{plain("prepare"), plain("place-scripts")}, 0, nil},
+		"another init container":        {[]corev1.Container{plain("vault-agent-init"), plain("prepare")}, 0, nil},
+		"a mesh":                        {[]corev1.Container{plain("istio-init"), native("istio-proxy"), plain("prepare")}, 2, []string{"istio-init", "istio-proxy"}},
+		"two sidecars of others":        {[]corev1.Container{native("a"), plain("b"), native("c"), plain("d"), plain("prepare")}, 3, []string{"a", "b", "c"}},
+		"one behind Tekton's":           {[]corev1.Container{plain("prepare"), native("istio-proxy")}, 0, nil},
+		"Tekton's own sidecar":          {[]corev1.Container{plain("prepare"), native("sidecar-db")}, 0, nil},
+		"one where there is no prepare": {[]corev1.Container{native("istio-proxy"), plain("other")}, 0, nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			pod := taskRunTestPod()
+			pod.Spec.InitContainers = tc.inits
+			raw := encoded(t, pod)
+			d, patch, err := inject(raw, testSettings(), onSupported)
+			if err != nil || d.action != actionInject {
+				t.Fatalf("%s %q, %v", d.action, d.reason, err)
+			}
+			after := decodeTestPod(t, apply(t, raw, patch))
+			if at := injectedShipper(after); at != tc.at {
+				t.Errorf("it is at %d, want %d", at, tc.at)
+			}
+			var earlier []string
+			for _, s := range d.skipped {
+				if s.Reason != string(startsEarlier) {
+					t.Errorf("%s is left alone: %s", s.Container, s.Reason)
+				}
+				earlier = append(earlier, s.Container)
+			}
+			if !slices.Equal(earlier, tc.earlier) {
+				t.Errorf("%v begin before it, want %v", earlier, tc.earlier)
+			}
+		})
+	}
+}
+
+func TestDecideExclude(t *testing.T) {
+	for name, tc := range map[string]struct {
+		value    string
+		excluded []string
+	}{
+		"one":                   {"step-a", []string{"step-a"}},
+		"two, with a space":     {" step-a , sidecar-c,", []string{"step-a", "sidecar-c"}},
+		"one that is not there": {"step-x", nil},
+		"the step's own name":   {"a", nil},
+		"empty":                 {"", nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			pod := taskRunTestPod()
+			pod.Annotations = map[string]string{contract.ExcludeAnnotation: tc.value}
+			for _, name := range []string{"step-b", "sidecar-c"} {
+				pod.Spec.Containers = append(pod.Spec.Containers, corev1.Container{Name: name, Command: []string{"c"}})
+			}
+			d := decide(pod, testSettings(), sidecarsSupported)
+			var got []string
+			for _, s := range d.skipped {
+				if s.Reason == string(optedOut) {
+					got = append(got, s.Container)
+				}
+			}
+			if !slices.Equal(got, tc.excluded) || len(d.captured)+len(got) != 3 {
+				t.Errorf("excluded are %v, captured %d", got, len(d.captured))
 			}
 		})
 	}

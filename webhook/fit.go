@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"math"
 	"sync"
 
 	corev1 "k8s.io/api/core/v1"
@@ -15,8 +16,10 @@ import (
 	"k8s.io/client-go/tools/cache"
 )
 
-// limits knows the LimitRanges and ResourceQuotas of all namespaces. The API server holds a pod against them after admission webhooks, and refuses one that our container made too
-// large, which no failurePolicy helps against. So such a pod is left alone.
+// limits knows the LimitRanges and ResourceQuotas of all namespaces. The API server holds a pod
+// against them after admission webhooks, and refuses one that our container made too large, which
+// no failurePolicy helps against. So our container is fitted into them, and a pod where that is not
+// possible is left alone.
 //
 // What is known may be a moment old. A pod that a quota refuses because others came between is made again by Tekton, as without shiplog.
 type limits struct {
@@ -57,39 +60,48 @@ func (l *limits) run(ctx context.Context) {
 	group.Wait()
 }
 
-// misfit says why the pod could not be made with our container in it, though it can be without, or nothing.
-func (l *limits) misfit(pod *corev1.Pod, namespace string, ours corev1.ResourceRequirements) reason {
+// fit makes our container's resources such that the API server takes the pod with it, if it takes
+// the pod without. Where that cannot be it says why.
+func (l *limits) fit(
+	pod *corev1.Pod, namespace string, ours shipperNeeds,
+) (corev1.ResourceRequirements, reason) {
 	ranges, err := l.ranges.ByIndex(cache.NamespaceIndex, namespace)
 	if err != nil {
-		return "" // there is no such index, which cannot be
+		return ours.wanted, "" // there is no such index, which cannot be
 	}
 	quotas, err := l.quotas.ByIndex(cache.NamespaceIndex, namespace)
-	if err != nil {
-		return ""
+	if err != nil || len(ranges)+len(quotas) == 0 {
+		return ours.wanted, ""
 	}
-	if len(ranges)+len(quotas) == 0 {
-		return ""
-	}
-	ours = *ours.DeepCopy()
+	var items []corev1.LimitRangeItem
+	r := *ours.wanted.DeepCopy()
 	for _, o := range ranges {
-		applyDefaults(&ours, o.(*corev1.LimitRange))
+		applyDefaults(&r, o.(*corev1.LimitRange))
+		items = append(items, o.(*corev1.LimitRange).Spec.Limits...)
 	}
 	before := podResources(&pod.Spec)
-	after := before
+	after, fitted := before, ours.wanted
 	if pod.Spec.Resources == nil { // a pod's own resources hold for all its containers together
-		after = corev1.ResourceRequirements{Requests: sum(before.Requests, ours.Requests), Limits: sum(before.Limits, ours.Limits)}
+		ours.wanted = r
+		r = ours.squeeze(items, before)
+		fitted = r
+		after = corev1.ResourceRequirements{
+			Requests: sum(before.Requests, r.Requests),
+			Limits:   sum(before.Limits, r.Limits),
+		}
 	}
-	for _, o := range ranges {
-		for _, item := range o.(*corev1.LimitRange).Spec.Limits {
-			switch item.Type {
-			case corev1.LimitTypeContainer:
-				if !within(ours, item) {
-					return limitRange
-				}
-			case corev1.LimitTypePod:
-				if within(before, item) && !within(after, item) {
-					return limitRange
-				}
+	if !ours.enough(r) {
+		return fitted, limitRange
+	}
+	for _, item := range items {
+		switch item.Type {
+		case corev1.LimitTypeContainer:
+			if !within(r, item) {
+				return fitted, limitRange
+			}
+		case corev1.LimitTypePod:
+			if within(before, item) && !within(after, item) {
+				return fitted, limitRange
 			}
 		}
 	}
@@ -104,10 +116,117 @@ func (l *limits) misfit(pod *corev1.Pod, namespace string, ours corev1.ResourceR
 			continue
 		}
 		if room := left(q); inside(bare, room) && !inside(full, room) {
-			return resourceQuota
+			return fitted, resourceQuota
 		}
 	}
-	return ""
+	return fitted, ""
+}
+
+// shipperNeeds are the resources that our container is to have, and the limits below which it is of
+// no use. An equal resource has one value for request and limit, so that a pod stays Guaranteed.
+type shipperNeeds struct {
+	wanted corev1.ResourceRequirements
+	least  corev1.ResourceList
+	equal  bool // CPU and memory
+}
+
+// enough says whether our container can work with these limits.
+func (n shipperNeeds) enough(r corev1.ResourceRequirements) bool {
+	for name, least := range n.least {
+		if limit, limited := r.Limits[name]; limited && limit.Cmp(least) < 0 {
+			return false
+		}
+	}
+	return true
+}
+
+// squeeze brings what is wanted into the ranges of containers, and into what is left of the ranges
+// of pods when the pod's other containers have theirs. Where ranges contradict each other, or leave
+// too little, what comes out fits none; fit finds that.
+func (n shipperNeeds) squeeze(
+	items []corev1.LimitRangeItem, others corev1.ResourceRequirements,
+) corev1.ResourceRequirements {
+	r := *n.wanted.DeepCopy()
+	for name := range n.wanted.Limits {
+		limit, request := amount(name, r.Limits[name]), amount(name, r.Requests[name])
+		least, most, ratio := bounds(name, items, others)
+		limit = max(min(limit, most), least)
+		request = min(max(min(request, most), least), limit)
+		equal := n.equal && name != corev1.ResourceEphemeralStorage
+		if within := limit <= limitFor(request, ratio); !within && !equal {
+			// A lower limit of CPU costs nobody anything, up to a point. Beyond it, and for what
+			// would be killed or evicted at a lower limit, the request becomes higher.
+			if floor, ok := n.least[name]; ok && name == corev1.ResourceCPU {
+				limit = max(limitFor(request, ratio), least, min(limit, amount(name, floor)))
+			}
+			request = max(request, int64(math.Ceil(float64(limit)/ratio)))
+		}
+		if equal {
+			request = limit
+		}
+		r.Limits[name] = withAmount(r.Limits[name], name, limit)
+		r.Requests[name] = withAmount(r.Requests[name], name, request)
+	}
+	return r
+}
+
+// limitFor is the highest limit that a ratio allows to a request.
+func limitFor(request int64, ratio float64) int64 {
+	limit := float64(request) * ratio
+	if ratio == 0 || limit >= math.MaxInt64 {
+		return math.MaxInt64
+	}
+	return int64(limit)
+}
+
+// bounds are what ranges ask of one container of a pod, as amounts: the least and the most, and the
+// ratio of limit to request, or 0.
+func bounds(
+	name corev1.ResourceName, items []corev1.LimitRangeItem, others corev1.ResourceRequirements,
+) (least, most int64, ratio float64) {
+	most = math.MaxInt64
+	for _, item := range items {
+		var used int64
+		switch {
+		case item.Type == corev1.LimitTypeContainer:
+			if q, ok := item.Min[name]; ok {
+				least = max(least, amount(name, q))
+			}
+		// Of others that are not within it the pod is refused anyway.
+		case item.Type == corev1.LimitTypePod && within(others, item):
+			used = amount(name, others.Limits[name])
+		default:
+			continue
+		}
+		if q, ok := item.Max[name]; ok {
+			most = min(most, amount(name, q)-used)
+		}
+		// What has the ratio, added to what has it, has it again.
+		if q, ok := item.MaxLimitRequestRatio[name]; ok &&
+			(ratio == 0 || q.AsApproximateFloat64() < ratio) {
+			ratio = q.AsApproximateFloat64()
+		}
+	}
+	return least, most, ratio
+}
+
+// amount is a quantity in the unit in which LimitRanges compare it.
+func amount(name corev1.ResourceName, q resource.Quantity) int64 {
+	if name == corev1.ResourceCPU {
+		return q.MilliValue()
+	}
+	return q.Value()
+}
+
+// withAmount is the quantity, with another amount if it has not that one.
+func withAmount(q resource.Quantity, name corev1.ResourceName, n int64) resource.Quantity {
+	switch {
+	case amount(name, q) == n:
+		return q
+	case name == corev1.ResourceCPU:
+		return *resource.NewMilliQuantity(n, resource.DecimalSI)
+	}
+	return *resource.NewQuantity(n, resource.BinarySI)
 }
 
 // applyDefaults fills in what a LimitRange gives to containers that say nothing, as the API server does once more behind the webhooks.

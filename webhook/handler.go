@@ -13,6 +13,7 @@ import (
 	admissionv1 "k8s.io/api/admission/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
 
 	"github.com/shiplog-dev/shiplog/internal/contract"
@@ -34,6 +35,7 @@ const (
 type podAdmission struct {
 	settings settings
 	sidecars func() nativeSidecars
+	waited   func() bool // whether TaskRuns wait for the shipper; nil: only those whose pods show it
 	caBundle func() (string, error)
 	limits   *limits // nil: every pod fits
 	guard    *guard  // nil: shippers can always be started
@@ -119,14 +121,22 @@ func (p *podAdmission) review(req admission.Request) (admission.Response, error)
 	}
 	around := surroundings{sidecars: p.sidecars(), caBundle: caBundle}
 	if p.limits != nil {
-		around.misfit = func(pod *corev1.Pod, ours corev1.ResourceRequirements) reason {
-			return p.limits.misfit(pod, req.Namespace, ours)
+		around.fit = func(pod *corev1.Pod, ours shipperNeeds) (corev1.ResourceRequirements, reason) {
+			return p.limits.fit(pod, req.Namespace, ours)
 		}
 	}
 	if p.guard != nil {
-		around.paused = func() bool { return p.guard.paused(req.Namespace, req.DryRun != nil && *req.DryRun) }
+		around.paused = func(pod *corev1.Pod) reason {
+			var taskRun types.UID
+			if owner := controlledBy(pod.OwnerReferences, taskRunOwner); owner != nil {
+				taskRun = owner.UID
+			}
+			return p.guard.paused(req.Namespace, taskRun, req.DryRun != nil && *req.DryRun)
+		}
 	}
-	d, patch, err := inject(req.Object.Raw, p.settings, around)
+	s := p.settings
+	s.kubernetesSidecar = s.kubernetesSidecar || p.waited != nil && p.waited()
+	d, patch, err := inject(req.Object.Raw, s, around)
 	if err != nil {
 		return resp, err
 	}

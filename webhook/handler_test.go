@@ -72,11 +72,11 @@ func TestHandle(t *testing.T) {
 		}, "repaired", "", true, "restartPolicy"},
 		"paused": {func(p *podAdmission, _ *admissionv1.AdmissionRequest) {
 			p.guard = newGuard(time.Minute, time.Hour)
-			p.guard.hold("team-a", time.Now())
+			p.guard.namespaces["team-a"] = &pause{why: cannotStart, until: time.Now().Add(time.Hour)}
 		}, "skipped", "shipper-cannot-start", true, "could not be started"},
 		"paused elsewhere": {func(p *podAdmission, _ *admissionv1.AdmissionRequest) {
 			p.guard = newGuard(time.Minute, time.Hour)
-			p.guard.hold("team-b", time.Now())
+			p.guard.namespaces["team-b"] = &pause{why: cannotStart, until: time.Now().Add(time.Hour)}
 		}, "injected", "", true, ""},
 		"opted out": {func(_ *podAdmission, r *admissionv1.AdmissionRequest) {
 			r.Object.Raw = podWith(`,"annotations":{"shiplog.dev/inject":"false"}`, "")
@@ -419,7 +419,10 @@ func checkAnyPod(t *testing.T, raw []byte) {
 		"plain":     func(*podAdmission) {},
 		"OpenShift": func(p *podAdmission) { p.settings.openShift, p.settings.kubernetesSidecar = true, true },
 		"repairs":   func(p *podAdmission) { p.settings.repairRestartPolicy = true },
-		"paused":    func(p *podAdmission) { p.guard = newGuard(time.Minute, time.Hour); p.guard.hold("team-a", time.Now()) },
+		"paused": func(p *podAdmission) {
+			p.guard = newGuard(time.Minute, time.Hour)
+			p.guard.namespaces["team-a"] = &pause{why: cannotStart, until: time.Now().Add(time.Hour)}
+		},
 	} {
 		p := newTestAdmission()
 		change(p)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -34,29 +35,59 @@ const (
 	settle = 3 * time.Second
 	// replaceRetry is the pause after a failed attempt.
 	replaceRetry = 10 * time.Second
+	// eventsRetry is the pause between looks at the events of a pod. The other two are how many
+	// pods' events are asked for at a time, and how many of one namespace's.
+	eventsRetry  = 15 * time.Second
+	eventsAtOnce = 10
+	eventsOfOne  = 3
+	// replaceAtOnce is how many pods of a namespace are dealt with at a time, so that one namespace
+	// does not keep the others waiting.
+	replaceAtOnce = 20
 	// recordedEntries bounds the memory of which waiting containers are in the archive.
 	recordedEntries = 4096
 )
 
 // waitingPods watches the TaskRun pods that are Pending, which is all that the guard needs, and few of the pods that there are: a pod is Pending until all its containers have started
-// once.
+// once. It also watches the names of the namespaces in which pods are injected.
 type waitingPods struct {
-	guard    *guard
-	core     kubernetes.Interface
-	replace  bool // held pods
-	store    cache.Store
-	informer cache.Controller
-	record   func(context.Context, boundPod, map[string]record.Waiting) error
-	held     *prometheus.CounterVec
-	replaced prometheus.Counter
-	log      *slog.Logger
+	heldPods
+	guard      *guard
+	core       kubernetes.Interface
+	store      cache.Store
+	informer   cache.Controller
+	namespaces cache.Controller
+	held       *prometheus.CounterVec
+	replaced   prometheus.Counter
+	refused    prometheus.Counter
+	log        *slog.Logger
 
 	handled map[types.UID]*handledPod // touched by the loop alone
+	hangs   map[types.UID]*hangingPod // the same
 
 	mu       sync.Mutex
+	refusals []refusedPod                           // to be told
 	failures map[boundPod]map[string]record.Waiting // to be recorded
 	recorded *lru.Cache                             // boundPod → container → reason
 	wake     chan struct{}
+}
+
+// heldPods is how to deal with pods that are held back.
+type heldPods struct {
+	replace bool
+	// exists says whether there is such a run. A pod whose owner is none is not Tekton's, whatever
+	// it says. Nil: all are taken to exist.
+	exists func(runKey) bool
+	// image is the shipper's. A policy's message may name it.
+	image string
+	// record takes failures of other containers than ours. It may be nil.
+	record func(context.Context, boundPod, map[string]record.Waiting) error
+}
+
+// hangingPod is what the events of a pod say of why it does not go on.
+type hangingPod struct {
+	next    time.Time // when to look again
+	ours    bool      // it is because of us
+	failure record.Waiting
 }
 
 // handledPod is what was done about a pod that is held back.
@@ -65,19 +96,21 @@ type handledPod struct {
 	next time.Time // when to try to replace it
 }
 
-// newWaitingPods makes the watch. It sends nothing before run. Failures of other containers than ours go to write, which may be nil.
-func newWaitingPods(config *rest.Config, g *guard, replace bool, write func(context.Context, boundPod, map[string]record.Waiting) error,
-	registry prometheus.Registerer, log *slog.Logger,
-) (*waitingPods, error) {
+// newWaitingPods makes the watch. It sends nothing before run.
+func newWaitingPods(config *rest.Config, g *guard, how heldPods, registry prometheus.Registerer,
+	log *slog.Logger) (*waitingPods, error) {
 	conf := rest.CopyConfig(config)
-	conf.Timeout = 0 // a watch has no end
+	conf.Timeout = 0               // a watch has no end
+	conf.QPS, conf.Burst = 50, 100 // hundreds may be held back at once, with three requests each
 	core, err := kubernetes.NewForConfig(conf)
 	if err != nil {
 		return nil, fmt.Errorf("watch pods: API client: %w", err)
 	}
 	w := &waitingPods{
-		guard: g, core: core, replace: replace, record: write, log: log,
-		handled: map[types.UID]*handledPod{}, failures: map[boundPod]map[string]record.Waiting{}, recorded: lru.New(recordedEntries), wake: make(chan struct{}, 1),
+		heldPods: how, guard: g, core: core, log: log,
+		handled: map[types.UID]*handledPod{}, hangs: map[types.UID]*hangingPod{},
+		failures: map[boundPod]map[string]record.Waiting{},
+		recorded: lru.New(recordedEntries), wake: make(chan struct{}, 1),
 		held: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "shiplog_pods_held_back_total", Help: "Pods that shiplog's container held back, since it could not be started, by Kubernetes' reason.",
 		}, []string{"reason"}),
@@ -85,17 +118,34 @@ func newWaitingPods(config *rest.Config, g *guard, replace bool, write func(cont
 			Name: "shiplog_pods_replaced_total", Help: "Pods that were held back and evicted by this replica, so that Tekton makes them anew.",
 		}),
 	}
-	paused := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "shiplog_injection_paused", Help: "1 while no pod of the cluster is injected, since shiplog's container cannot be started.",
-	}, func() float64 { cluster, _ := g.pauses(); return float64(cluster) })
+	w.refused = prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "shiplog_pods_refused_total",
+		Help: "Pods that were refused with shiplog's container in them, so that injecting stopped there.",
+	})
+	nowhere := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "shiplog_injection_paused",
+		Help: "1 while shiplog's container starts nowhere, and holds back pods of several namespaces.",
+	}, func() float64 {
+		if nowhere, _, _ := g.pauses(); nowhere {
+			return 1
+		}
+		return 0
+	})
 	namespaces := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
-		Name: "shiplog_injection_paused_namespaces", Help: "Namespaces in which no pod is injected, since shiplog's container could not be started there.",
-	}, func() float64 { _, n := g.pauses(); return float64(n) })
-	for _, c := range []prometheus.Collector{w.held, w.replaced, paused, namespaces} {
+		Name: "shiplog_injection_paused_namespaces",
+		Help: "Namespaces where no pod is injected: shiplog's container does not start, or is refused.",
+	}, func() float64 { _, n, _ := g.pauses(); return float64(n) })
+	nodes := prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "shiplog_injection_failing_nodes",
+		Help: "Nodes on which shiplog's container cannot be started, while it starts on others.",
+	}, func() float64 { _, _, n := g.pauses(); return float64(n) })
+	all := []prometheus.Collector{w.held, w.replaced, w.refused, nowhere, namespaces, nodes}
+	for _, c := range all {
 		if err := registry.Register(c); err != nil {
 			return nil, fmt.Errorf("watch pods: metrics: %w", err)
 		}
 	}
+	w.watchNamespaces()
 	pods := core.CoreV1().Pods(metav1.NamespaceAll)
 	pending := func(o metav1.ListOptions) metav1.ListOptions {
 		o.LabelSelector = "tekton.dev/taskRun"
@@ -114,15 +164,98 @@ func newWaitingPods(config *rest.Config, g *guard, replace bool, write func(cont
 		ObjectType: &corev1.Pod{},
 		Transform:  slimPod,
 		Handler: cache.ResourceEventHandlerFuncs{
-			AddFunc:    func(o any) { w.noteFailures(o) },
-			UpdateFunc: func(_, o any) { w.noteFailures(o) },
+			AddFunc:    w.changed,
+			UpdateFunc: func(_, o any) { w.changed(o) },
 		},
 	})
 	return w, nil
 }
 
-// ourContainer is in every pod that slimPod keeps and that is injected. It is never changed; one for each would be half of all that is kept.
-var ourContainer = []corev1.Container{{Name: contract.ShipperContainer}}
+// watchNamespaces makes the watch of the namespaces in which pods are injected, and tells the guard
+// of it. Until they are listed all are taken to be.
+func (w *waitingPods) watchNamespaces() {
+	namespaces := w.core.CoreV1().Namespaces()
+	labelled := func(o metav1.ListOptions) metav1.ListOptions {
+		o.LabelSelector = contract.InjectKey + "=" + contract.InjectEnabled
+		return o
+	}
+	store, informer := cache.NewInformerWithOptions(cache.InformerOptions{
+		ListerWatcher: &cache.ListWatch{
+			ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+				return namespaces.List(ctx, labelled(o))
+			},
+			WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+				return namespaces.Watch(ctx, labelled(o))
+			},
+		},
+		ObjectType: &corev1.Namespace{},
+		Transform: func(o any) (any, error) {
+			if ns, ok := o.(*corev1.Namespace); ok {
+				return &corev1.Namespace{
+					ObjectMeta: metav1.ObjectMeta{
+						Name:            ns.Name,
+						UID:             ns.UID,
+						ResourceVersion: ns.ResourceVersion,
+					},
+				}, nil
+			}
+			return o, nil // a notice of a deletion that was missed
+		},
+		Handler: cache.ResourceEventHandlerFuncs{DeleteFunc: func(o any) {
+			if key, err := cache.DeletionHandlingMetaNamespaceKeyFunc(o); err == nil {
+				w.guard.leave(key)
+			}
+		}},
+	})
+	w.namespaces = informer
+	w.guard.injects = func(namespace string) bool {
+		_, found, err := store.GetByKey(namespace)
+		return found || err != nil || !informer.HasSynced()
+	}
+}
+
+// changed hears of a pod that waits.
+func (w *waitingPods) changed(o any) {
+	pod, ok := o.(*corev1.Pod)
+	if !ok {
+		return
+	}
+	if w.counts(pod) {
+		w.guard.seen(pod)
+	}
+	w.noteFailures(pod)
+}
+
+// counts says whether the pod is one that Tekton made and we injected: only such a pod says
+// anything about our container.
+func (w *waitingPods) counts(pod *corev1.Pod) bool {
+	owner := controlledBy(pod.OwnerReferences, taskRunOwner)
+	return weInjected(pod) && owner != nil &&
+		(w.exists == nil || w.exists(runKey{taskRunOwner, pod.Namespace, owner.Name, owner.UID}))
+}
+
+// ourContainer is in every pod that slimPod keeps and that we injected. It is never changed; one
+// for each would be half of all that is kept.
+var ourContainer = []corev1.Container{{
+	Name: contract.ShipperContainer, Command: []string{contract.ShipperBinary},
+	Env: []corev1.EnvVar{{Name: contract.ConfigEnv, Value: "{}"}},
+	VolumeMounts: []corev1.VolumeMount{
+		{Name: contract.SpoolVolume, MountPath: contract.VolumeMount},
+	},
+}}
+
+// imageVolume is in every pod that slimPod keeps and that has one.
+var imageVolume = []corev1.Volume{{
+	VolumeSource: corev1.VolumeSource{Image: &corev1.ImageVolumeSource{}},
+}}
+
+// weInjected says whether we injected the pod, as far as its shape can tell. The image is not
+// looked at: a webhook may have put a mirror's in its place.
+func weInjected(pod *corev1.Pod) bool {
+	i := injectedShipper(pod)
+	return i >= 0 &&
+		slices.Equal(pod.Spec.InitContainers[i].Command, []string{contract.ShipperBinary})
+}
 
 // slimPod keeps of a pod what the guard looks at.
 func slimPod(o any) (any, error) {
@@ -141,9 +274,13 @@ func slimPodOf(pod *corev1.Pod) *corev1.Pod {
 	if owner := metav1.GetControllerOf(pod); owner != nil {
 		slim.OwnerReferences = []metav1.OwnerReference{*owner}
 	}
-	if injected(pod) {
+	if weInjected(pod) {
 		slim.Spec.InitContainers = ourContainer
 	}
+	if hasImageVolume(pod) {
+		slim.Spec.Volumes = imageVolume
+	}
+	slim.Spec.NodeName = pod.Spec.NodeName
 	slim.Status.Phase, slim.Status.StartTime = pod.Status.Phase, pod.Status.StartTime
 	for _, c := range pod.Status.Conditions {
 		if c.Type == corev1.PodReadyToStartContainers {
@@ -157,9 +294,13 @@ func slimPodOf(pod *corev1.Pod) *corev1.Pod {
 			case c.State.Waiting != nil:
 				s.State.Waiting = &corev1.ContainerStateWaiting{Reason: c.State.Waiting.Reason, Message: c.State.Waiting.Message[:min(len(c.State.Waiting.Message), maxFailure)]}
 			case c.State.Running != nil:
-				s.State.Running = &corev1.ContainerStateRunning{}
+				s.State.Running = &corev1.ContainerStateRunning{
+					StartedAt: c.State.Running.StartedAt,
+				}
 			case c.State.Terminated != nil:
-				s.State.Terminated = &corev1.ContainerStateTerminated{}
+				s.State.Terminated = &corev1.ContainerStateTerminated{
+					FinishedAt: c.State.Terminated.FinishedAt,
+				}
 			}
 			out = append(out, s)
 		}
@@ -188,6 +329,7 @@ func listPods(ctx context.Context, client typedcorev1.PodInterface, o metav1.Lis
 func (w *waitingPods) run(ctx context.Context) {
 	var group sync.WaitGroup
 	group.Go(func() { w.informer.RunWithContext(ctx) })
+	group.Go(func() { w.namespaces.RunWithContext(ctx) })
 	group.Go(func() { w.recordFailures(ctx) })
 	defer group.Wait()
 	tick := time.NewTicker(guardTick)
@@ -204,28 +346,40 @@ func (w *waitingPods) run(ctx context.Context) {
 
 // look shows the guard the pods, and does what is to be done about those that are held back.
 func (w *waitingPods) look(ctx context.Context) {
+	w.tellRefusals(ctx)
 	if !w.informer.HasSynced() {
 		return // pods that are not listed yet would look as if they were gone
 	}
 	objects := w.store.List()
 	pods := make([]*corev1.Pod, 0, len(objects))
 	for _, o := range objects {
-		pods = append(pods, o.(*corev1.Pod))
+		if pod := o.(*corev1.Pod); w.counts(pod) {
+			pods = append(pods, pod)
+		}
 	}
-	held, gone := w.guard.observe(pods)
+	held, gone := w.guard.observe(pods, w.hanging(ctx, pods))
 	for _, ref := range gone {
 		w.resolve(ctx, ref)
 	}
+	slices.SortFunc(held, func(a, b heldPod) int { return a.since.Compare(b.since) })
 	now := w.guard.now()
 	still := make(map[types.UID]*handledPod, len(held))
+	of := map[string]int{} // namespace
 	for _, h := range held {
 		done := w.handled[h.uid]
 		if done == nil {
 			done = &handledPod{next: now.Add(settle)}
 			w.held.WithLabelValues(h.failure.Reason).Inc()
-			w.log.Warn("shiplog's container cannot be started and holds a pod back: injecting stops", "namespace", h.namespace, "pod", h.name, "reason", h.failure.Reason)
+			w.log.Warn("shiplog's container does not start and holds a pod back",
+				"namespace", h.namespace, "pod", h.name, "node", h.node, "reason", h.failure.Reason)
 		}
 		still[h.uid] = done
+		if done.told && (!w.replace || now.Before(done.next)) {
+			continue
+		}
+		if of[h.namespace]++; of[h.namespace] > replaceAtOnce {
+			continue
+		}
 		if !done.told {
 			done.told = w.tell(ctx, h)
 		}
@@ -234,6 +388,56 @@ func (w *waitingPods) look(ctx context.Context) {
 		}
 	}
 	w.handled = still
+}
+
+// hanging returns of which pods that wait for our container it is known that they would go on
+// without us. Where the pod does not say so itself, its events do.
+func (w *waitingPods) hanging(
+	ctx context.Context, pods []*corev1.Pod,
+) map[types.UID]record.Waiting {
+	now, asked, of := w.guard.now(), 0, map[string]int{} // by namespace
+	still, found := map[types.UID]*hangingPod{}, map[types.UID]record.Waiting{}
+	for _, pod := range pods {
+		status := shipperStatus(pod)
+		if !waitsForUs(pod, status) || pod.Status.StartTime == nil {
+			continue
+		}
+		_, failed := startFailure(*status)
+		if since, certain := couldStart(pod); certain || failed || now.Sub(since) < hangAfter {
+			continue
+		}
+		h := w.hangs[pod.UID]
+		if h == nil {
+			h = &hangingPod{}
+		}
+		still[pod.UID] = h
+		if !now.Before(h.next) && asked < eventsAtOnce && of[pod.Namespace] < eventsOfOne {
+			asked++
+			of[pod.Namespace]++
+			h.next = now.Add(eventsRetry)
+			h.failure, h.ours = w.askEvents(ctx, pod)
+		}
+		if h.ours {
+			found[pod.UID] = h.failure
+		}
+	}
+	w.hangs = still
+	return found
+}
+
+// askEvents asks for the events of a pod. Where they cannot be had, it is as if there were none.
+func (w *waitingPods) askEvents(ctx context.Context, pod *corev1.Pod) (record.Waiting, bool) {
+	ctx, cancel := context.WithTimeout(ctx, kubernetesTimeout)
+	defer cancel()
+	list, err := w.core.CoreV1().Events(pod.Namespace).List(ctx, metav1.ListOptions{
+		FieldSelector: "involvedObject.uid=" + string(pod.UID), Limit: mostEvents,
+	})
+	if err != nil {
+		w.log.Warn("the events of a pod that does not start could not be read",
+			"namespace", pod.Namespace, "pod", pod.Name, "error", err)
+		return record.Waiting{}, false
+	}
+	return readEvents(list.Items, w.guard.now())
 }
 
 // resolve finds out what has become of a pod that waits no more.
@@ -246,19 +450,20 @@ func (w *waitingPods) resolve(ctx context.Context, ref podRef) {
 	}
 	if pod.Status.Phase == corev1.PodRunning || pod.Status.Phase == corev1.PodSucceeded || started(shipperStatus(pod)) {
 		w.log.Info("shiplog's container starts again: injecting goes on", "namespace", ref.namespace, "pod", ref.name)
-		w.guard.recovered(ref.namespace)
+		w.guard.recovered(ref.namespace, pod.Spec.NodeName)
 	}
 }
 
 // tell makes an event on the pod. All replicas give it the same name, so there is one.
 func (w *waitingPods) tell(ctx context.Context, h heldPod) bool {
-	what := "new pods are left alone until it can; this one starts when the kubelet succeeds"
+	what := "this pod starts when the kubelet succeeds"
 	if w.replace {
-		what = "new pods are left alone until it can; this one is replaced"
+		what = "this pod is replaced by one without it"
 	}
 	return w.event(ctx, "shiplog-held-back-"+string(h.uid), "ShiplogHeldBack",
 		corev1.ObjectReference{APIVersion: "v1", Kind: "Pod", Namespace: h.namespace, Name: h.name, UID: h.uid, FieldPath: "spec.initContainers{" + contract.ShipperContainer + "}"},
-		fmt.Sprintf("shiplog's container cannot be started (%s: %s): %s", h.failure.Reason, h.failure.Message, what))
+		fmt.Sprintf("shiplog's container does not start (%s: %s): %s",
+			h.failure.Reason, h.failure.Message, what))
 }
 
 // event makes an event, and says whether it is there.
@@ -278,9 +483,6 @@ func (w *waitingPods) event(ctx context.Context, name, reason string, about core
 //
 // It says whether there is nothing to wait for: the pod is gone, or has changed and is looked at again.
 func (w *waitingPods) evict(ctx context.Context, h heldPod) bool {
-	if h.owner == nil {
-		return false // nobody would make it anew
-	}
 	ctx, cancel := context.WithTimeout(ctx, kubernetesTimeout)
 	defer cancel()
 	err := w.core.CoreV1().Pods(h.namespace).EvictV1(ctx, &policyv1.Eviction{
@@ -306,9 +508,8 @@ func (w *waitingPods) evict(ctx context.Context, h heldPod) bool {
 }
 
 // noteFailures queues what is to be recorded of a pod whose shipper runs: which other containers cannot be started.
-func (w *waitingPods) noteFailures(o any) {
-	pod, ok := o.(*corev1.Pod)
-	if !ok || w.record == nil || !started(shipperStatus(pod)) {
+func (w *waitingPods) noteFailures(pod *corev1.Pod) {
+	if w.record == nil || !started(shipperStatus(pod)) {
 		return
 	}
 	failures := map[string]record.Waiting{}

@@ -26,7 +26,16 @@ const (
 	tokenSeconds = 3600
 	// spoolOverhead is what the spool volume holds beside the logs: tee, the shipper's state, and the lines with which a container overshoots its limit.
 	spoolOverhead = 64 << 20
+	// leastSpool is the least that is worth having in the spool for one container: a minute of 1
+	// MB/s while the store is away.
+	leastSpool = 64 << 20
 )
+
+// tektonResultsSidecar is the container whose log Tekton reads results from.
+const tektonResultsSidecar = "sidecar-tekton-log-results"
+
+// tektonPrepare is Tekton's first init container, which installs what its others run.
+const tektonPrepare = "prepare"
 
 // skippedPointer is the JSON pointer (RFC 6901) to SkippedAnnotation, with its slash escaped.
 const skippedPointer = "/metadata/annotations/shiplog.dev~1skipped"
@@ -35,10 +44,12 @@ const skippedPointer = "/metadata/annotations/shiplog.dev~1skipped"
 type surroundings struct {
 	sidecars nativeSidecars
 	caBundle string // PEM
-	// misfit says why the API server would refuse the pod with the shipper in it, or nothing. Nil: that is not known.
-	misfit func(*corev1.Pod, corev1.ResourceRequirements) reason
-	// paused says whether shippers cannot be started now. It is asked last, about a pod that is injected otherwise: one that it lets through is to be made. Nil: they can.
-	paused func() bool
+	// fit makes the shipper's resources such that the API server takes the pod with it, or says why
+	// it would not. Nil: it does as they are.
+	fit func(*corev1.Pod, shipperNeeds) (corev1.ResourceRequirements, reason)
+	// paused says why shippers cannot be started now, or nothing. It is asked last, about a pod
+	// that is injected otherwise: one that it lets through is to be made. Nil: they can.
+	paused func(*corev1.Pod) reason
 }
 
 // inject decides about a pod, given as the API server sent it, and returns the JSON patch (RFC 6902) that carries the decision out. The patch names
@@ -51,7 +62,8 @@ func inject(raw []byte, s settings, around surroundings) (decision, []jsonpatch.
 	}
 	d := decide(pod, s, around.sidecars)
 	if d.action == actionInject {
-		if r := around.hinders(pod, s, len(d.captured)); r != "" {
+		var r reason
+		if d.resources, r = around.hinders(pod, s, len(d.captured)); r != "" {
 			d = skip(r)
 		}
 	}
@@ -66,7 +78,7 @@ func inject(raw []byte, s settings, around surroundings) (decision, []jsonpatch.
 			patch = repairPatch(d)
 		}
 	case actionInject:
-		if patch, err = injectionPatch(pod, d, s, around.caBundle); err != nil {
+		if patch, err = injectionPatch(raw, pod, d, s, around.caBundle); err != nil {
 			return decision{}, nil, err
 		}
 	case actionSkip:
@@ -76,27 +88,36 @@ func inject(raw []byte, s settings, around surroundings) (decision, []jsonpatch.
 		whole := contract.Skipped{Container: contract.SkippedPod, Reason: string(d.reason)}
 		patch = annotate(pod, append([]contract.Skipped{whole}, d.skipped...))
 	}
-	if err := checkPatch(raw, patch, d); err != nil {
+	after, size, err := checkPatch(raw, patch, d)
+	if err != nil {
 		return decision{}, nil, err
+	}
+	if len(patch) > 0 && (d.action == actionInject || d.action == actionSkip) && outgrows(after, size) {
+		return skip(podTooLarge), nil, nil // not even the annotation may fit
 	}
 	return d, patch, nil
 }
 
-// hinders says why a pod that could be injected is left alone for the cluster's sake, or nothing.
-func (around surroundings) hinders(pod *corev1.Pod, s settings, captured int) reason {
-	if around.misfit != nil {
-		var ours corev1.ResourceRequirements
-		if pod.Spec.Resources == nil {
-			ours = shipperResources(&pod.Spec, s, int64(captured))
-		}
-		if r := around.misfit(pod, ours); r != "" {
-			return r
+// hinders says why a pod that could be injected is left alone for the cluster's sake, or nothing,
+// and what resources the shipper has in it.
+func (around surroundings) hinders(pod *corev1.Pod, s settings,
+	captured int) (corev1.ResourceRequirements, reason) {
+	var ours shipperNeeds
+	// A pod's own resources no container's may exceed, and they alone make its QoS class.
+	if pod.Spec.Resources == nil {
+		ours = needsOfShipper(&pod.Spec, s, int64(captured))
+	}
+	resources := ours.wanted
+	if around.fit != nil {
+		var r reason
+		if resources, r = around.fit(pod, ours); r != "" {
+			return resources, r
 		}
 	}
-	if around.paused != nil && around.paused() {
-		return cannotStart
+	if around.paused != nil {
+		return resources, around.paused(pod)
 	}
-	return ""
+	return resources, ""
 }
 
 // decodePod reads a pod as the API server does: field names are case-sensitive, unknown ones are passed over.
@@ -111,33 +132,33 @@ func decodePod(raw []byte) (*corev1.Pod, error) {
 	return &pod, nil
 }
 
-// checkPatch applies the patch as the API server will, with the library that it uses, and looks at what comes out. The API server refuses the pod,
+// checkPatch applies the patch as the API server will, with the library that it uses, and returns the pod that comes out, and its size as JSON in bytes. It is an error if that does not hold. The API server refuses the pod,
 // whatever the failurePolicy says, when a patch does not apply (mutating/dispatcher.go: only errors of the call are ignored).
-func checkPatch(raw []byte, patch []jsonpatch.Operation, d decision) error {
+func checkPatch(raw []byte, patch []jsonpatch.Operation, d decision) (*corev1.Pod, int, error) {
 	if len(patch) == 0 {
-		return nil
+		return nil, 0, nil
 	}
 	encoded, err := json.Marshal(patch)
 	if err != nil {
-		return fmt.Errorf("encode patch: %w", err)
+		return nil, 0, fmt.Errorf("encode patch: %w", err)
 	}
 	decoded, err := evanphx.DecodePatch(encoded)
 	if err != nil {
-		return fmt.Errorf("decode our own patch: %w", err)
+		return nil, 0, fmt.Errorf("decode our own patch: %w", err)
 	}
 	patched, err := decoded.Apply(raw)
 	if err != nil {
-		return fmt.Errorf("apply our own patch: %w", err)
+		return nil, 0, fmt.Errorf("apply our own patch: %w", err)
 	}
 	pod, err := decodePod(patched)
 	if err != nil {
-		return fmt.Errorf("our own patch spoils the pod: %w", err)
+		return nil, 0, fmt.Errorf("our own patch spoils the pod: %w", err)
 	}
 	want := map[action]action{actionInject: actionNone, actionRepair: actionNone, actionUndo: actionSkip}[d.action]
 	if again := decide(pod, settings{}, sidecarsSupported); want != "" && again.action != want {
-		return fmt.Errorf("our own patch does not hold: a second pass would be %q", again.action)
+		return nil, 0, fmt.Errorf("our own patch does not hold: a second pass would be %q", again.action)
 	}
-	return nil
+	return pod, len(patched), nil
 }
 
 func repairPatch(d decision) []jsonpatch.Operation {
@@ -180,32 +201,64 @@ func undoPatch(pod *corev1.Pod, d decision) ([]jsonpatch.Operation, error) {
 		patch = append(patch, op("add", "/spec/terminationGracePeriodSeconds", int64(grace/time.Second)))
 	}
 	patch = append(patch, annotate(pod, []contract.Skipped{{Container: contract.SkippedPod, Reason: string(d.reason)}})...)
-	return append(patch, op("remove", "/spec/initContainers/"+strconv.Itoa(d.shipper), nil)), nil
+	patch = append(patch, op("remove", "/spec/initContainers/"+strconv.Itoa(d.shipper), nil))
+	return putBack(patch, pod, d.shipper)
+}
+
+// putBack puts the container whose place the shipper had back into it, behind prepare, which installs what it runs.
+func putBack(patch []jsonpatch.Operation, pod *corev1.Pod, shipper int) ([]jsonpatch.Operation, error) {
+	container, err := replacedContainer(&pod.Spec.InitContainers[shipper])
+	if err != nil || container == nil {
+		return patch, err
+	}
+	inits := slices.Delete(slices.Clone(pod.Spec.InitContainers), shipper, shipper+1)
+	behind := slices.IndexFunc(inits, func(c corev1.Container) bool { return c.Name == tektonPrepare })
+	if behind < 0 {
+		return nil, errors.New("put back place-scripts: there is no init container prepare")
+	}
+	return append(patch, op("add", "/spec/initContainers/"+strconv.Itoa(behind+1), container)), nil
 }
 
 // injectionPatch makes the patch. Operations on containers come first, while their indices are still those of the pod.
-func injectionPatch(pod *corev1.Pod, d decision, s settings, caBundle string) ([]jsonpatch.Operation, error) {
+func injectionPatch(raw []byte, pod *corev1.Pod, d decision, s settings, caBundle string) ([]jsonpatch.Operation, error) {
 	raised, grace := gracePeriods(&pod.Spec, s.drainGrace)
+	spool := spoolWithin(d.resources, s, int64(len(d.captured)))
 
 	var patch []jsonpatch.Operation
 	names := make([]string, len(d.captured))
 	for i, c := range d.captured {
 		names[i] = c.Name
-		patch = append(patch, capture(c, s, contract.Tee{Spool: contract.SpoolMount, Limit: s.spoolLimit, Grace: grace})...)
+		patch = append(patch, capture(c, s, contract.Tee{
+			Spool: contract.SpoolMount, Limit: spool, Grace: grace,
+			// Tekton reads results from all that this container prints, up to the first line that is
+			// none (extractResultsFromLogs in its internal/sidecarlogresults).
+			Quiet: c.Name == tektonResultsSidecar,
+		})...)
 	}
 
-	shipper, err := shipperContainer(pod, s, s.config(caBundle, names, waitsForShipper(&pod.Spec, s)))
+	shipper, err := shipperContainer(&pod.Spec, s, d.resources,
+		s.config(caBundle, names, waitsForShipper(&pod.Spec, s)))
 	if err != nil {
 		return nil, err
 	}
 	patch = append(patch, appendTo("/spec/volumes", len(pod.Spec.Volumes), spoolVolume(), tokenVolume())...)
 	patch = append(patch, op("add", "/spec/terminationGracePeriodSeconds", raised))
 	patch = append(patch, annotate(pod, d.skipped)...)
-	// Last, since it moves every other init container up by one. First among them, since they run tee, which it installs.
+	if d.replaced != nil {
+		env, err := d.replaced.asEnv(raw)
+		if err != nil {
+			return nil, err
+		}
+		shipper.Env = append(shipper.Env, env)
+		shipper.VolumeMounts = append(shipper.VolumeMounts,
+			corev1.VolumeMount{Name: d.replaced.mount.Name, MountPath: d.replaced.mount.MountPath})
+		patch = append(patch, op("remove", "/spec/initContainers/"+strconv.Itoa(d.replaced.index), nil))
+	}
+	// Last, since it moves other init containers up by one. In front of those that run tee, which it installs.
 	if len(pod.Spec.InitContainers) == 0 {
 		return append(patch, op("add", "/spec/initContainers", []corev1.Container{shipper})), nil
 	}
-	return append(patch, op("add", "/spec/initContainers/0", shipper)), nil
+	return append(patch, op("add", "/spec/initContainers/"+strconv.Itoa(d.at), shipper)), nil
 }
 
 // capture puts tee before a container's command. Kubernetes expands $(VAR), and $$ to $, in command and args alike and with the same variables, so a
@@ -225,7 +278,8 @@ func capture(c placedContainer, s settings, tee contract.Tee) []jsonpatch.Operat
 
 // shipperContainer is the native sidecar. Its postStart hook installs tee; the kubelet starts nothing further until the hook has returned. It has no
 // probes: one that fails would restart it, and there is nothing in it that a restart mends.
-func shipperContainer(pod *corev1.Pod, s settings, config contract.Config) (corev1.Container, error) {
+func shipperContainer(spec *corev1.PodSpec, s settings, resources corev1.ResourceRequirements,
+	config contract.Config) (corev1.Container, error) {
 	encoded, err := config.Encode()
 	if err != nil {
 		return corev1.Container{}, err
@@ -250,30 +304,54 @@ func shipperContainer(pod *corev1.Pod, s settings, config contract.Config) (core
 			AllowPrivilegeEscalation: ptr.To(false),
 			ReadOnlyRootFilesystem:   ptr.To(true),
 			Capabilities:             &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}},
-			SeccompProfile:           &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault},
 		},
+	}
+	// OpenShift fills in the profile where its SCC demands one. An SCC that names none, such as
+	// Tekton's pipelines-scc, refuses a pod for a container that asks for one.
+	if !s.openShift || everyContainerHasSeccomp(spec) {
+		c.SecurityContext.SeccompProfile = &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault}
 	}
 	if !s.openShift {
 		c.SecurityContext.RunAsUser, c.SecurityContext.RunAsGroup = ptr.To[int64](nonRoot), ptr.To[int64](nonRoot)
 	}
-	if pod.Spec.Resources != nil {
-		// The pod has resources of its own as a whole: no container's may exceed them, and they alone make the QoS class.
-		return c, nil
+	c.Resources = resources
+	if limit, limited := resources.Limits[corev1.ResourceMemory]; limited {
+		// The Go runtime collects earlier rather than being killed. A tenth is left for what it
+		// does not count.
+		c.Env = append(c.Env,
+			corev1.EnvVar{Name: "GOMEMLIMIT", Value: strconv.FormatInt(limit.Value()/10*9, 10)})
 	}
-	c.Resources = shipperResources(&pod.Spec, s, int64(len(config.Containers)))
-	// The Go runtime collects earlier rather than being killed. A tenth is left for what it does not count.
-	limit := c.Resources.Limits[corev1.ResourceMemory]
-	c.Env = append(c.Env, corev1.EnvVar{Name: "GOMEMLIMIT", Value: strconv.FormatInt(limit.Value()/10*9, 10)})
 	return c, nil
 }
 
-// shipperResources keep a Guaranteed pod Guaranteed, and leave room for the spool where the pod's local storage is limited.
-func shipperResources(spec *corev1.PodSpec, s settings, captured int64) corev1.ResourceRequirements {
+// everyContainerHasSeccomp says whether the pod's own containers ask for a profile, so that the
+// pod's SCC allows it.
+func everyContainerHasSeccomp(spec *corev1.PodSpec) bool {
+	return !slices.ContainsFunc(placedContainers(spec), func(c placedContainer) bool {
+		return c.SecurityContext == nil || c.SecurityContext.SeccompProfile == nil
+	})
+}
+
+// needsOfShipper keep a Guaranteed pod Guaranteed, and leave room for the spool where the pod's
+// local storage is limited.
+func needsOfShipper(spec *corev1.PodSpec, s settings, captured int64) shipperNeeds {
+	// With less CPU the start of the pod would take longer, with less memory the shipper could be
+	// killed.
+	spool := min(max(leastSpool, s.segmentBytes), s.spoolLimit)
+	storage := resource.NewQuantity(captured*spool+spoolOverhead, resource.BinarySI)
+	n := shipperNeeds{least: corev1.ResourceList{
+		corev1.ResourceCPU:              s.guaranteedCPU,
+		corev1.ResourceMemory:           s.memoryRequest,
+		corev1.ResourceEphemeralStorage: *storage,
+	}}
+	if s.cpuLimit.Cmp(s.guaranteedCPU) < 0 {
+		n.least[corev1.ResourceCPU] = s.cpuLimit
+	}
 	r := corev1.ResourceRequirements{
 		Requests: corev1.ResourceList{corev1.ResourceCPU: s.cpuRequest, corev1.ResourceMemory: s.memoryRequest},
 		Limits:   corev1.ResourceList{corev1.ResourceCPU: s.cpuLimit, corev1.ResourceMemory: s.memoryLimit},
 	}
-	if isGuaranteed(spec) {
+	if n.equal = isGuaranteed(spec); n.equal {
 		same := corev1.ResourceList{corev1.ResourceCPU: s.guaranteedCPU, corev1.ResourceMemory: s.memoryLimit}
 		r.Requests, r.Limits = same.DeepCopy(), same
 	}
@@ -286,7 +364,18 @@ func shipperResources(spec *corev1.PodSpec, s settings, captured int64) corev1.R
 			break
 		}
 	}
-	return r
+	n.wanted = r
+	return n
+}
+
+// spoolWithin is how much one container may have in the spool: less than usual where a LimitRange
+// left the shipper less local storage.
+func spoolWithin(resources corev1.ResourceRequirements, s settings, captured int64) int64 {
+	limit, limited := resources.Limits[corev1.ResourceEphemeralStorage]
+	if !limited {
+		return s.spoolLimit
+	}
+	return min(s.spoolLimit, (limit.Value()-spoolOverhead)/captured)
 }
 
 // isGuaranteed says whether the pod's QoS class is Guaranteed, as ComputePodQOS in Kubernetes' pkg/apis/core/v1/helper/qos does: every container

@@ -27,6 +27,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/shiplog-dev/shiplog/internal/contract"
+	"github.com/shiplog-dev/shiplog/internal/placescripts"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")
@@ -184,8 +185,29 @@ func undoAndCompare(t *testing.T, in, out []byte) {
 		name := v.(map[string]any)["name"]
 		return name == contract.SpoolVolume || name == contract.TokenVolume
 	}
-	if inits, ok := spec["initContainers"].([]any); ok && len(inits) > 0 && inits[0].(map[string]any)["name"] == contract.ShipperContainer {
-		spec["initContainers"] = inits[1:]
+	inits, _ := spec["initContainers"].([]any)
+	ours := slices.IndexFunc(inits, func(c any) bool { return c.(map[string]any)["name"] == contract.ShipperContainer })
+	if ours >= 0 {
+		shipper := inits[ours]
+		inits = slices.Delete(slices.Clone(inits), ours, ours+1)
+		spec["initContainers"] = inits
+		for _, v := range shipper.(map[string]any)["env"].([]any) {
+			e := v.(map[string]any)
+			if e["name"] != contract.PlaceScriptsEnv {
+				continue
+			}
+			// What is in the variable is the whole container, as it came.
+			var container any
+			decoder := json.NewDecoder(strings.NewReader(e["value"].(string)))
+			decoder.UseNumber()
+			if err := decoder.Decode(&container); err != nil {
+				t.Fatal(err)
+			}
+			at := slices.IndexFunc(oldSpec["initContainers"].([]any), func(c any) bool {
+				return c.(map[string]any)["name"] == placescripts.Container
+			})
+			spec["initContainers"] = slices.Insert(inits, at, container)
+		}
 		volumes := slices.DeleteFunc(spec["volumes"].([]any), isOurs)
 		if spec["volumes"] = volumes; len(volumes) == 0 {
 			restore(spec, oldSpec, "volumes")
@@ -329,9 +351,18 @@ func podFaults(raw []byte) (faults []string) {
 // checkShipper checks the native sidecar: its place, what it may, what it knows.
 func checkShipper(t *testing.T, s settings, before, after *corev1.Pod) {
 	t.Helper()
-	c := after.Spec.InitContainers[0]
-	if c.Name != contract.ShipperContainer || c.RestartPolicy == nil || *c.RestartPolicy != corev1.ContainerRestartPolicyAlways {
-		t.Fatalf("first init container is %s with restartPolicy %v, want the shipper and Always", c.Name, c.RestartPolicy)
+	at := injectedShipper(after)
+	if at < 0 {
+		t.Fatalf("there is no shipper among %d init containers", len(after.Spec.InitContainers))
+	}
+	c := after.Spec.InitContainers[at]
+	if c.RestartPolicy == nil || *c.RestartPolicy != corev1.ContainerRestartPolicyAlways {
+		t.Fatalf("the shipper's restartPolicy is %v, want Always", c.RestartPolicy)
+	}
+	for i, earlier := range after.Spec.InitContainers[:at] {
+		if slices.Equal(earlier.Command, []string{contract.TeePath}) || earlier.Name == tektonPrepare {
+			t.Errorf("init container %d, %s, begins before the shipper", i, earlier.Name)
+		}
 	}
 	if strings.HasPrefix(c.Name, "step-") || strings.HasPrefix(c.Name, "sidecar-") {
 		t.Errorf("the name %s means something to Tekton", c.Name)
@@ -348,7 +379,7 @@ func checkShipper(t *testing.T, s settings, before, after *corev1.Pod) {
 	switch {
 	case sc == nil, sc.RunAsNonRoot == nil || !*sc.RunAsNonRoot, sc.AllowPrivilegeEscalation == nil || *sc.AllowPrivilegeEscalation,
 		sc.Capabilities == nil || !slices.Contains(sc.Capabilities.Drop, "ALL") || len(sc.Capabilities.Add) > 0,
-		sc.SeccompProfile == nil || sc.SeccompProfile.Type != corev1.SeccompProfileTypeRuntimeDefault,
+		!s.openShift && (sc.SeccompProfile == nil || sc.SeccompProfile.Type != corev1.SeccompProfileTypeRuntimeDefault),
 		sc.Privileged != nil && *sc.Privileged, sc.ProcMount != nil, sc.SELinuxOptions != nil, sc.AppArmorProfile != nil,
 		sc.RunAsUser != nil && *sc.RunAsUser == 0, len(c.Ports) > 0:
 		t.Errorf("security context %+v does not fit restricted", sc)
@@ -660,7 +691,7 @@ func TestCheckPatch(t *testing.T) {
 		"cannot be encoded":      {[]jsonpatch.Operation{op("add", "/spec/hostname", func() {})}, skip(windows)},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if err := checkPatch(raw, tc.patch, tc.d); err == nil {
+			if _, _, err := checkPatch(raw, tc.patch, tc.d); err == nil {
 				t.Error("no error")
 			}
 		})

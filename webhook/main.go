@@ -19,6 +19,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime/debug"
+	"strings"
 	"syscall"
 	"time"
 
@@ -56,6 +57,8 @@ type options struct {
 	replaceHeld   bool
 
 	pageURL string // see annotator
+
+	tektonNamespace string // see tektonGate
 }
 
 // kubernetesTimeout bounds each request to the API server.
@@ -105,6 +108,7 @@ func parseFlags(args []string) (options, error) {
 	flags.DurationVar(&o.heldBackRetry, "held-back-retry", 5*time.Minute, "then let one pod through after so long, to see whether it can be started again")
 	flags.BoolVar(&o.replaceHeld, "replace-held-pods", true, "evict pods that wait for the shipper's container and of which nothing has run, so that Tekton makes them anew without it")
 	flags.StringVar(&o.pageURL, "page-url", os.Getenv("SHIPLOG_PAGE_URL"), "address of the web page, such as https://logs.example.com: PipelineRuns and TaskRuns get the annotation shiplog.dev/logs with theirs")
+	flags.StringVar(&o.tektonNamespace, "tekton-namespace", "tekton-pipelines", "namespace of Tekton's ConfigMap feature-flags")
 	flags.DurationVar(&o.shutdownDelay, "shutdown-delay", 5*time.Second, "time to go on serving after SIGTERM, while the Service still routes here")
 	if err := flags.Parse(args); err != nil {
 		return o, err
@@ -135,6 +139,9 @@ func run(ctx, leaving context.Context, o options, registry ctrlmetrics.Registere
 	}
 	config.Timeout = kubernetesTimeout
 	config.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON // cheaper for both sides; what has no such form, as Tekton's objects, comes as JSON
+	if err := checkCABundle(o); err != nil {
+		return err
+	}
 	gate, err := newVersionGate(config, log)
 	if err != nil {
 		return err
@@ -142,6 +149,12 @@ func run(ctx, leaving context.Context, o options, registry ctrlmetrics.Registere
 	if err := gate.refresh(); err != nil {
 		log.Warn("pods are left alone until it is known", "error", err)
 	}
+
+	tekton, err := newTektonGate(config, o.tektonNamespace, log)
+	if err != nil {
+		return err
+	}
+	tekton.refresh(ctx)
 
 	store, err := newStore(ctx)
 	if err != nil {
@@ -157,10 +170,16 @@ func run(ctx, leaving context.Context, o options, registry ctrlmetrics.Registere
 		return err
 	}
 	g := newGuard(o.heldBackAfter, o.heldBackRetry)
-	pods, err := newWaitingPods(config, g, o.replaceHeld, tickets.recordWaiting, registry, log)
+	pods, err := newWaitingPods(config, g, heldPods{
+		replace: o.replaceHeld,
+		image:   o.shipperImage,
+		exists:  func(k runKey) bool { return !runs.watch.synced() || runs.watch.get(k) != nil },
+		record:  tickets.recordWaiting,
+	}, registry, log)
 	if err != nil {
 		return err
 	}
+	runs.watch.refused = pods.taskRunRefused
 	fits, err := newLimits(config)
 	if err != nil {
 		return err
@@ -177,6 +196,7 @@ func run(ctx, leaving context.Context, o options, registry ctrlmetrics.Registere
 	server.Register(admissionPath, &podAdmission{
 		settings: o.settings,
 		sidecars: gate.sidecars,
+		waited:   tekton.kubernetesSidecar,
 		caBundle: func() (string, error) { return readCABundle(o.caFile) },
 		limits:   fits,
 		guard:    g,
@@ -215,9 +235,13 @@ func run(ctx, leaving context.Context, o options, registry ctrlmetrics.Registere
 		return nil
 	})
 	group.Go(func() error { gate.run(serving); return nil })
+	group.Go(func() error { tekton.run(serving); return nil })
 	group.Go(func() error { pods.run(serving); return nil })
 	group.Go(func() error { fits.run(serving); return nil })
 	group.Go(func() error { runs.run(serving); return nil })
+	readCA := func() (string, error) { return readCABundle(o.caFile) }
+	publisher := &caPublisher{read: readCA, store: store, log: log}
+	group.Go(func() error { publisher.run(serving); return nil })
 	group.Go(func() error {
 		if err := side.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
 			return fmt.Errorf("serve metrics and health: %w", err)
@@ -226,6 +250,20 @@ func run(ctx, leaving context.Context, o options, registry ctrlmetrics.Registere
 	})
 	group.Go(func() error { <-serving.Done(); return side.Close() })
 	return group.Wait()
+}
+
+// checkCABundle says whether pods can carry the CA that shippers trust. That it cannot be read may
+// be over by the time that a pod comes, when it is read again.
+func checkCABundle(o options) error {
+	bundle, err := readCABundle(o.caFile)
+	if err != nil {
+		return nil
+	}
+	names := []string{strings.Repeat("x", 253)} // some room for the containers' names
+	if _, err := o.config(bundle, names, true).Encode(); err != nil {
+		return fmt.Errorf("--ca-file %s: %w", o.caFile, err)
+	}
+	return nil
 }
 
 // newVersionGate makes the gate on the API server's own word.

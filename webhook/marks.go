@@ -70,27 +70,31 @@ func (a *annotator) address(o *runObject) string {
 	return page.Address(a.pageURL)
 }
 
-// mark annotates a run that has ended and of which no more will come: the TaskRuns first and the run last, since a run that is marked is not looked at again. From those of which nothing was captured it takes away what
-// they may have from elsewhere. It says whether the API server refused the run for good.
+// mark annotates a run that has ended and of which no more will come: the TaskRuns first and the
+// run last, since a run that is marked is not looked at again. From those that have opted out it
+// takes away what they may have from elsewhere. It says whether the API server refused the run for good.
 func (a *annotator) mark(ctx context.Context, run *runObject, tasks []*runObject, v verdict) (refused bool, err error) {
 	for _, t := range tasks {
 		if t == run {
 			continue
 		}
-		if _, _, err := a.annotateOrSkip(ctx, t, a.marks(t, v.taskRuns[t.Name], v.describe(t.Name, damaged))); err != nil {
+		want := a.marks(t, v.taskRuns[t.Name], v.describe(t.Name, missed))
+		if _, _, err := a.annotateOrSkip(ctx, t, want); err != nil {
 			return false, err
 		}
 	}
-	changed, refused, err := a.annotateOrSkip(ctx, run, a.marks(run, v.standing, v.describe("", damaged)))
+	want := a.marks(run, v.standing, v.describe("", missed))
+	changed, refused, err := a.annotateOrSkip(ctx, run, want)
 	if err != nil || !changed || v.standing == 0 {
 		return refused, err
 	}
 	a.done.WithLabelValues(v.sealed()).Inc()
+	a.missed.Add(float64(v.steps()))
 	a.log.Info("no more of a run's logs will come", append(run.key().attrs(), "sealed", v.sealed())...)
 	return false, nil
 }
 
-// marks are the annotations of an object that is done. One that has no standing was not captured.
+// marks are the annotations of an object that is done. One without a standing has opted out.
 func (a *annotator) marks(o *runObject, s standing, reason string) map[string]string {
 	want := map[string]string{contract.SealedAnnotation: "", contract.SealedUIDAnnotation: "", contract.SealedReasonAnnotation: "", contract.LogsAnnotation: ""}
 	if s == 0 {
@@ -119,6 +123,9 @@ func (a *annotator) tell(ctx context.Context, run *runObject, v verdict) error {
 		reason, message = "ShiplogLost", "some of what steps printed last may be missing in the archive: "
 	case v.standing == lossy:
 		reason, message = "ShiplogLost", "bytes that steps printed are not in the archive: "
+	case v.standing == missed:
+		reason = "ShiplogMissed"
+		message = "logs of steps are not in the archive, and their pods have the only copy: "
 	default:
 		reason, message = "ShiplogPartial", "the archive of this run is not complete, and will not be: "
 	}

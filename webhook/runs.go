@@ -27,7 +27,7 @@ const (
 	stepPrefix = "step-"
 
 	// reasonUnknown is why a container is not captured where the pod's annotation does not say.
-	reasonUnknown = "unknown"
+	reasonUnknown = record.SkippedUnknown
 )
 
 // ownedPod is a pod with what owns it: all that its records are made of.
@@ -163,7 +163,10 @@ func (s *ticketService) recordWaiting(ctx context.Context, bound boundPod, failu
 }
 
 // objects are the pod's record and the index objects, by key. They depend on nothing but the objects in the cluster, so whichever replica writes them writes the same.
-func (r ownedPod) objects() (map[string][]byte, error) {
+func (r ownedPod) objects() (map[string][]byte, error) { return r.objectsWith(r.podRecord()) }
+
+// objectsWith is objects with another record of the pod.
+func (r ownedPod) objectsWith(pod record.Pod) (map[string][]byte, error) {
 	run := r.run()
 	kind := layout.TaskRun
 	if r.pipelineRun != nil {
@@ -183,7 +186,7 @@ func (r ownedPod) objects() (map[string][]byte, error) {
 	}
 	out := make(map[string][]byte, len(pointers)+1)
 	var err error
-	if out[r.pod.PodKey()], err = record.Encode(r.podRecord()); err != nil {
+	if out[r.pod.PodKey()], err = record.Encode(pod); err != nil {
 		return nil, err
 	}
 	for key, p := range pointers {
@@ -303,6 +306,9 @@ func containers(pod *corev1.Pod) []record.Container {
 	reasons := map[string]string{}
 	for _, s := range contract.ParseSkipped(pod.Annotations[contract.SkippedAnnotation]) {
 		reasons[s.Container] = s.Reason
+	}
+	for _, name := range contract.ParseExclude(pod.Annotations[contract.ExcludeAnnotation]) {
+		reasons[name] = record.SkippedOptedOut // also where the webhook was not asked
 	}
 	describe := func(c corev1.Container, kind record.ContainerKind) record.Container {
 		out := record.Container{Name: c.Name, Kind: kind, Captured: slices.Equal(c.Command, []string{contract.TeePath})}

@@ -108,6 +108,7 @@ func TestContainers(t *testing.T) {
 	for _, c := range []struct {
 		name    string
 		skipped string
+		exclude string
 		init    []corev1.Container
 		others  []corev1.Container
 		want    []record.Container
@@ -148,6 +149,14 @@ func TestContainers(t *testing.T) {
 			want:    []record.Container{{Name: "step-a", Kind: record.Step, Captured: true}},
 		},
 		{
+			name:    "excluded by the user, in a pod that the webhook never saw",
+			exclude: "step-a, step-x",
+			others:  []corev1.Container{{Name: "step-a"}, {Name: "step-b"}},
+			want: []record.Container{
+				{Name: "step-a", Kind: record.Step, Skipped: "opted-out"}, {Name: "step-b", Kind: record.Step, Skipped: reasonUnknown},
+			},
+		},
+		{
 			name:    "annotation that is no list",
 			skipped: strings.Repeat("=,", 50),
 			others:  []corev1.Container{{Name: "step-a"}},
@@ -156,7 +165,9 @@ func TestContainers(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			pod := &corev1.Pod{Spec: corev1.PodSpec{InitContainers: c.init, Containers: c.others}}
-			pod.Annotations = map[string]string{contract.SkippedAnnotation: c.skipped}
+			pod.Annotations = map[string]string{
+				contract.SkippedAnnotation: c.skipped, contract.ExcludeAnnotation: c.exclude,
+			}
 			if got := containers(pod); !slices.Equal(got, c.want) {
 				t.Errorf("got\n%+v, want\n%+v", got, c.want)
 			}

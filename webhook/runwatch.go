@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"fmt"
+	"iter"
 	"slices"
 	"sync"
 	"time"
@@ -34,6 +35,7 @@ type runObject struct {
 	annotations []annotation // of ours
 	pods        []taskPod    // of a TaskRun that is not marked: of each try
 	children    []string     // of a PipelineRun that is not marked: names of its TaskRuns
+	refusal     *podRefusal  // of a TaskRun whose pod was not made
 }
 
 // pipelineRun is an owner reference.
@@ -135,6 +137,7 @@ func slimOf(obj *unstructured.Unstructured) *runObject {
 		slim.pipelineRun = &pipelineRun{ref.Name, ref.UID}
 	}
 	slim.task = obj.GetLabels()[pipelineTaskLabel]
+	slim.refusal = refusalOf(status)
 	if !marked(slim) {
 		slim.pods = podsOf(status, slim.CreationTimestamp.Time)
 	}
@@ -155,14 +158,25 @@ func taskRunsOf(status map[string]any) (names []string) {
 
 // podsOf reads the pods of a TaskRun: retryTaskRun in Tekton's pkg/reconciler/taskrun keeps the status of each try.
 func podsOf(status map[string]any, created time.Time) (pods []taskPod) {
-	retries, _ := status["retriesStatus"].([]any)
-	for _, try := range append(retries[:len(retries):len(retries)], status) {
-		try, _ := try.(map[string]any)
+	for try := range triesOf(status) {
 		if name, _ := try["podName"].(string); name != "" {
 			pods = append(pods, taskPod{name, ran(try, created)})
 		}
 	}
 	return pods
+}
+
+// triesOf yields the status of each try of a TaskRun, the last one's last.
+func triesOf(status map[string]any) iter.Seq[map[string]any] {
+	return func(yield func(map[string]any) bool) {
+		retries, _ := status["retriesStatus"].([]any)
+		for _, try := range append(retries[:len(retries):len(retries)], any(status)) {
+			try, _ := try.(map[string]any)
+			if !yield(try) {
+				return
+			}
+		}
+	}
 }
 
 // ran says whether a step has started, by the status of a try. A step that never did gets the TaskRun's creation as its start when the TaskRun is cancelled (terminateStepsInPod in Tekton's
@@ -193,6 +207,8 @@ type runWatch struct {
 	tekton                 dynamic.Interface
 	pipelineRuns, taskRuns cache.Indexer
 	informers              []cache.Controller
+	// refused hears of each refusal of a TaskRun's pod, if it is set before run.
+	refused func(run *runObject, early bool)
 }
 
 // newRunWatch makes the watch, which tells changed of every change; one of the two is nil where the object is new or gone. It sends nothing before run.
@@ -202,6 +218,7 @@ func newRunWatch(tekton dynamic.Interface, changed func(before, after *runObject
 		AddFunc: func(o any, initial bool) {
 			if o, ok := o.(*runObject); ok {
 				changed(nil, o, initial)
+				w.noteRefusal(nil, o, initial)
 			}
 		},
 		UpdateFunc: func(before, after any) {
@@ -209,6 +226,7 @@ func newRunWatch(tekton dynamic.Interface, changed func(before, after *runObject
 			a, okAfter := after.(*runObject)
 			if okBefore && okAfter {
 				changed(b, a, false)
+				w.noteRefusal(b.refusal, a, false)
 			}
 		},
 		DeleteFunc: func(o any) {
@@ -246,6 +264,13 @@ func newRunWatch(tekton dynamic.Interface, changed func(before, after *runObject
 		return nil, nil
 	}})
 	return w
+}
+
+// noteRefusal hands a refusal on that is another one than before.
+func (w *runWatch) noteRefusal(before *podRefusal, run *runObject, early bool) {
+	if w.refused != nil && run.refusal != nil && (before == nil || before.try != run.refusal.try) {
+		w.refused(run, early)
+	}
 }
 
 // slimList is a list of what is kept of objects. None of them keeps the others in memory, as items of a typed list do.

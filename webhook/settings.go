@@ -41,6 +41,10 @@ type settings struct {
 	// repairRestartPolicy puts restartPolicy: Always back where another webhook dropped it, instead of undoing the injection. It is right where that webhook is called once.
 	repairRestartPolicy bool
 
+	// resultsAtRisk captures pods also where the kubelet cuts results shorter with our container in
+	// them.
+	resultsAtRisk bool
+
 	minMemoryLimit resource.Quantity // a container with a smaller limit is left alone
 	cpuRequest     resource.Quantity
 	cpuLimit       resource.Quantity
@@ -88,6 +92,9 @@ func (s *settings) bind(flags *flag.FlagSet) {
 	flags.BoolVar(&s.openShift, "openshift", s.openShift, "name no UID in the shipper's container")
 	flags.BoolVar(&s.repairRestartPolicy, "repair-restart-policy", s.repairRestartPolicy,
 		"put restartPolicy: Always back where another webhook has dropped it; the API server refuses the pod if that webhook has reinvocationPolicy IfNeeded")
+	flags.BoolVar(&s.resultsAtRisk, "capture-results-at-risk", s.resultsAtRisk,
+		"capture pods also where the kubelet cuts results shorter with the shipper in them: a "+
+			"TaskRun loses results that are longer, and its PipelineRun fails")
 	flags.Var(quantityFlag{&s.minMemoryLimit}, "min-memory-limit", "leave containers with a smaller memory limit alone")
 	flags.Var(quantityFlag{&s.cpuRequest}, "shipper-cpu-request", "CPU request of the shipper")
 	flags.Var(quantityFlag{&s.cpuLimit}, "shipper-cpu-limit", "CPU limit of the shipper")

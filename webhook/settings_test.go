@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"k8s.io/apimachinery/pkg/api/resource"
+	"sigs.k8s.io/controller-runtime/pkg/webhook/admission"
 )
 
 func TestParseFlags(t *testing.T) {
@@ -102,5 +103,38 @@ func TestReadCABundle(t *testing.T) {
 	}
 	if _, err := readCABundle(at + ".missing"); err == nil {
 		t.Error("missing file: no error")
+	}
+}
+
+// TestLargeCABundle: a CA that no pod can carry stops the webhook's start, with what to do.
+func TestLargeCABundle(t *testing.T) {
+	const cert = "-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n"
+	for name, c := range map[string]struct {
+		bytes int
+		ok    bool
+	}{"one": {len(cert), true}, "100 KiB": {100 << 10, true}, "as Debian's": {220 << 10, false}} {
+		t.Run(name, func(t *testing.T) {
+			at := filepath.Join(t.TempDir(), "ca.crt")
+			text := strings.Repeat(cert, c.bytes/len(cert))
+			if err := os.WriteFile(at, []byte(text), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			o, err := parseFlags([]string{"--shipper-image=i", "--ca-file=" + at})
+			if err != nil {
+				t.Fatal(err)
+			}
+			err = checkCABundle(o)
+			says := func(what string) bool { return err == nil || strings.Contains(err.Error(), what) }
+			if c.ok != (err == nil) || !says(at) || !says("make the CA bundle smaller") {
+				t.Errorf("error %v, want one: %v", err, !c.ok)
+			}
+			// The file may become too large later. Then pods stay as they are.
+			p := newTestAdmission()
+			p.caBundle = func() (string, error) { return readCABundle(at) }
+			resp := p.admit(admission.Request{AdmissionRequest: creation(podWith("", ""))}, nil)
+			if !resp.Allowed || (len(resp.Patch) > 0) != c.ok {
+				t.Errorf("allowed %v with a patch of %d bytes", resp.Allowed, len(resp.Patch))
+			}
+		})
 	}
 }

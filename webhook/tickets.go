@@ -11,11 +11,13 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sync/singleflight"
+	"golang.org/x/time/rate"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -36,6 +38,7 @@ import (
 type uploadStore interface {
 	Put(ctx context.Context, key string, body []byte) error
 	SignUpload(ctx context.Context, prefix string, maxBytes int64, lifetime time.Duration) (ticket.Ticket, error)
+	SignDownload(ctx context.Context, key string, lifetime time.Duration) (string, error)
 }
 
 // ticketConfig configures the ticket service. Only REST and Store have no default.
@@ -48,6 +51,12 @@ type ticketConfig struct {
 	MaxBytes int64
 	// Concurrency is the number of requests that are worked on at once; 0 means 64. Others wait, for as long as Timeout.
 	Concurrency int
+	// Doubtful is the number of those of which it is not known whether the API server has signed
+	// their token, since its keys cannot be had. 0 means 8.
+	Doubtful int
+	// Burst is how many requests one pod may make at once; 0 means 10. Then it may make one in
+	// podInterval: a shipper needs one in some hours.
+	Burst int
 	// Timeout bounds a request; 0 means 20 seconds.
 	Timeout time.Duration
 	// Known, if not nil, is what is known of a PipelineRun or TaskRun already, or nil. What it does not know is asked for.
@@ -67,6 +76,9 @@ const (
 	maxToken = 16 << 10
 	// writtenEntries bounds the memory of what has been written, to a few megabytes. A pod has three objects of its own, a run three more.
 	writtenEntries = 8192
+	// podInterval and podEntries bound how often a pod may ask, and of how many that is known.
+	podInterval = 5 * time.Second
+	podEntries  = 16384
 )
 
 // refusal is the named value of ticket.Refusal.Reason.
@@ -133,9 +145,14 @@ type ticketService struct {
 	cfg     ticketConfig
 	core    kubernetes.Interface
 	tekton  dynamic.Interface
-	slots   chan struct{}      // holds one value per request in work
+	keys    *tokenKeys
+	slots   chan struct{} // holds one value per request in work
+	doubted chan struct{} // the same, of the doubtful ones
+	paceMu  sync.Mutex
+	pods    *lru.Cache         // boundPod → *rate.Limiter; those of now, guarded by paceMu
 	written *lru.Cache         // object key → SHA-256 of what this process wrote there
 	told    *lru.Cache         // keys of the run.json that this process wrote, where nothing is to be added until the run has ended
+	told401 *rate.Limiter      // of lines in the log
 	puts    singleflight.Group // by key and SHA-256
 	runs    singleflight.Group // by the key of run.json
 	issued  prometheus.Counter
@@ -147,13 +164,17 @@ func newTicketService(cfg ticketConfig) (*ticketService, error) {
 	if cfg.REST == nil || cfg.Store == nil {
 		return nil, errors.New("ticket service: no cluster or no store")
 	}
-	if cfg.Lifetime < 0 || cfg.MaxBytes < 0 || cfg.Concurrency < 0 || cfg.Timeout < 0 {
-		return nil, fmt.Errorf("ticket service: lifetime %s, largest object %d, concurrency %d and timeout %s must not be negative",
-			cfg.Lifetime, cfg.MaxBytes, cfg.Concurrency, cfg.Timeout)
+	if cfg.Lifetime < 0 || cfg.MaxBytes < 0 || cfg.Timeout < 0 ||
+		cfg.Concurrency < 0 || cfg.Doubtful < 0 || cfg.Burst < 0 {
+		return nil, fmt.Errorf("ticket service: lifetime %s, largest object %d, "+
+			"concurrency %d and %d, burst %d and timeout %s must not be negative",
+			cfg.Lifetime, cfg.MaxBytes, cfg.Concurrency, cfg.Doubtful, cfg.Burst, cfg.Timeout)
 	}
 	cfg.Lifetime = cmp.Or(cfg.Lifetime, 6*time.Hour)
 	cfg.MaxBytes = cmp.Or(cfg.MaxBytes, 64<<20)
 	cfg.Concurrency = cmp.Or(cfg.Concurrency, 64)
+	cfg.Doubtful = cmp.Or(cfg.Doubtful, 8)
+	cfg.Burst = cmp.Or(cfg.Burst, 10)
 	cfg.Timeout = cmp.Or(cfg.Timeout, 20*time.Second)
 	cfg.Log = cmp.Or(cfg.Log, slog.Default())
 	if cfg.Metrics == nil {
@@ -178,9 +199,17 @@ func newTicketService(cfg ticketConfig) (*ticketService, error) {
 	}
 	s := &ticketService{
 		cfg: cfg, core: core, tekton: tekton,
+		keys: &tokenKeys{log: cfg.Log, get: func(ctx context.Context) ([]byte, error) {
+			// It comes in no other form, and not with what the client accepts otherwise.
+			request := core.AuthenticationV1().RESTClient().Get().AbsPath(keysPath)
+			return request.SetHeader("Accept", "application/jwk-set+json").DoRaw(ctx)
+		}},
 		slots:   make(chan struct{}, cfg.Concurrency),
+		doubted: make(chan struct{}, cfg.Doubtful),
+		pods:    lru.New(podEntries),
 		written: lru.New(writtenEntries),
 		told:    lru.New(writtenEntries),
+		told401: rate.NewLimiter(1, 20),
 		issued: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "shiplog_tickets_issued_total", Help: "Upload tickets given to shippers.",
 		}),
@@ -225,12 +254,11 @@ func (s *ticketService) serve(ctx context.Context, r *http.Request) (boundPod, t
 	if err != nil {
 		return fail(err)
 	}
-	select {
-	case s.slots <- struct{}{}:
-		defer func() { <-s.slots }()
-	case <-ctx.Done():
-		return fail(refuse(refusedBusy, "too many requests at once"))
+	leave, err := s.enter(ctx, token)
+	if err != nil {
+		return fail(err)
 	}
+	defer leave()
 	if pod, err = s.reviewToken(ctx, token); err != nil {
 		return fail(err)
 	}
@@ -247,10 +275,49 @@ func (s *ticketService) serve(ctx context.Context, r *http.Request) (boundPod, t
 	if err != nil {
 		return fail(&refusedError{refusedStoreDown, "no upload ticket could be signed", err})
 	}
+	t.CAURL, err = s.cfg.Store.SignDownload(ctx, layout.CAKey, t.Expires.Sub(t.Issued))
+	if err != nil {
+		return fail(&refusedError{refusedStoreDown, "no upload ticket could be signed", err})
+	}
 	if s.cfg.Issued != nil {
 		s.cfg.Issued(owned)
 	}
 	return pod, t, nil
+}
+
+// enter takes a place for a request, and waits for one if it must. Made-up tokens take none, so who
+// sends them cannot keep shippers from their tickets, whatever address both are from; nor can a pod
+// that asks more often than it needs to.
+func (s *ticketService) enter(ctx context.Context, token string) (leave func(), err error) {
+	pod, proven, err := s.keys.look(ctx, token)
+	if err != nil {
+		return nil, err
+	}
+	places := s.doubted
+	if proven {
+		places = s.slots
+		if !s.pace(pod).Allow() {
+			return nil, refuse(refusedBusy, "the pod asks for too many tickets")
+		}
+	}
+	select {
+	case places <- struct{}{}:
+		return func() { <-places }, nil
+	case <-ctx.Done():
+		return nil, refuse(refusedBusy, "too many requests at once")
+	}
+}
+
+// pace is how often a pod may ask.
+func (s *ticketService) pace(pod boundPod) *rate.Limiter {
+	s.paceMu.Lock()
+	defer s.paceMu.Unlock()
+	if known, ok := s.pods.Get(pod); ok {
+		return known.(*rate.Limiter)
+	}
+	pace := rate.NewLimiter(rate.Every(podInterval), s.cfg.Burst)
+	s.pods.Add(pod, pace)
+	return pace
 }
 
 // bearerToken reads the Authorization header (RFC 6750).
@@ -285,6 +352,9 @@ const (
 	podUIDExtra  = "authentication.kubernetes.io/pod-uid"
 )
 
+// accountPrefix is that of a service account's user name; namespace and name follow, with a colon.
+const accountPrefix = "system:serviceaccount:"
+
 // reviewToken asks the API server whose token it is.
 func (s *ticketService) reviewToken(ctx context.Context, token string) (boundPod, error) {
 	review, err := s.core.AuthenticationV1().TokenReviews().Create(ctx, &authenticationv1.TokenReview{
@@ -302,17 +372,17 @@ func (s *ticketService) reviewToken(ctx context.Context, token string) (boundPod
 	if !slices.Contains(st.Audiences, contract.Audience) { // the TokenReview API: a server that is not aware of audiences returns none, whatever the token is for
 		return boundPod{}, refuse(refusedWrongAudience, "the token is not for audience %q", contract.Audience)
 	}
-	account, isAccount := strings.CutPrefix(st.User.Username, "system:serviceaccount:")
+	account, isAccount := strings.CutPrefix(st.User.Username, accountPrefix)
 	namespace, _, split := strings.Cut(account, ":")
 	name, uid := st.User.Extra[podNameExtra], st.User.Extra[podUIDExtra]
 	if !isAccount || !split || namespace == "" || len(name) != 1 || len(uid) != 1 || name[0] == "" || uid[0] == "" {
 		return boundPod{}, refuse(refusedNotBound, "the token of %q is not a service account's that is bound to a pod", st.User.Username)
 	}
-	// No API server has such names; if one does, they must become neither its address nor an object's name.
-	if err := errors.Join(layout.CheckName("namespace", namespace), layout.CheckName("pod", name[0]), layout.CheckUID("pod UID", uid[0])); err != nil {
+	pod := boundPod{namespace: namespace, name: name[0], uid: uid[0]}
+	if err := pod.check(); err != nil {
 		return boundPod{}, refuse(refusedNotBound, "the token of %q: %v", st.User.Username, err)
 	}
-	return boundPod{namespace: namespace, name: name[0], uid: uid[0]}, nil
+	return pod, nil
 }
 
 // getPod returns the token's pod, of which a ticket may be had.
@@ -467,6 +537,9 @@ func (s *ticketService) answerRefusal(ctx context.Context, w http.ResponseWriter
 		w.Header().Set("Allow", http.MethodPost)
 	}
 	s.refused.WithLabelValues(string(re.reason)).Inc()
+	if status == http.StatusUnauthorized && !s.told401.Allow() {
+		level = slog.LevelDebug // made-up tokens may be many, and are counted
+	}
 	s.cfg.Log.Log(ctx, level, "upload ticket refused", append(pod.attrs(), "reason", string(re.reason), "error", err.Error())...)
 	s.answer(ctx, w, status, ticket.Refusal{Reason: string(re.reason), Message: re.message})
 }

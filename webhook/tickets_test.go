@@ -37,8 +37,6 @@ import (
 
 // The objects of the tests.
 const (
-	goodToken = "header.the-secret-of-the-pod.signature"
-
 	podUID         = "11111111-1111-4111-8111-111111111111"
 	taskRunUID     = "22222222-2222-4222-8222-222222222222"
 	pipelineRunUID = "33333333-3333-4333-8333-333333333333"
@@ -59,6 +57,7 @@ type fakeAPI struct {
 	cached  map[string]object // what it answers to who takes what it has in memory, where that is older; nil is not there yet
 	status  map[string]int    // paths that answer with an error
 	review  authenticationv1.TokenReviewStatus
+	forged  func(*http.Request) // called for each review of a token that is none; nil does nothing
 
 	mu       sync.Mutex
 	requests []string
@@ -163,6 +162,15 @@ func (f *fakeAPI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		failure(status, map[int]string{http.StatusForbidden: "Forbidden", http.StatusInternalServerError: "InternalError"}[status])
 		return
 	}
+	if r.URL.Path == keysPath && r.Method == http.MethodGet {
+		if r.Header.Get("Accept") != "application/jwk-set+json" {
+			failure(http.StatusNotAcceptable, "NotAcceptable")
+			return
+		}
+		w.Header().Set("Content-Type", "application/jwk-set+json")
+		_, _ = w.Write(apiSigner.keySet())
+		return
+	}
 	if r.URL.Path == reviewPath && r.Method == http.MethodPost {
 		var review authenticationv1.TokenReview
 		if err := json.NewDecoder(r.Body).Decode(&review); err != nil {
@@ -170,6 +178,11 @@ func (f *fakeAPI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			return
 		}
 		f.audience = append(f.audience, review.Spec.Audiences)
+		if review.Spec.Token != goodToken && f.forged != nil {
+			f.mu.Unlock()
+			f.forged(r)
+			f.mu.Lock()
+		}
 		if review.Spec.Token == goodToken {
 			review.Status = f.review
 		} else {
@@ -273,6 +286,10 @@ func (m *memoryStore) SignUpload(_ context.Context, prefix string, maxBytes int6
 		URL: "https://s3.example.com/bucket", Fields: map[string]string{"policy": "signed-policy"}, Prefix: prefix, MaxBytes: maxBytes,
 		Issued: now, Expires: now.Add(lifetime),
 	}, nil
+}
+
+func (m *memoryStore) SignDownload(_ context.Context, key string, _ time.Duration) (string, error) {
+	return "https://s3.example.com/bucket/" + key, nil
 }
 
 // service is a ticket service under test.
@@ -519,6 +536,8 @@ func TestTicketConfig(t *testing.T) {
 		{"negative lifetime", func(c *ticketConfig) { c.Lifetime = -1 }, false},
 		{"negative size", func(c *ticketConfig) { c.MaxBytes = -1 }, false},
 		{"negative concurrency", func(c *ticketConfig) { c.Concurrency = -1 }, false},
+		{"negative places", func(c *ticketConfig) { c.Doubtful = -1 }, false},
+		{"negative burst", func(c *ticketConfig) { c.Burst = -1 }, false},
 		{"negative timeout", func(c *ticketConfig) { c.Timeout = -1 }, false},
 		{"two services on one registry", func(c *ticketConfig) {
 			if _, err := newTicketService(*c); err != nil {
@@ -550,7 +569,9 @@ func TestTicketRequests(t *testing.T) {
 	if w := s.ask(t); w.Code != 200 {
 		t.Fatalf("status %d: %s\n%s", w.Code, w.Body, s.log)
 	}
-	want := []string{"POST " + reviewPath, "GET " + podPath, "GET " + taskRunPath, "GET " + pipelineRunPath}
+	want := []string{
+		"GET " + keysPath, "POST " + reviewPath, "GET " + podPath, "GET " + taskRunPath, "GET " + pipelineRunPath,
+	}
 	if !slices.Equal(s.api.requests, want) {
 		t.Errorf("requests\n%q, want\n%q", s.api.requests, want)
 	}
@@ -576,7 +597,7 @@ func TestTicketKnownRuns(t *testing.T) {
 	}
 	s.cfg.Known = func(k runKey) *runObject { return known[k] }
 	for _, want := range [][]string{
-		{"POST " + reviewPath, "GET " + podPath, "GET " + pipelineRunPath},
+		{"GET " + keysPath, "POST " + reviewPath, "GET " + podPath, "GET " + pipelineRunPath},
 		{"POST " + reviewPath, "GET " + podPath},
 	} {
 		api.requests = nil
@@ -713,6 +734,7 @@ func TestTicketsAtOnce(t *testing.T) {
 	store := &memoryStore{}
 	s := startService(t, newFakeAPI(), store)
 	s.cfg.Log = slog.New(slog.DiscardHandler) // the test's buffer is for one at a time
+	s.cfg.Burst = 100                         // all are of one pod here
 	var group sync.WaitGroup
 	for range 100 {
 		group.Go(func() {

@@ -19,6 +19,7 @@ const (
 	durable  standing = iota + 1 // sealed, and all there
 	doubtful                     // the same, but some of what a killed container printed last may be missing
 	lossy                        // the same, but bytes were lost before they were archived: the log says where
+	missed                       // a step that was not captured: its pod alone has its log, or had it
 	damaged                      // sealed, and not all there
 	silent                       // not sealed, and its pod is not heard of any more
 	growing                      // not sealed, and its pod lives
@@ -26,8 +27,11 @@ const (
 
 // sealed is the value of contract.SealedAnnotation, which only those have that are done.
 func (s standing) sealed() string {
-	if s >= damaged {
+	switch {
+	case s >= damaged:
 		return contract.SealedPartial
+	case s == missed:
+		return contract.SealedMissed
 	}
 	return contract.SealedTrue
 }
@@ -43,19 +47,23 @@ type finding struct {
 // verdict is what the archive says of a run that has ended.
 type verdict struct {
 	standing                     // of the whole
-	taskRuns map[string]standing // by name. A TaskRun of which nothing was captured is not among them
+	taskRuns map[string]standing // by name. A TaskRun that has opted out is not among them
 	findings []finding           // in the order of the tree; those of pods that are not in the archive last
 }
 
-// missingPod is a pod that ran and of which the archive has nothing.
-type missingPod struct {
-	taskRun, task string
-	name          string
-	gone          bool // so whether shiplog was in it is not known
+// steps counts the steps that were missed.
+func (v verdict) steps() (n int) {
+	for _, f := range v.findings {
+		if f.standing == missed {
+			n++
+		}
+	}
+	return n
 }
 
-// judge holds a run against the archive. Nothing but what is there counts: a container is as backend.Tree finds it.
-func judge(tree *backend.Tree, missing []missingPod, now time.Time) verdict {
+// judge holds a run against the archive. Nothing but what is there counts: a container is as
+// backend.Tree finds it. Of the pods in absent the archive does not have a record either.
+func judge(tree *backend.Tree, absent []missedPod, now time.Time) verdict {
 	v := verdict{standing: durable, taskRuns: map[string]standing{}}
 	add := func(f finding) {
 		v.standing, v.taskRuns[f.taskRun] = max(v.standing, f.standing), max(v.taskRuns[f.taskRun], f.standing)
@@ -69,6 +77,8 @@ func judge(tree *backend.Tree, missing []missingPod, now time.Time) verdict {
 		switch {
 		case c.Status == backend.NotCaptured:
 			continue
+		case c.Status == backend.Missed:
+			f.standing, f.why = missed, c.Why
 		case c.Status == backend.Gaps:
 			f.standing, f.why = lossy, lost(c.Seal)
 		case c.Status == backend.Damaged && c.Seal != nil:
@@ -83,10 +93,28 @@ func judge(tree *backend.Tree, missing []missingPod, now time.Time) verdict {
 		}
 		add(f)
 	}
-	for _, m := range missing {
-		f := finding{taskRun: m.taskRun, where: cmp.Or(m.task, m.taskRun), standing: silent, why: "nothing of pod " + m.name + " is in the archive"}
-		if m.gone {
-			f.why += ", and the pod is gone: whether its logs were captured is not known"
+	for _, t := range tree.TaskRuns {
+		for _, p := range t.Pods {
+			if len(p.Containers) > 0 {
+				continue
+			}
+			f := finding{
+				taskRun: t.Name, where: t.UniqueLabel(), standing: silent,
+				why: "pod.json of " + p.Key.PodUID + " cannot be read, and there is no log",
+			}
+			if now.Sub(p.LastSeen) < backend.AliveWithin {
+				f.standing = growing
+			}
+			add(f)
+		}
+	}
+	for _, p := range absent {
+		f := finding{
+			taskRun: p.task.Name, where: cmp.Or(p.task.task, p.task.Name), standing: missed,
+			why: "nothing of pod " + p.name + " is in the archive",
+		}
+		if p.captured() { // its shipper may come yet
+			f.standing = silent
 		}
 		add(f)
 	}

@@ -6,7 +6,11 @@ import (
 	"testing"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
 	"github.com/shiplog-dev/shiplog/backend"
+	"github.com/shiplog-dev/shiplog/internal/contract"
 	"github.com/shiplog-dev/shiplog/internal/record"
 )
 
@@ -29,14 +33,23 @@ func TestWorstCounts(t *testing.T) {
 	task := func(name string, heard time.Time, containers ...backend.Container) backend.TaskRun {
 		return backend.TaskRun{Name: name, PipelineTask: name, Pods: []backend.Pod{{LastSeen: heard, Containers: containers}}}
 	}
+	of := func(taskRun string) *runObject {
+		return &runObject{ObjectMeta: metav1.ObjectMeta{Name: taskRun}, owner: taskRunOwner}
+	}
+	podOf := func(command string) *corev1.Pod {
+		return &corev1.Pod{Spec: corev1.PodSpec{
+			InitContainers: []corev1.Container{{Name: contract.ShipperContainer}},
+			Containers:     []corev1.Container{{Name: "step-a", Command: []string{command}}},
+		}}
+	}
 	unsealed := logOf(backend.Damaged)
 	unsealed.Seal = nil
 	for _, c := range []struct {
-		name    string
-		tasks   []backend.TaskRun
-		missing []missingPod
-		want    standing
-		byTask  map[string]standing
+		name   string
+		tasks  []backend.TaskRun
+		absent []missedPod
+		want   standing
+		byTask map[string]standing
 	}{
 		{name: "nothing", want: durable},
 		{
@@ -74,12 +87,48 @@ func TestWorstCounts(t *testing.T) {
 			want: silent, byTask: map[string]standing{"a": silent},
 		},
 		{
-			name: "a pod is missing", tasks: []backend.TaskRun{task("a", now, logOf(backend.Verified))}, missing: []missingPod{{taskRun: "b", name: "b-pod"}},
+			name:  "a step is missed",
+			tasks: []backend.TaskRun{task("a", now, logOf(backend.Gaps), logOf(backend.Missed))},
+			want:  missed, byTask: map[string]standing{"a": missed},
+		},
+		{
+			name: "a step is missed, and another log is damaged",
+			tasks: []backend.TaskRun{
+				task("a", now, logOf(backend.Missed)), task("b", now, logOf(backend.Damaged)),
+			},
+			want: damaged, byTask: map[string]standing{"a": missed, "b": damaged},
+		},
+		{
+			name: "a pod of which nothing is known, which is silent",
+			tasks: []backend.TaskRun{
+				task("a", now, logOf(backend.Verified)), task("b", now.Add(-backend.AliveWithin)),
+			},
 			want: silent, byTask: map[string]standing{"a": durable, "b": silent},
+		},
+		{
+			name:  "a pod of which nothing is known, which lives",
+			tasks: []backend.TaskRun{task("a", now)},
+			want:  growing, byTask: map[string]standing{"a": growing},
+		},
+		{
+			name:   "a pod that is gone is absent",
+			tasks:  []backend.TaskRun{task("a", now, logOf(backend.Verified))},
+			absent: []missedPod{{task: of("b"), name: "b-pod"}},
+			want:   missed, byTask: map[string]standing{"a": durable, "b": missed},
+		},
+		{
+			name:   "a pod that was not captured is absent",
+			absent: []missedPod{{task: of("b"), name: "b-pod", object: podOf("/bin/sh")}},
+			want:   missed, byTask: map[string]standing{"b": missed},
+		},
+		{
+			name:   "a pod that was captured is absent",
+			absent: []missedPod{{task: of("b"), name: "b-pod", object: podOf(contract.TeePath)}},
+			want:   silent, byTask: map[string]standing{"b": silent},
 		},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			v := judge(&backend.Tree{TaskRuns: c.tasks}, c.missing, now)
+			v := judge(&backend.Tree{TaskRuns: c.tasks}, c.absent, now)
 			if v.standing != c.want || len(v.taskRuns) != len(c.byTask) {
 				t.Errorf("%+v, want %d and %v", v, c.want, c.byTask)
 			}

@@ -472,6 +472,55 @@ func TestSearchesAtOnce(t *testing.T) {
 }
 
 // coded is an error of S3.
+// TestMissed: nowhere does a step that was not captured look like one that printed nothing.
+func TestMissed(t *testing.T) {
+	w := newWorld(t)
+	key := layout.Container{
+		Pod:       layout.Pod{Run: run, TaskRun: "run-missed", PodUID: "pod-missed"},
+		Container: "step-a",
+	}
+	archivetest.PutPod(t, w.store, key.Pod, record.Pod{
+		PodName: "run-missed-pod", TaskRunUID: "taskrun-missed", PipelineTask: "missed", Created: start,
+		Containers: []record.Container{{Name: "step-a", Kind: record.Step, Skipped: "limit-range"}},
+	})
+	const why = "this log is missing: not captured in pod run-missed-pod: limit-range"
+	for _, c := range []struct {
+		name, path string
+		status     int
+		want       string
+	}{
+		{"text", path(key) + "/logs", 404, why},
+		{"text with times", path(key) + "/logs?timestamps=true", 404, why},
+		{"text that is followed", path(key) + "/logs?follow=true", 404, why},
+		{"by step", "/namespaces/ns/taskruns/run-missed/steps/a/logs", 404, why},
+		{"by pod", "/namespaces/ns/pods/run-missed-pod/containers/step-a/logs", 404, why},
+		{"text with notices", path(key) + "/logs?notices=true", 200, "-- shiplog: " + why + "\n"},
+		{
+			"NDJSON", path(key) + "/logs?format=ndjson", 200,
+			`{"end":{"status":"missed","why":"not captured in pod run-missed-pod: limit-range",` +
+				`"says":"` + why + `","bytes":0,"lines":0}}` + "\n",
+		},
+		{
+			"several", "/namespaces/ns/taskruns/run-missed/logs", 200,
+			"[missed : a] -- shiplog: " + why + "\n",
+		},
+		{"state", path(key), 200, `"status":"missed"`},
+		{"tree", "/namespaces/ns/taskruns/run-missed", 200, `"podName":"run-missed-pod"`},
+		{"search", path(key) + "/search?q=x", 200, `"damage":["step-a: ` + why + `"]`},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			got := w.get(t, c.path)
+			if got.StatusCode != c.status || got.err != nil || !strings.Contains(got.body, c.want) {
+				t.Errorf("%d, %v: %q; want %d and %q", got.StatusCode, got.err, got.body, c.status, c.want)
+			}
+			logs := strings.Contains(c.path, "/logs")
+			if status := got.Header.Get(headerStatus); logs && status != string(backend.Missed) {
+				t.Errorf("%s: %q", headerStatus, status)
+			}
+		})
+	}
+}
+
 type coded string
 
 func (c coded) Error() string     { return string(c) }

@@ -123,6 +123,11 @@ func (a *api) serveLog(w http.ResponseWriter, r *http.Request, c backend.Contain
 	if l.download {
 		attach(h, fmt.Sprintf("%s-%s.log", c.Key.TaskRun, c.Name))
 	}
+	// An empty text would look like the log of a step that printed nothing. The other formats say it
+	// at their end.
+	if c.Status == backend.Missed && l.format == formatText && !l.notices {
+		return &Error{http.StatusNotFound, c.Describe()}
+	}
 	whole := l.format == formatText && !l.timestamps && !l.notices && !l.follow && l.limit == 0 && l.bare()
 	if whole && (c.Status == backend.Verified || c.Status == backend.Gaps) && !c.Estimated {
 		return a.serveContent(w, r, c)

@@ -129,7 +129,7 @@ func (f *finding) in(a *api, r *http.Request, place *backend.Place, c backend.Co
 		name, where = nameOf(*place), placeOf(*place)
 	}
 	switch c.Status {
-	case backend.Gaps, backend.Damaged:
+	case backend.Gaps, backend.Damaged, backend.Missed:
 		all.Damage = append(all.Damage, name+": "+c.Describe())
 	case backend.Running, backend.Partial:
 		all.Unfinished = append(all.Unfinished, name+": "+c.Describe())

@@ -270,6 +270,7 @@ func TestTree(t *testing.T) {
 			of("waits", backend.Container{Status: backend.Running, Why: "the image cannot be pulled: ErrImagePull"}),
 			of("silent", backend.Container{Status: backend.Partial, Why: "nothing was heard since noon"}),
 			of("alone", backend.Container{Status: backend.NotCaptured, Why: "terminal"}),
+			of("missed", backend.Container{Status: backend.Missed, Why: "not captured in pod p: quota"}),
 		}},
 	}}}}
 	data := runPageOf(tree, "pipelineruns", begin)
@@ -287,11 +288,13 @@ func TestTree(t *testing.T) {
 		"t/waits&retry=1 running failed=false took= empty=true the image cannot be pulled: ErrImagePull",
 		"t/silent&retry=1 partial failed=false took= empty=true this log is partial: nothing was heard since noon",
 		"t/alone&retry=1 not captured failed=false took= empty=true not captured: terminal",
+		"t/missed&retry=1 missed failed=false took= empty=true " +
+			"this log is missing: not captured in pod p: quota",
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("steps (-want +got):\n%s", diff)
 	}
-	if data.Failed != "t/bad" || data.Logs != "partial" || len(data.Tasks) != 2 {
+	if data.Failed != "t/bad" || data.Logs != "missed" || len(data.Tasks) != 2 {
 		t.Errorf("failed %q, logs %q, %d tasks", data.Failed, data.Logs, len(data.Tasks))
 	}
 }
@@ -311,6 +314,9 @@ func TestLogs(t *testing.T) {
 		{"all left alone", []backend.Container{of(record.Step, backend.NotCaptured, 0), of(record.Sidecar, backend.NotCaptured, 0)}, "not captured"},
 		{"one left alone, before", []backend.Container{of(record.Step, backend.NotCaptured, 0), of(record.Step, backend.Verified, 1)}, "verified"},
 		{"one left alone, behind", []backend.Container{of(record.Step, backend.Verified, 1), of(record.Sidecar, backend.NotCaptured, 0)}, "verified"},
+		{"one is missed", []backend.Container{
+			of(record.Step, backend.Missed, 0), of(record.Step, backend.Verified, 1),
+		}, "missed"},
 		{"one runs", []backend.Container{of(record.Step, backend.Verified, 1), of(record.Step, backend.Running, 0)}, "running"},
 		{"an init container lost all", []backend.Container{of(record.Init, backend.Damaged, 0), of(record.Step, backend.Verified, 1)}, "damaged"},
 	} {

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -22,13 +23,20 @@ const (
 	// SkippedAnnotation on a pod says what was left alone and why: "container=reason" pairs joined by ",", or "pod=reason".
 	SkippedAnnotation = "shiplog.dev/skipped"
 
+	// ExcludeAnnotation on a PipelineRun or TaskRun names containers that are left alone, as they are
+	// called in the pod, joined by ",": "step-login,sidecar-docker".
+	ExcludeAnnotation = "shiplog.dev/exclude-containers"
+
 	// LogsAnnotation on a PipelineRun or TaskRun is the address of the page that shows its logs; see Page.
 	LogsAnnotation = "shiplog.dev/logs"
 	// SealedAnnotation on a PipelineRun or TaskRun that has ended says that no more of its logs will come: with SealedTrue every captured container's log is sealed and durable, with
-	// SealedPartial some are not and will not be, and SealedReasonAnnotation says which and why.
+	// SealedPartial some are not and will not be. With SealedMissed the captured ones are, and there
+	// are steps that should have been captured and were not, whose logs their pods alone have.
+	// SealedReasonAnnotation says which, and why.
 	SealedAnnotation       = "shiplog.dev/sealed"
 	SealedTrue             = "true"
 	SealedPartial          = "partial"
+	SealedMissed           = "missed"
 	SealedReasonAnnotation = "shiplog.dev/sealed-reason"
 	// SealedUIDAnnotation is the UID of the object that SealedAnnotation was set on. Tekton copies annotations from PipelineRun to TaskRun, and tools that run something again copy them to the new run: there
 	// SealedAnnotation means nothing, and shiplog removes it.
@@ -66,8 +74,34 @@ const (
 	TeeSource     = "/tee"
 )
 
+// maxEnv is the longest "NAME=value" that Linux starts a process with (MAX_ARG_STRLEN, execve(2)),
+// less the NUL behind it. A container with a longer one cannot be started, nor can its pod.
+const maxEnv = 128<<10 - 1
+
 // ConfigEnv is the environment variable that holds the shipper's Config as JSON.
 const ConfigEnv = "SHIPLOG_CONFIG"
+
+// PlaceScriptsEnv is the environment variable that holds Tekton's init container place-scripts as
+// JSON, where the shipper takes its place. It is unset elsewhere.
+const PlaceScriptsEnv = "SHIPLOG_PLACE_SCRIPTS"
+
+// PlacedScripts returns the shell text of the container in PlaceScriptsEnv, or nothing where that
+// is empty.
+func PlacedScripts(value string) (string, error) {
+	if value == "" {
+		return "", nil
+	}
+	var c struct {
+		Args []string `json:"args"`
+	}
+	if err := json.Unmarshal([]byte(value), &c); err != nil {
+		return "", fmt.Errorf("decode %s: %w", PlaceScriptsEnv, err)
+	}
+	if len(c.Args) != 2 || c.Args[0] != "-c" {
+		return "", fmt.Errorf("decode %s: its args are not -c and a text", PlaceScriptsEnv)
+	}
+	return c.Args[1], nil
+}
 
 // Config is what the webhook tells the shipper. It holds nothing secret: whoever may read the pod can read it.
 type Config struct {
@@ -113,6 +147,11 @@ func (c Config) Encode() (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("encode %s: %w", ConfigEnv, err)
 	}
+	if n := len(ConfigEnv) + len("=") + len(b); n > maxEnv {
+		return "", fmt.Errorf("encode %s: it has %d bytes, of which %d are the CA bundle, "+
+			"and no container can be started with more than %d: make the CA bundle smaller",
+			ConfigEnv, n, len(c.CABundle), maxEnv)
+	}
 	return string(b), nil
 }
 
@@ -155,22 +194,31 @@ func (c Config) Validate() error {
 	return nil
 }
 
-// Tee is tee's command line: "--spool DIR --limit BYTES --grace DURATION -- command args…".
+// Tee is tee's command line: "--spool DIR --limit BYTES --grace DURATION [--quiet] -- command args…".
 type Tee struct {
 	Spool string        // the container's own folder
 	Limit int64         // the most unshipped bytes of the whole pod; tee has its share
 	Grace time.Duration // the pod's own grace period: tee kills its child this long after SIGTERM
+	Quiet bool          // tee says nothing in the container's log of trouble with the copy
 	Argv  []string      // the container's command and arguments
 }
 
 // Args makes the command line behind tee's own path.
 func (t Tee) Args() []string {
-	return append([]string{"--spool", t.Spool, "--limit", strconv.FormatInt(t.Limit, 10), "--grace", t.Grace.String(), "--"}, t.Argv...)
+	args := []string{"--spool", t.Spool, "--limit", strconv.FormatInt(t.Limit, 10), "--grace", t.Grace.String()}
+	if t.Quiet {
+		args = append(args, "--quiet")
+	}
+	return append(append(args, "--"), t.Argv...)
 }
 
 // ParseTee reads what Args made. The form is fixed, not a general command line: only the webhook writes it.
 func ParseTee(args []string) (Tee, error) {
-	const form = "--spool DIR --limit BYTES --grace DURATION -- COMMAND [ARG…]"
+	const form = "--spool DIR --limit BYTES --grace DURATION [--quiet] -- COMMAND [ARG…]"
+	quiet := len(args) > 6 && args[6] == "--quiet"
+	if quiet {
+		args = slices.Delete(slices.Clone(args), 6, 7)
+	}
 	if len(args) < 8 || args[0] != "--spool" || args[2] != "--limit" || args[4] != "--grace" || args[6] != "--" {
 		return Tee{}, fmt.Errorf("tee: arguments are not %s", form)
 	}
@@ -185,5 +233,5 @@ func ParseTee(args []string) (Tee, error) {
 	if args[1] == "" {
 		return Tee{}, errors.New("tee: --spool is empty")
 	}
-	return Tee{Spool: args[1], Limit: limit, Grace: grace, Argv: args[7:]}, nil
+	return Tee{Spool: args[1], Limit: limit, Grace: grace, Quiet: quiet, Argv: args[7:]}, nil
 }

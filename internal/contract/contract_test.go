@@ -1,9 +1,15 @@
 package contract
 
 import (
+	"encoding/json"
+	"errors"
+	"os"
+	"os/exec"
 	"reflect"
+	"runtime"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 )
@@ -52,6 +58,47 @@ func TestConfigForm(t *testing.T) {
 	newer := strings.Replace(want, "{", `{"fromTheFuture":{"a":1},`, 1)
 	if c, err := Decode(newer); err != nil || !reflect.DeepEqual(c, testConfig()) {
 		t.Errorf("with a field that is not known yet: %+v, %v", c, err)
+	}
+}
+
+// TestConfigLength: a longer text than the kernel starts a process with would keep the pod from
+// starting. A real process says what that is.
+func TestConfigLength(t *testing.T) {
+	if runtime.GOOS != "linux" || os.Getpagesize() != 4096 {
+		t.Skip("the limit is 32 pages, on Linux")
+	}
+	least := testConfig()
+	least.CABundle = "x"
+	text, err := least.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	room := maxEnv - len(ConfigEnv+"="+text)
+	for name, c := range map[string]struct {
+		bundle int
+		ok     bool
+	}{"the most": {1 + room, true}, "one more": {2 + room, false}, "255 KiB": {255 << 10, false}} {
+		t.Run(name, func(t *testing.T) {
+			config := testConfig()
+			config.CABundle = strings.Repeat("x", c.bundle)
+			text, err := config.Encode()
+			const advice = "make the CA bundle smaller"
+			if c.ok != (err == nil) || err != nil && !strings.Contains(err.Error(), advice) {
+				t.Errorf("error %v, want one: %v", err, !c.ok)
+			}
+			if err != nil {
+				b, err := json.Marshal(config)
+				if err != nil {
+					t.Fatal(err)
+				}
+				text = string(b)
+			}
+			cmd := exec.Command("/bin/true")
+			cmd.Env = []string{ConfigEnv + "=" + text}
+			if err := cmd.Run(); c.ok != (err == nil) || err != nil && !errors.Is(err, syscall.E2BIG) {
+				t.Errorf("a process with it: %v", err)
+			}
+		})
 	}
 }
 
@@ -129,6 +176,10 @@ func TestTeeRoundTrip(t *testing.T) {
 			if err != nil || !reflect.DeepEqual(back, tee) {
 				t.Errorf("%+v, %v, want %+v", back, err, tee)
 			}
+			tee.Quiet = true
+			if back, err := ParseTee(tee.Args()); err != nil || !reflect.DeepEqual(back, tee) {
+				t.Errorf("quiet: %+v, %v, want %+v", back, err, tee)
+			}
 		})
 	}
 }
@@ -160,6 +211,16 @@ func TestParseTeeFaults(t *testing.T) {
 	for n := range good {
 		if _, err := ParseTee(good[:n]); err == nil {
 			t.Errorf("%d arguments: no error", n)
+		}
+	}
+}
+
+func TestParseExclude(t *testing.T) {
+	for text, want := range map[string][]string{
+		"": nil, " , ,": nil, "step-a": {"step-a"}, " step-a,\tstep-b ,": {"step-a", "step-b"},
+	} {
+		if got := ParseExclude(text); !slices.Equal(got, want) {
+			t.Errorf("%q is %q, want %q", text, got, want)
 		}
 	}
 }
@@ -212,6 +273,7 @@ func FuzzDecode(f *testing.F) {
 // FuzzParseTee: whatever ParseTee accepts, Args makes into arguments that mean the same.
 func FuzzParseTee(f *testing.F) {
 	f.Add(strings.Join(Tee{Spool: "/s", Limit: 1, Grace: time.Second, Argv: []string{"a", "--"}}.Args(), "\x00"))
+	f.Add(strings.Join(Tee{Spool: "/s", Limit: 1, Quiet: true, Argv: []string{"--quiet"}}.Args(), "\x00"))
 	f.Fuzz(func(t *testing.T, joined string) {
 		tee, err := ParseTee(strings.Split(joined, "\x00"))
 		if err != nil {

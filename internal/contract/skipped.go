@@ -32,3 +32,14 @@ func ParseSkipped(value string) []Skipped {
 	}
 	return list
 }
+
+// ParseExclude reads ExcludeAnnotation. Spaces around names do not matter.
+func ParseExclude(value string) []string {
+	var names []string
+	for name := range strings.SplitSeq(value, ",") {
+		if name = strings.TrimSpace(name); name != "" {
+			names = append(names, name)
+		}
+	}
+	return names
+}

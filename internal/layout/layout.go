@@ -17,6 +17,9 @@ const (
 	Version = "v1"
 	// IndexVersion is the first part of the name of every index object.
 	IndexVersion = "v1-index"
+	// CAKey is the object that holds the certificates which sign the ticket service's now, in PEM.
+	// Pods keep those of the time when they were made, and look here when these do not fit any more.
+	CAKey = "v1-service/ca.pem"
 	// NoPipelineRun stands in the place of the PipelineRun's name where a TaskRun has none. No Kubernetes name can be "_". The place of
 	// the run's UID then holds the TaskRun's.
 	NoPipelineRun = "_"
@@ -49,6 +52,10 @@ type Pod struct {
 	TaskRun string
 	PodUID  string
 }
+
+// GonePodUID stands in the place of Pod.PodUID where a pod was gone before anybody read its UID.
+// Its number is that of the TaskRun's try, from 0.
+func GonePodUID(try int) string { return fmt.Sprintf("gone-%d", try) }
 
 // Container names one container's log.
 type Container struct {

@@ -42,6 +42,10 @@ func TestNames(t *testing.T) {
 		{"pod", testPod.Prefix(), podPrefix},
 		{"pod.json", testPod.PodKey(), podPrefix + "pod.json"},
 		{"alive.json", testPod.AliveKey(), podPrefix + "alive.json"},
+		{
+			"pod that was gone", Pod{Run: testRun, TaskRun: "t", PodUID: GonePodUID(2)}.PodKey(),
+			runPrefix + "t/gone-2/pod.json",
+		},
 		{"container", testContainer.Prefix(), podPrefix + "step-build/"},
 		{"seal.json", testContainer.SealKey(), podPrefix + "step-build/seal.json"},
 		{"waiting.json", testContainer.WaitingKey(), podPrefix + "step-build/waiting.json"},
@@ -73,6 +77,14 @@ func TestParseKey(t *testing.T) {
 		{"waiting", testContainer.WaitingKey(), Key{Kind: KindWaiting, Container: testContainer}},
 		{"segment", testContainer.SegmentKey(testSegment), Key{Kind: KindSegment, Container: testContainer, Segment: testSegment}},
 		{"TaskRun without PipelineRun", alone.PodKey(), Key{Kind: KindPod, Container: Container{Pod: alone}}},
+		{
+			"pod that was gone",
+			Pod{Run: testRun, TaskRun: "t", PodUID: GonePodUID(0)}.PodKey(),
+			Key{
+				Kind:      KindPod,
+				Container: Container{Pod: Pod{Run: testRun, TaskRun: "t", PodUID: "gone-0"}},
+			},
+		},
 		{"dotted names", "v1/a.b/c.d/u/e.f/u/g.h/seal.json", Key{Kind: KindSeal, Container: Container{Pod: Pod{Run: Run{"a.b", "c.d", "u"}, TaskRun: "e.f", PodUID: "u"}, Container: "g.h"}}},
 		{"names that are file names", "v1/run.json/pod.json/u/seal.json/u/run.json/seal.json", Key{Kind: KindSeal, Container: Container{Pod: Pod{Run: Run{"run.json", "pod.json", "u"}, TaskRun: "seal.json", PodUID: "u"}, Container: "run.json"}}},
 	} {

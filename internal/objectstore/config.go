@@ -13,6 +13,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+
+	"github.com/shiplog-dev/shiplog/internal/ticket"
 )
 
 // Secret is text that must not be printed. Every way of formatting it gives "[redacted]".
@@ -66,8 +68,13 @@ type Config struct {
 	StorageClass string
 	// Tags are set on every object.
 	Tags map[string]string
-	// Credentials nil means the SDK's default chain: AWS_* variables, web identity, pod identity, instance role.
+	// Credentials nil means CredentialsDir, and then the SDK's default chain: AWS_* variables, web
+	// identity, pod identity, instance role.
 	Credentials *Credentials
+	// CredentialsDir is a folder with the files AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and, for
+	// keys that are temporary, AWS_SESSION_TOKEN. They may change at any time, and they need not be
+	// there. "" means none.
+	CredentialsDir string
 }
 
 // The environment variables that ConfigFromEnv reads.
@@ -82,10 +89,12 @@ const (
 	EnvKMSKeyID     = "SHIPLOG_S3_KMS_KEY_ID"
 	EnvStorageClass = "SHIPLOG_S3_STORAGE_CLASS"
 	EnvTags         = "SHIPLOG_S3_TAGS"
+	EnvCredentials  = "SHIPLOG_S3_CREDENTIALS_DIR"
 )
 
 // ConfigFromEnv reads the SHIPLOG_S3_* variables and validates what they say. Tags are "key=value,key=value". The path style is the default with a
-// custom endpoint, since few of them have a DNS name per bucket. Credentials are left to the SDK's default chain.
+// custom endpoint, since few of them have a DNS name per bucket. Credentials are those in
+// EnvCredentials, or left to the SDK's default chain.
 func ConfigFromEnv() (Config, error) {
 	c := Config{
 		Bucket: os.Getenv(EnvBucket),
@@ -97,6 +106,8 @@ func ConfigFromEnv() (Config, error) {
 		SSE:          os.Getenv(EnvSSE),
 		KMSKeyID:     os.Getenv(EnvKMSKeyID),
 		StorageClass: os.Getenv(EnvStorageClass),
+
+		CredentialsDir: os.Getenv(EnvCredentials),
 	}
 	c.PathStyle = c.Endpoint != ""
 	var errs []error
@@ -216,6 +227,11 @@ func (c Config) caBundle() (string, error) {
 			return "", fmt.Errorf("read the certificates that sign the store's: set %s: %w", EnvCAFile, err)
 		}
 		bundle, from = string(b), c.CAFile
+	}
+	if len(bundle) > ticket.MaxCABundle {
+		return "", fmt.Errorf("%s has %d bytes, and each upload ticket carries it, with no more than %d: "+
+			"name a file of only the CA that signs the store's certificate in %s",
+			from, len(bundle), ticket.MaxCABundle, EnvCAFile)
 	}
 	if (bundle != "" || c.CAFile != "") && !x509.NewCertPool().AppendCertsFromPEM([]byte(bundle)) {
 		return "", fmt.Errorf("%s holds no PEM certificate: set %s", from, EnvCAFile)

@@ -37,9 +37,11 @@ func TestConfigFromEnv(t *testing.T) {
 			env: map[string]string{
 				EnvBucket: "logs", EnvPrefix: "a/b", EnvEndpoint: "https://s3.example.com:9000", EnvRegion: "eu-1", EnvPathStyle: "false",
 				EnvSSE: "aws:kms", EnvKMSKeyID: "key", EnvStorageClass: "STANDARD_IA", EnvTags: "a=1, b=2=3",
+				EnvCredentials: "/s3",
 			},
 			want: Config{
-				Bucket: "logs", Prefix: "a/b", Endpoint: "https://s3.example.com:9000", Region: "eu-1", SSE: SSEKMS, KMSKeyID: "key",
+				CredentialsDir: "/s3",
+				Bucket:         "logs", Prefix: "a/b", Endpoint: "https://s3.example.com:9000", Region: "eu-1", SSE: SSEKMS, KMSKeyID: "key",
 				StorageClass: "STANDARD_IA", Tags: map[string]string{"a": "1", "b": "2=3"},
 			},
 		},

@@ -20,6 +20,12 @@ import (
 // ErrCredentialsExpire is wrapped by SignUpload's error where the store's own credentials are about to expire.
 var ErrCredentialsExpire = errors.New("credentials are about to expire")
 
+var errNoCredentials = errors.New(
+	"no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the pod an identity")
+
+// maxDownload is the longest life of a signed address that S3 allows.
+const maxDownload = 7 * 24 * time.Hour
+
 // credentialsReserve is the rest of their life at which credentials are asked for anew before they sign.
 const credentialsReserve = 10 * time.Minute
 
@@ -77,14 +83,47 @@ func (s *Store) SignUpload(ctx context.Context, prefix string, maxBytes int64, l
 	return t, t.Validate()
 }
 
+// SignDownload makes an address at which one object can be had with a GET, for the lifetime or
+// until the store's own credentials expire, whichever is first. Signing needs no request to the
+// store.
+func (s *Store) SignDownload(
+	ctx context.Context, key string, lifetime time.Duration,
+) (address string, err error) {
+	creds, err := s.signingCredentials(ctx)
+	if err != nil {
+		return "", s.fail("sign a download of", key, err)
+	}
+	options := func(o *s3.Options) {
+		o.Credentials = credentials.StaticCredentialsProvider{Value: creds}
+		// Else a header for it would be signed, which whoever has the address would have to send.
+		o.ResponseChecksumValidation = aws.ResponseChecksumValidationWhenRequired
+	}
+	client := s3.NewPresignClient(s.client, s3.WithPresignClientFromClientOptions(options))
+	in := &s3.GetObjectInput{Bucket: &s.cfg.Bucket, Key: aws.String(s.prefix + key)}
+	signed, err := client.PresignGetObject(ctx, in, s3.WithPresignExpires(min(lifetime, maxDownload)))
+	if err != nil {
+		return "", s.fail("sign a download of", key, err)
+	}
+	return signed.URL, nil
+}
+
 // signingCredentials returns credentials that last, if they can be had: a ticket dies with the credentials that signed it, and the SDK hands out
 // the same ones up to their end.
 func (s *Store) signingCredentials(ctx context.Context) (aws.Credentials, error) {
-	if s.credentials == nil {
-		return aws.Credentials{}, errors.New("no credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the pod an identity")
+	provider := s.credentials
+	if files, ok := provider.(*keyFiles); ok {
+		creds, found, err := files.read()
+		if err != nil || found {
+			return creds, err
+		}
+		provider = files.chain
 	}
-	creds, err := s.credentials.Retrieve(ctx)
-	if cache, ok := s.credentials.(*aws.CredentialsCache); ok && err == nil && creds.CanExpire && time.Until(creds.Expires) < credentialsReserve {
+	if provider == nil {
+		return aws.Credentials{}, errNoCredentials
+	}
+	creds, err := provider.Retrieve(ctx)
+	cache, ok := provider.(*aws.CredentialsCache)
+	if ok && err == nil && creds.CanExpire && time.Until(creds.Expires) < credentialsReserve {
 		cache.Invalidate()
 		creds, err = s.credentials.Retrieve(ctx)
 	}

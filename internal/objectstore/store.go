@@ -72,6 +72,10 @@ func New(ctx context.Context, cfg Config) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("load the AWS settings: check the AWS_* variables: %w", err)
 	}
+	if cfg.Credentials == nil && cfg.CredentialsDir != "" {
+		// Not one of the SDK's options: what is given there is cached for as long as the process lives.
+		base.Credentials = &keyFiles{dir: cfg.CredentialsDir, chain: base.Credentials}
+	}
 	if base.Region == "" && cfg.Endpoint != "" {
 		base.Region = "us-east-1" // what stores other than AWS take where nobody says otherwise
 	}

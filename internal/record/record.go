@@ -59,7 +59,30 @@ type Container struct {
 	Skipped  string `json:"skipped,omitempty"`
 }
 
-// Pod is pod.json, written with the pod's first ticket.
+// Values of Container.Skipped that mean something to a reader. All others are reasons of the
+// webhook for leaving a container or a pod alone, such as "memory-limit" or "limit-range".
+const (
+	SkippedOptedOut = "opted-out" // somebody wanted no log of it
+	SkippedUnknown  = "unknown"
+	// SkippedNoAnswer: the pod bears no sign of the webhook. It was not asked, or did not answer in
+	// time.
+	SkippedNoAnswer = "no-answer"
+	// SkippedPodGone: the archive has nothing of the pod, and it was gone before anybody could see
+	// why.
+	SkippedPodGone = "pod-gone"
+	// SkippedNothingArrived: the shipper was in the pod, and has sent nothing.
+	SkippedNothingArrived = "nothing-arrived"
+)
+
+// Missed says that the log of a step should be in the archive, and is not: it was in the step's pod
+// alone. Sidecars and init containers are not steps. Many sidecars cannot be captured, since their
+// command is only in the image.
+func (c Container) Missed() bool {
+	return c.Kind == Step && !c.Captured && c.Skipped != SkippedOptedOut
+}
+
+// Pod is pod.json, written with the pod's first ticket, or when its run has ended and nothing of
+// the pod is in the archive.
 type Pod struct {
 	Namespace    string            `json:"namespace"`
 	PodName      string            `json:"podName"`

@@ -36,6 +36,11 @@ var (
 		},
 		Labels: map[string]string{"app": "demo"},
 	}
+	missedPod = Pod{
+		Namespace: "team", PodName: "build-7-test-pod", PodUID: "gone-0", TaskRun: "build-7-test",
+		TaskRunUID: "uid-5", PipelineTask: "test", Created: created,
+		Containers: []Container{{Name: "step-unit", Kind: Step, Skipped: SkippedPodGone}},
+	}
 	alive   = Alive{Time: created.Add(time.Nanosecond)}
 	waiting = Waiting{Reason: "ImagePullBackOff", Message: "Back-off pulling image \"registry.example/x\": <not found>"}
 	pointer = Pointer{Run: layout.Run{Namespace: "team", Name: "build-7", UID: "uid-1"}, TaskRun: "build-7-compile", PodUID: "uid-2"}
@@ -50,6 +55,7 @@ func TestGolden(t *testing.T) {
 	t.Run("run", func(t *testing.T) { golden(t, run) })
 	t.Run("run-ended", func(t *testing.T) { golden(t, endedRun) })
 	t.Run("pod", func(t *testing.T) { golden(t, pod) })
+	t.Run("pod-missed", func(t *testing.T) { golden(t, missedPod) })
 	t.Run("alive", func(t *testing.T) { golden(t, alive) })
 	t.Run("waiting", func(t *testing.T) { golden(t, waiting) })
 	t.Run("pointer", func(t *testing.T) { golden(t, pointer) })
@@ -85,6 +91,27 @@ func golden[T Run | Pod | Alive | Waiting | Pointer | Seal](t *testing.T, v T) {
 	}
 	if !reflect.DeepEqual(got, v) {
 		t.Errorf("decoded %+v, want %+v", got, v)
+	}
+}
+
+func TestMissed(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		in   Container
+		want bool
+	}{
+		{"captured", Container{Kind: Step, Captured: true}, false},
+		{"a step", Container{Kind: Step, Skipped: "limit-range"}, true},
+		{"a step, and nobody says why", Container{Kind: Step}, true},
+		{"a step that opted out", Container{Kind: Step, Skipped: SkippedOptedOut}, false},
+		{"a sidecar", Container{Kind: Sidecar, Skipped: "no-command"}, false},
+		{"an init container", Container{Kind: Init, Skipped: "memory-limit"}, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			if got := c.in.Missed(); got != c.want {
+				t.Errorf("missed: %t, want %t", got, c.want)
+			}
+		})
 	}
 }
 
@@ -205,25 +232,39 @@ func FuzzSeal(f *testing.F) {
 		f.Add(b)
 	}
 	f.Add([]byte(`{"exit":null,"gaps":[],"first":"0001-01-01T00:00:00Z"}`))
-	f.Fuzz(func(t *testing.T, b []byte) {
-		first, err := Decode[Seal](b)
+	f.Fuzz(roundTrip[Seal])
+}
+
+func FuzzPod(f *testing.F) {
+	for _, p := range []Pod{pod, missedPod} {
+		b, err := json.Marshal(p)
 		if err != nil {
-			return
+			f.Fatal(err)
 		}
-		again, err := Encode(first)
-		if err != nil {
-			t.Fatalf("encode what was decoded: %v", err)
-		}
-		if int64(len(again)) > Limit[Seal]() { // what was written with fewer escapes
-			return
-		}
-		second, err := Decode[Seal](again)
-		if err != nil {
-			t.Fatal(err)
-		}
-		final, err := Encode(second)
-		if err != nil || !bytes.Equal(again, final) {
-			t.Errorf("%s became %s, %v", again, final, err)
-		}
-	})
+		f.Add(b)
+	}
+	f.Add([]byte(`{"containers":[{"name":"step-a","kind":"step","skipped":"later"}],"labels":null}`))
+	f.Fuzz(roundTrip[Pod])
+}
+
+func roundTrip[T Pod | Seal](t *testing.T, b []byte) {
+	first, err := Decode[T](b)
+	if err != nil {
+		return
+	}
+	again, err := Encode(first)
+	if err != nil {
+		t.Fatalf("encode what was decoded: %v", err)
+	}
+	if int64(len(again)) > Limit[T]() { // what was written with fewer escapes
+		return
+	}
+	second, err := Decode[T](again)
+	if err != nil {
+		t.Fatal(err)
+	}
+	final, err := Encode(second)
+	if err != nil || !bytes.Equal(again, final) {
+		t.Errorf("%s became %s, %v", again, final, err)
+	}
 }

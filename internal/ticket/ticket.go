@@ -21,6 +21,15 @@ import (
 // Path is where the ticket service answers POST requests whose Authorization header bears the pod's token.
 const Path = "/v1/tickets"
 
+const (
+	// MaxCABundle is the most bytes of certificates that a ticket carries. Debian's bundle, with
+	// every CA that browsers trust, is some 220 KB.
+	MaxCABundle = 512 << 10
+	// MaxEncoded is the most bytes of an encoded ticket: certificates, in which JSON writes a new
+	// line with two, and room for the rest.
+	MaxEncoded = 2*MaxCABundle + 256<<10
+)
+
 // Ticket is the JSON answer of the ticket service.
 type Ticket struct {
 	// URL is where to post the form.
@@ -36,6 +45,9 @@ type Ticket struct {
 	Expires time.Time `json:"expires"`
 	// CABundle holds PEM certificates that sign the store's certificate; empty means the system's roots.
 	CABundle string `json:"caBundle,omitempty"`
+	// CAURL is where, at the store and for as long as the ticket lives, the certificates can be had
+	// that sign the ticket service's certificate now. Empty means nowhere.
+	CAURL string `json:"caURL,omitempty"`
 }
 
 // Refusal is the JSON body of the ticket service's error answers.
@@ -47,6 +59,9 @@ type Refusal struct {
 // Decode reads a ticket and checks that it is whole.
 func Decode(b []byte) (Ticket, error) {
 	var t Ticket
+	if len(b) > MaxEncoded {
+		return t, fmt.Errorf("decode ticket: it is longer than %d bytes", MaxEncoded)
+	}
 	if err := json.Unmarshal(b, &t); err != nil {
 		return t, fmt.Errorf("decode ticket: %w", err)
 	}
@@ -55,20 +70,28 @@ func Decode(b []byte) (Ticket, error) {
 
 // Validate says whether the ticket is whole. It does not look at the time.
 func (t Ticket) Validate() error {
-	u, err := url.Parse(t.URL)
 	switch {
-	case err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "":
+	case !isAddress(t.URL):
 		return fmt.Errorf("ticket: url %q is not an http(s) address", t.URL)
+	case t.CAURL != "" && !isAddress(t.CAURL):
+		return errors.New("ticket: caURL is not an http(s) address")
 	case len(t.Fields) == 0:
 		return errors.New("ticket: no form fields")
 	case !strings.HasSuffix(t.Prefix, "/"):
 		return fmt.Errorf("ticket: prefix %q does not end with a slash", t.Prefix)
 	case t.MaxBytes <= 0:
 		return fmt.Errorf("ticket: maxBytes %d is not positive", t.MaxBytes)
+	case len(t.CABundle) > MaxCABundle:
+		return fmt.Errorf("ticket: caBundle has %d bytes, more than %d", len(t.CABundle), MaxCABundle)
 	case !t.Expires.After(t.Issued):
 		return fmt.Errorf("ticket: expires %s, not after it was issued at %s", t.Expires, t.Issued)
 	}
 	return nil
+}
+
+func isAddress(text string) bool {
+	u, err := url.Parse(text)
+	return err == nil && (u.Scheme == "http" || u.Scheme == "https") && u.Host != ""
 }
 
 // NewRequest makes the request that uploads body as the object Prefix+name. The request's body can be sent again (GetBody is set), and its length is

@@ -130,9 +130,12 @@ func (c *copying) drain() {
 	c.wg.Wait()
 }
 
-// end ends the log in the spool, when drain has returned, or where nothing can be written there in the hand, if that is held by the shipper. If neither works, the container's own stderr says so.
-func (c *copying) end(w interface{ End(record.Exit) error }, exit record.Exit, held bool) {
+// end ends the log in the spool, when drain has returned, or where nothing can be written there in the hand, if that is held by the shipper. If neither works, the container's own stderr says so, unless tee is to be quiet.
+func (c *copying) end(w interface{ End(record.Exit) error }, exit record.Exit, held, quiet bool) {
 	say := func(why any) {
+		if quiet {
+			return
+		}
 		writeAll(c.streams[1].out, fmt.Appendf(nil, "shiplog: this log is not kept to its end: %v\n", why))
 	}
 	defer func() {

@@ -227,7 +227,9 @@ func TestEndFails(t *testing.T) {
 			s, _, stderr := pipes(t, nil)
 			hand := spool.NewHand(false)
 			defer unix.Close(hand.FD)
-			(&copying{streams: [2]*stream{s, s}, hand: hand}).end(tc.end, record.Exit{}, true)
+			c := &copying{streams: [2]*stream{s, s}, hand: hand}
+			c.end(tc.end, record.Exit{}, true, true) // quiet: it says nothing
+			c.end(tc.end, record.Exit{}, true, false)
 			writeAll(s.out, []byte("."))
 			got := make([]byte, len(tc.want)+1)
 			if _, err := io.ReadFull(stderr, got); err != nil || string(got) != tc.want+"." {

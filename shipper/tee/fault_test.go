@@ -131,6 +131,21 @@ func TestDiskFullAlways(t *testing.T) {
 	}
 }
 
+// Where Tekton reads results from the container's output, tee adds no line to it.
+func TestDiskFullQuiet(t *testing.T) {
+	r := newRun(t)
+	r.spool, r.quiet = mountTmpfs(t, 64), true
+	if err := os.WriteFile(filepath.Join(r.spool, "filler"), make([]byte, 64<<10), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if code := r.run(t, "sh", "-c", "echo result; echo err >&2; exit 6"); code != 6 {
+		t.Errorf("exit code %d, want 6", code)
+	}
+	if r.stdout.String() != "result\n" || r.stderr.String() != "err\n" {
+		t.Errorf("the container printed %q and %q", r.stdout.String(), r.stderr.String())
+	}
+}
+
 // Nobody ships: the folder stays below the limit, and the gap is marked.
 func TestLimit(t *testing.T) {
 	const printed = 5000000

@@ -3,7 +3,7 @@
 // Command tee is PID 1 of each captured container. It runs the container's command, copies what that prints to the container's own stdout and stderr, and
 // to the spool as CRI lines. It knows nothing of S3 or Kubernetes.
 //
-//	/shiplog/bin/tee --spool DIR --limit BYTES --grace DURATION -- COMMAND [ARG…]
+//	/shiplog/bin/tee --spool DIR --limit BYTES --grace DURATION [--quiet] -- COMMAND [ARG…]
 //
 // Whatever happens to the copy, the command runs as it would without tee, and tee ends as it does: with its exit code, or 128 + the number of
 // the signal that killed it. Where the copy cannot be set up, the command gets the container's own stdout and stderr.
@@ -57,7 +57,9 @@ func main() {
 		exit, err = capture(opts)
 	}
 	if err != nil {
-		fmt.Fprintf(os.Stderr, "shiplog: this log is not kept: %v\n", err)
+		if !opts.Quiet {
+			fmt.Fprintf(os.Stderr, "shiplog: this log is not kept: %v\n", err)
+		}
 		exit = run(opts, nil, false)
 	}
 	os.Exit(exit.Code)
@@ -87,7 +89,7 @@ func capture(opts contract.Tee) (record.Exit, error) {
 	exit := run(opts, w.Term, again)
 	endOthers()
 	c.drain()
-	c.end(w, exit, held())
+	c.end(w, exit, held(), opts.Quiet)
 	return exit, nil
 }
 

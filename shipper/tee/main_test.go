@@ -233,6 +233,7 @@ type teeRun struct {
 	spool          string
 	limit          int64
 	grace          time.Duration
+	quiet          bool
 	stdin          string
 	env            []string
 	stdout, stderr bytes.Buffer
@@ -243,7 +244,7 @@ func newRun(t testing.TB) *teeRun {
 }
 
 func (r *teeRun) args(argv ...string) []string {
-	return contract.Tee{Spool: r.spool, Limit: r.limit, Grace: r.grace, Argv: argv}.Args()
+	return contract.Tee{Spool: r.spool, Limit: r.limit, Grace: r.grace, Quiet: r.quiet, Argv: argv}.Args()
 }
 
 func (r *teeRun) cmd(argv ...string) *exec.Cmd {

@@ -346,6 +346,15 @@ func TestFailsOpen(t *testing.T) {
 			}
 		})
 	}
+	t.Run("quiet", func(t *testing.T) {
+		r := &teeRun{spool: "/no/such/folder", limit: 1, grace: time.Hour, quiet: true}
+		if code := r.run(t, "sh", "-c", "echo out; echo err >&2; exit 9"); code != 9 {
+			t.Errorf("exit code %d, want 9", code)
+		}
+		if r.stdout.String() != "out\n" || r.stderr.String() != "err\n" {
+			t.Errorf("printed %q and %q", r.stdout.String(), r.stderr.String())
+		}
+	})
 	t.Run("no command at all", func(t *testing.T) {
 		out, err := exec.Command(teeBinary).CombinedOutput()
 		if code := exitCode(t, err); code != exitUsage || !strings.Contains(string(out), "--spool DIR") {

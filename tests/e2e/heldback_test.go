@@ -3,16 +3,23 @@
 package e2e
 
 import (
+	"archive/tar"
 	"context"
+	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
+	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
+	tekton "github.com/tektoncd/pipeline/pkg/apis/pipeline/v1"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/shiplog-dev/shiplog/internal/contract"
@@ -86,6 +93,7 @@ func TestShipperImageMissing(t *testing.T) {
 	if second.UID == first.UID || shipperOf(second) != nil || second.Annotations[contract.SkippedAnnotation] != "pod=shipper-cannot-start" {
 		t.Errorf("its pod %s (before %s) has the annotation %q", second.UID, first.UID, second.Annotations[contract.SkippedAnnotation])
 	}
+	awaitMissed(t, done, "not captured in pod "+second.Name+": shipper-cannot-start")
 	events, err := command(t.Context(), "", nil, env.kubectl, "-n", nsOn, "get", "events", "--field-selector", "involvedObject.uid="+string(first.UID), "-o", "jsonpath={range .items[*]}{.reason}: {.message}{\"\\n\"}{end}")
 	if err != nil {
 		t.Fatal(err)
@@ -124,6 +132,175 @@ func TestShipperImageMissing(t *testing.T) {
 	for range 2 {
 		if pod := next(); shipperOf(pod) == nil {
 			t.Errorf("pod %s is not injected: %v", pod.Name, pod.Annotations)
+		}
+	}
+}
+
+// TestShipperHangs has a shipper whose postStart hook never returns, of which the kubelet says
+// nothing in the pod's status while it lasts. The build must go on without it.
+func TestShipperHangs(t *testing.T) {
+	host := os.Getenv("SHIPLOG_REGISTRY")
+	name := fmt.Sprintf("e2e/shipper-hangs-%d:v1", time.Now().UnixNano())
+	layer := filepath.Join(t.TempDir(), "layer.tar")
+	file, err := os.Create(layer)
+	if err != nil {
+		t.Fatal(err)
+	}
+	script := []byte("#!/bin/sh\nexec sleep 3600\n")
+	w := tar.NewWriter(file)
+	if err := w.WriteHeader(&tar.Header{Name: "shipper", Mode: 0o755, Size: int64(len(script))}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.Write(script); err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(w.Close(), file.Close()); err != nil {
+		t.Fatal(err)
+	}
+	_, err = command(t.Context(), "", nil, os.Getenv("CRANE"), "append", "--insecure",
+		"--platform", "linux/"+runtime.GOARCH,
+		"-b", host+"/busybox:latest", "-f", layer, "-t", host+"/"+name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	changeWebhook(t, func(c *corev1.Container) {
+		i := slices.IndexFunc(c.Env, func(e corev1.EnvVar) bool { return e.Name == "SHIPLOG_SHIPPER_IMAGE" })
+		c.Env[i].Value = "localhost:5000/" + name
+	})
+	spec := taskSpec(t, "taskSpec: {steps: [{name: s, image: busybox, script: echo hi}]}")
+	done := finish(t, newTaskRun(t, nsOn, "shipper-hangs", spec, nil))
+	pod := podOf(t, done)
+	if !done.Status.GetCondition("Succeeded").IsTrue() || shipperOf(pod) != nil ||
+		pod.Annotations[contract.SkippedAnnotation] != "pod=shipper-cannot-start" {
+		t.Errorf("the TaskRun: %+v, its pod has the annotation %q", done.Status.Conditions,
+			pod.Annotations[contract.SkippedAnnotation])
+	}
+	t.Logf("it took %s", took(done))
+	events, err := command(t.Context(), "", nil, env.kubectl, "-n", nsOn, "get", "events",
+		"--field-selector", "involvedObject.kind=Pod,involvedObject.name="+pod.Name, "-o",
+		"jsonpath={range .items[*]}{.reason}: {.message}{\"\\n\"}{end}")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !strings.Contains(events, "ShiplogHeldBack") {
+		t.Errorf("no event tells of it:\n%s", events)
+	}
+	t.Logf("events:\n%s", events)
+	later := finish(t, newTaskRun(t, nsOn, "shipper-hangs-later", spec, nil))
+	if pod := podOf(t, later); shipperOf(pod) != nil {
+		t.Error("the next TaskRun's pod is injected")
+	}
+}
+
+// TestShipperRefused has a policy that refuses the shipper's image. One build fails, and the next
+// ones must not.
+func TestShipperRefused(t *testing.T) {
+	t.Parallel()
+	ns := &corev1.Namespace{
+		ObjectMeta: metav1.ObjectMeta{
+			Name:   "e2e-refused-" + strconv.FormatInt(time.Now().UnixNano(), 36),
+			Labels: map[string]string{contract.InjectKey: contract.InjectEnabled},
+		},
+	}
+	if err := env.client.Create(t.Context(), ns); err != nil {
+		t.Fatal(err)
+	}
+	if err := serviceAccount(t.Context(), ns.Name); err != nil {
+		t.Fatal(err)
+	}
+	apply := func(text string) {
+		t.Helper()
+		path := filepath.Join(t.TempDir(), "policy.yaml")
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := command(t.Context(), "", nil, env.kubectl, "apply", "-f", path); err != nil {
+			t.Fatal(err)
+		}
+	}
+	apply(fmt.Sprintf(`
+apiVersion: admissionregistration.k8s.io/v1
+kind: ValidatingAdmissionPolicy
+metadata: {name: %[1]s}
+spec:
+  failurePolicy: Fail
+  matchConstraints:
+    resourceRules: [{apiGroups: [""], apiVersions: [v1], operations: [CREATE], resources: [pods]}]
+  validations:
+    - expression: object.spec.initContainers.all(c, c.name != %[2]q)
+      messageExpression: "'not allowed: ' + object.spec.initContainers[0].image"
+---
+apiVersion: admissionregistration.k8s.io/v1
+kind: ValidatingAdmissionPolicyBinding
+metadata: {name: %[1]s}
+spec:
+  policyName: %[1]s
+  validationActions: [Deny]
+  matchResources: {namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: %[1]s}}}
+`, ns.Name, contract.ShipperContainer))
+	t.Cleanup(func() {
+		ctx := context.Background()
+		for _, args := range [][]string{
+			{"delete", "validatingadmissionpolicybinding", ns.Name},
+			{"delete", "validatingadmissionpolicy", ns.Name},
+			{"delete", "namespace", ns.Name, "--wait=false"},
+		} {
+			if _, err := command(ctx, "", nil, env.kubectl, args...); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	spec := taskSpec(t, "taskSpec: {steps: [{name: s, image: busybox, script: echo hi}]}")
+	n := 0
+	next := func() *tekton.TaskRun {
+		n++
+		return finish(t, newTaskRun(t, ns.Name, fmt.Sprintf("build-%d", n), spec, nil))
+	}
+	err := poll(t.Context(), "the policy to hold", func(ctx context.Context) (bool, error) {
+		c := corev1.Container{Name: contract.ShipperContainer, Image: "busybox"}
+		pod := &corev1.Pod{
+			ObjectMeta: metav1.ObjectMeta{Namespace: ns.Name, Name: "p"},
+			Spec: corev1.PodSpec{
+				InitContainers: []corev1.Container{c},
+				Containers:     []corev1.Container{{Name: "c", Image: "busybox"}},
+			},
+		}
+		err := env.client.Create(ctx, pod, client.DryRunAll)
+		return err != nil && strings.Contains(err.Error(), "not allowed"), nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	// Another test may have taken the webhook away, and then the pod is not injected.
+	var refused *tekton.TaskRun
+	err = poll(t.Context(), "a pod to be refused", func(context.Context) (bool, error) {
+		refused = next()
+		return !refused.Status.GetCondition("Succeeded").IsTrue(), nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := refused.Status.GetCondition("Succeeded"); got.Reason != "PodCreationFailed" {
+		t.Fatalf("the TaskRun failed with %+v, want that its pod was refused", got)
+	}
+	t.Logf("Tekton says: %s", refused.Status.GetCondition("Succeeded").Message)
+	err = poll(t.Context(), "an event on the TaskRun", func(ctx context.Context) (bool, error) {
+		events, err := command(ctx, "", nil, env.kubectl, "-n", ns.Name, "get", "events",
+			"--field-selector", "involvedObject.name="+refused.Name, "-o",
+			"jsonpath={.items[*].reason}")
+		return strings.Contains(events, "ShiplogRefused"), err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		done := next()
+		if !done.Status.GetCondition("Succeeded").IsTrue() {
+			t.Fatalf("%s: %+v", done.Name, done.Status.Conditions)
+		}
+		got := podOf(t, done).Annotations[contract.SkippedAnnotation]
+		if got != "pod=shipper-refused" && got != "" { // none: the webhook was away
+			t.Errorf("%s: the pod's annotation is %q", done.Name, got)
 		}
 	}
 }

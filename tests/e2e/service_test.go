@@ -168,11 +168,7 @@ func TestCertificateRenewed(t *testing.T) {
 		addresses[pod.Name] = forward(t, pod.Name, "9443")
 		old[pod.Name] = serialOf(t, addresses[pod.Name])
 	}
-	// What "cmctl renew" does.
-	const renew = `{"status":{"conditions":[{"type":"Issuing","status":"True","reason":"ManuallyTriggered","message":"test","lastTransitionTime":"2026-01-01T00:00:00Z"}]}}`
-	if _, err := command(t.Context(), "", nil, env.kubectl, "-n", "shiplog-system", "patch", "certificate", "shiplog-webhook", "--subresource=status", "--type=merge", "-p", renew); err != nil {
-		t.Fatal(err)
-	}
+	renewCertificate(t, "shiplog-webhook")
 	begin := time.Now()
 	for _, pod := range pods {
 		// The kubelet brings a changed Secret to the pod within its sync period of a minute and its cache's life.

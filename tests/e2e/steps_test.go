@@ -303,6 +303,8 @@ type stepResult struct {
 	ExitCode          int32
 	Reason            string
 	TerminationReason string
+	Message           string // what Tekton shows of the termination message
+	Results           []string
 }
 
 func outcome(tr *tekton.TaskRun) result {
@@ -321,20 +323,27 @@ func outcomeOf(status *tekton.TaskRunStatus) result {
 	for _, s := range status.Steps {
 		step := stepResult{Name: s.Name, TerminationReason: s.TerminationReason}
 		if s.Terminated != nil {
-			step.ExitCode, step.Reason = s.Terminated.ExitCode, s.Terminated.Reason
+			step.ExitCode, step.Reason, step.Message = s.Terminated.ExitCode, s.Terminated.Reason, s.Terminated.Message
+		}
+		for _, x := range s.Results {
+			step.Results = append(step.Results, resultText(x.Name, x.Value))
 		}
 		r.Steps = append(r.Steps, step)
 	}
 	for _, x := range status.Results {
-		b, err := x.Value.MarshalJSON()
-		if err != nil {
-			b = []byte(err.Error())
-		}
-		r.Results = append(r.Results, x.Name+"="+string(b))
+		r.Results = append(r.Results, resultText(x.Name, x.Value))
 	}
 	slices.Sort(r.Results)
 	r.Sidecars = len(status.Sidecars)
 	return r
+}
+
+func resultText(name string, value tekton.ResultValue) string {
+	b, err := value.MarshalJSON()
+	if err != nil {
+		b = []byte(err.Error())
+	}
+	return name + "=" + string(b)
 }
 
 // checkArchive compares the archive with what was printed. Of a pod that is gone, logs is what the kubelet had of it.

@@ -28,7 +28,9 @@ func newGet(s *settings) *cobra.Command {
 		Use: "get RUN", Short: "Save the logs of a run as files", Args: exactlyOne, ValidArgsFunction: s.complete(""),
 		Long: `Save the logs of a run as files, byte for byte as they were printed: DIR/TASK/CONTAINER.log, and DIR/TASK.retry1/… of a retry.
 Of a task with several TaskRuns, as one with a matrix, it is DIR/TASKRUN/CONTAINER.log. Nothing is written outside DIR.
-A file that is there already is written anew. What is not whole is saved as far as it goes, named on stderr, and shown by the exit code.`,
+A file that is there already is written anew. What is not whole is saved as far as it goes, named on
+stderr, and shown by the exit code. Of a step that was not captured there is no file: it is named in
+the same way.`,
 		Example: "  shiplog get -n builds my-run --to logs",
 		RunE:    func(cmd *cobra.Command, args []string) error { return s.get(cmd.Context(), sel, args[0], dir) },
 	}
@@ -104,6 +106,12 @@ func (s *settings) get(ctx context.Context, sel *selection, run, dir string) err
 		if err != nil {
 			fmt.Fprintf(s.stderr, "shiplog: a log is not saved: %s\n", visible(err.Error()))
 			refused++
+			continue
+		}
+		if p.Container.Status == backend.Missed { // an empty file would say that it printed nothing
+			label := strings.TrimSuffix(name, ".log")
+			fmt.Fprintf(s.stderr, "%s -- shiplog: %s\n", visible(label), visible(p.Container.Describe()))
+			worst = worse(worst, exitCode(backend.Missed))
 			continue
 		}
 		status, err := s.save(ctx, src, p, root, name, bar)
@@ -255,14 +263,14 @@ func (s *settings) verify(ctx context.Context, sel *selection, run string) error
 		r.c = c
 		rows = append(rows, r)
 		worst = worse(worst, exitCode(c.Status))
-		if c.Status != backend.NotCaptured {
+		if c.Status != backend.NotCaptured && c.Status != backend.Missed {
 			archived++
 		}
 	}
 	_ = bar.Finish()
 	if archived == 0 {
 		fmt.Fprintf(s.stderr, "shiplog: nothing is archived of run %s: there is nothing to verify\n", run)
-		worst = exitPartial
+		worst = worse(worst, exitPartial)
 	}
 	return s.report(slices.Collect(func(yield func([5]string) bool) {
 		for _, r := range rows {

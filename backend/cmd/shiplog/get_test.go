@@ -196,7 +196,7 @@ func TestVerify(t *testing.T) {
 		says []string
 	}{
 		{"nothing", exitPartial, []string{"nothing is archived of run nothing"}},
-		{"left-alone", exitPartial, []string{"not captured", "nothing is archived of run left-alone"}},
+		{"left-alone", exitLost, []string{"missed", "nothing is archived of run left-alone"}},
 		{"corrupt", exitLost, []string{"damaged", "4 bytes are missing here (missing"}},
 	} {
 		t.Run(c.run, func(t *testing.T) {

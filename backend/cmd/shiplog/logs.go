@@ -366,7 +366,7 @@ var _ io.Writer = afterOutput{}
 // exitCode is what a log's state means to a script.
 func exitCode(s backend.Status) int {
 	switch s {
-	case backend.Gaps, backend.Damaged:
+	case backend.Gaps, backend.Damaged, backend.Missed:
 		return exitLost
 	case backend.Partial:
 		return exitPartial

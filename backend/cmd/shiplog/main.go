@@ -135,9 +135,11 @@ Where logs are read from:
   from S3 and the cluster is not asked at all; keys as usual for AWS (AWS_ACCESS_KEY_ID, AWS_PROFILE, …).
 
 Exit codes:
-  0 all is verified; 1 an error; 2 wrong usage; 3 a log is still running; 5 a log is partial: nothing more was heard of its pod; 4 bytes
-  are missing. Of several logs the worst counts: 4, 5, 3. "pipelinerun logs" and "taskrun logs" have tkn's exit codes, and "search"
-  those of grep: 1 nothing is found, 2 an error. 130 is of who has aborted a choice or pressed Ctrl-C.
+  0 all is verified; 1 an error; 2 wrong usage; 3 a log is still running; 5 a log is partial:
+  nothing more was heard of its pod; 4 bytes are missing, or a step was not captured and its pod is
+  gone. Of several logs the worst counts: 4, 5, 3. "pipelinerun logs" and "taskrun logs" have tkn's
+  exit codes, and "search" those of grep: 1 nothing is found, 2 an error. 130 is of who has aborted
+  a choice or pressed Ctrl-C.
 
 Times are UTC, also in lists.
 

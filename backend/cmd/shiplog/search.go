@@ -45,7 +45,8 @@ func newSearch(s *settings) *cobra.Command {
 		Long: `Search the logs of a run in the archive. What is found is printed with its line number.
 
 The exit code is 0 if something is found and all was searched, 1 if nothing is found, and 2 for an error, as grep's. Where not all could be searched it is
-4 (bytes are missing), 5 (a log is partial) or 3 (a log is still running), whatever was found.`,
+4 (bytes are missing, or a step was not captured), 5 (a log is partial) or 3 (a log is still
+running), whatever was found.`,
 		Example: `  shiplog search -n builds my-run 'connection refused'
   shiplog search -n builds my-run -e 'error|fail(ed)?' -i --around 3
   shiplog search -n builds my-run panic: -A 20 --task build`,
@@ -197,7 +198,7 @@ func (src *source) searchBucket(ctx context.Context, tree *backend.Tree, sel *se
 			}
 			all.Logs++
 			switch c := p.Container; c.Status {
-			case backend.Gaps, backend.Damaged:
+			case backend.Gaps, backend.Damaged, backend.Missed:
 				all.Damage = append(all.Damage, nameOf(p)+": "+c.Describe())
 			case backend.Running, backend.Partial:
 				all.Unfinished = append(all.Unfinished, nameOf(p)+": "+c.Describe())

@@ -43,7 +43,7 @@ func faults(page, root string) (all []string) {
 	inClaims := false
 	for line := range strings.Lines(page) {
 		switch {
-		case strings.HasPrefix(line, "| claim | test |"):
+		case strings.HasPrefix(line, "| ") && strings.HasSuffix(line, " | test |\n"):
 			inClaims = true
 		case !strings.HasPrefix(line, "|"):
 			inClaims = false
@@ -54,19 +54,22 @@ func faults(page, root string) (all []string) {
 	return all
 }
 
-// Behind each claim of docs/security.md stands a test that is there.
-func TestSecurityClaims(t *testing.T) {
+// Behind each claim of these pages stands a test that is there.
+func TestClaims(t *testing.T) {
 	const root = "../.."
-	b, err := os.ReadFile(filepath.Join(root, "docs", "security.md"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	page := string(b)
-	for _, fault := range faults(page, root) {
-		t.Error(fault)
-	}
-	if n := len(named.FindAllString(page, -1)); n < 30 {
-		t.Errorf("the page names %d tests only", n)
+	for page, least := range map[string]int{"security.md": 30, "transparency.md": 12} {
+		t.Run(page, func(t *testing.T) {
+			b, err := os.ReadFile(filepath.Join(root, "docs", page))
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, fault := range faults(string(b), root) {
+				t.Error(fault)
+			}
+			if n := len(named.FindAllString(string(b), -1)); n < least {
+				t.Errorf("the page names %d tests only, want %d", n, least)
+			}
+		})
 	}
 }
 
@@ -79,6 +82,7 @@ func TestFaults(t *testing.T) {
 		"part of a name":    {head + "| a | `tests/docs/TestFault` |\n", "there is no tests/docs/TestFault"},
 		"without folder":    {head + "| a | `tests/docs/TestFaults`, TestFaults |\n", "TestFaults is named without its folder"},
 		"claim alone":       {head + "| a | believe me |\n", "no test is behind: | a | believe me |\n"},
+		"another table":     {"| rule | whose | test |\n|---|---|---|\n| a | b | c |\n", "no test is behind: | a | b | c |\n"},
 		"not a claim":       {"| who | holds |\n|---|---|\n| a | b |\n", ""},
 		"named in the text": {"See `tests/docs/TestNothing`.\n", "there is no tests/docs/TestNothing"},
 	} {

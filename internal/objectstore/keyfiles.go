@@ -1,0 +1,69 @@
+package objectstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+)
+
+// The files of a credentials folder, named as the variables that hold the same.
+const (
+	keyIDFile   = "AWS_ACCESS_KEY_ID"
+	secretFile  = "AWS_SECRET_ACCESS_KEY"
+	sessionFile = "AWS_SESSION_TOKEN"
+)
+
+// keyFiles are keys in a folder, such as a Secret that is mounted. They are read for each request,
+// so that keys that are rotated are used from then on. Where there are none, the chain has them.
+type keyFiles struct {
+	dir   string
+	chain aws.CredentialsProvider
+}
+
+// Retrieve implements aws.CredentialsProvider.
+func (k *keyFiles) Retrieve(ctx context.Context) (aws.Credentials, error) {
+	creds, ok, err := k.read()
+	if err != nil || ok {
+		return creds, err
+	}
+	if k.chain == nil {
+		return creds, errNoCredentials
+	}
+	return k.chain.Retrieve(ctx)
+}
+
+// read returns the keys in the folder, if there are any.
+func (k *keyFiles) read() (creds aws.Credentials, ok bool, err error) {
+	// The kubelet changes all files of a Secret at once, by letting ..data point to another folder.
+	// Read by their own names, one file might be of before and the next of after.
+	dir, err := filepath.EvalSymlinks(filepath.Join(k.dir, "..data"))
+	if err != nil {
+		dir = k.dir
+	}
+	creds = aws.Credentials{Source: "files in " + k.dir}
+	for name, to := range map[string]*string{
+		keyIDFile:   &creds.AccessKeyID,
+		secretFile:  &creds.SecretAccessKey,
+		sessionFile: &creds.SessionToken,
+	} {
+		text, err := os.ReadFile(filepath.Join(dir, name))
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return creds, false, fmt.Errorf("read the store's keys: %w", err)
+		}
+		*to = strings.TrimSpace(string(text))
+	}
+	if creds.AccessKeyID == "" && creds.SecretAccessKey == "" {
+		return creds, false, nil
+	}
+	if !creds.HasKeys() {
+		return creds, false, fmt.Errorf("read the store's keys: %s must have both %s and %s, or neither",
+			k.dir, keyIDFile, secretFile)
+	}
+	return creds, true, nil
+}
