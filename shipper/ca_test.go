@@ -21,6 +21,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/shiplog-dev/shiplog/internal/contract"
 	"github.com/shiplog-dev/shiplog/internal/spool"
 	"github.com/shiplog-dev/shiplog/internal/ticket"
 )
@@ -188,7 +189,8 @@ func TestCAAddressIsNotLogged(t *testing.T) {
 	f.Close() // nobody answers there
 	cache, token := filepath.Join(t.TempDir(), "ticket"), newPod(t, f, "a").token
 	log := slog.New(slog.DiscardHandler)
-	tickets, err := newTickets(service.URL, newAuthority(t).pem(), token, cache, log)
+	tickets, err := newTickets(
+		contract.Config{TicketURL: service.URL, CABundle: newAuthority(t).pem()}, token, cache, log)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -47,7 +47,7 @@ func newShipper(config contract.Config, volume, tokenFile string, log *slog.Logg
 	if err != nil {
 		return nil, err
 	}
-	t, err := newTickets(config.TicketURL, config.CABundle, tokenFile, filepath.Join(string(dir), "ticket"), log)
+	t, err := newTickets(config, tokenFile, filepath.Join(string(dir), "ticket"), log)
 	if err != nil {
 		return nil, err
 	}

@@ -19,6 +19,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/shiplog-dev/shiplog/internal/contract"
 	"github.com/shiplog-dev/shiplog/internal/ticket"
 )
 
@@ -28,6 +29,7 @@ type tickets struct {
 	tokenFile string // read each time: the kubelet renews the token
 	cacheFile string
 	caBundle  string // of the pod's configuration
+	at        string // the same: where the service is if its name cannot be resolved
 	client    *http.Client
 	retry     retrier
 	log       *slog.Logger
@@ -47,6 +49,7 @@ type tickets struct {
 	had      bool          // there has been a ticket
 	caURL    string        // of the last ticket, which may be forgotten
 	storeCA  string        // the same
+	proxy    string        // the same
 	last     error         // of the last request to the ticket service
 }
 
@@ -62,16 +65,16 @@ const (
 )
 
 func newTickets(
-	address, caBundle, tokenFile, cacheFile string, log *slog.Logger,
+	config contract.Config, tokenFile, cacheFile string, log *slog.Logger,
 ) (*tickets, error) {
-	client, err := newHTTPClient(caBundle)
+	client, err := newHTTPClient(config.CABundle, "", config.TicketAddress)
 	if err != nil {
 		return nil, fmt.Errorf("ticket service: %w", err)
 	}
 	hurried := make(chan struct{})
 	t := &tickets{
-		url: address, tokenFile: tokenFile, cacheFile: cacheFile,
-		caBundle: caBundle, client: client, hurried: hurried,
+		url: config.TicketURL, at: config.TicketAddress, tokenFile: tokenFile, cacheFile: cacheFile,
+		caBundle: config.CABundle, client: client, hurried: hurried,
 		retry: retrier{log: log, most: maxServiceBackoff, hurry: hurried}, log: log,
 	}
 	t.last = errors.New("the ticket service could not be reached yet")
@@ -252,7 +255,7 @@ func (t *tickets) use(fresh ticket.Ticket) {
 	defer t.mu.Unlock()
 	life := fresh.Expires.Sub(fresh.Issued)
 	t.current, t.refused, t.had = fresh, false, true
-	t.caURL, t.storeCA = fresh.CAURL, fresh.CABundle
+	t.caURL, t.storeCA, t.proxy = fresh.CAURL, fresh.CABundle, fresh.Proxy
 	t.renewAt = fresh.Issued.Add(life/2 + rand.N(life/4+1))
 }
 
@@ -326,16 +329,16 @@ func (t *tickets) fetch(ctx context.Context) (ticket.Ticket, error) {
 // write them there holds the store's keys, and could read every log.
 func (t *tickets) learnCA(ctx context.Context) error {
 	t.mu.Lock()
-	from, storeCA := t.caURL, t.storeCA
+	from, storeCA, proxy := t.caURL, t.storeCA, t.proxy
 	t.mu.Unlock()
 	if from == "" || t.caBundle == "" {
 		return errors.New("no earlier ticket says where its CA is")
 	}
-	bundle, err := fetchCA(ctx, from, storeCA)
+	bundle, err := fetchCA(ctx, from, storeCA, proxy)
 	if err != nil {
 		return fmt.Errorf("get its CA from the store: %w", err)
 	}
-	client, err := newHTTPClient(t.caBundle + "\n" + bundle)
+	client, err := newHTTPClient(t.caBundle+"\n"+bundle, "", t.at)
 	if err != nil {
 		return fmt.Errorf("get its CA from the store: %w", err)
 	}
@@ -346,8 +349,8 @@ func (t *tickets) learnCA(ctx context.Context) error {
 }
 
 // fetchCA gets the certificates at a signed address.
-func fetchCA(ctx context.Context, from, storeCA string) (string, error) {
-	client, err := newHTTPClient(storeCA)
+func fetchCA(ctx context.Context, from, storeCA, proxy string) (string, error) {
+	client, err := newHTTPClient(storeCA, proxy, "")
 	if err != nil {
 		return "", err
 	}
@@ -378,9 +381,38 @@ func fetchCA(ctx context.Context, from, storeCA string) (string, error) {
 	return string(b), nil
 }
 
+// lookupTime is how long a name server may take where there is an address to go to without it.
+const lookupTime = 3 * time.Second
+
+// dialer connects to a host by its name, or at an address where the name cannot be resolved, as in a
+// pod that has the node's name servers and not the cluster's.
+func dialer(at string) func(ctx context.Context, network, address string) (net.Conn, error) {
+	d := &net.Dialer{Timeout: 10 * time.Second, KeepAlive: 15 * time.Second}
+	if at == "" {
+		return d.DialContext
+	}
+	return func(ctx context.Context, network, address string) (net.Conn, error) {
+		host, _, err := net.SplitHostPort(address)
+		if err != nil {
+			return nil, err
+		}
+		limited, cancel := context.WithTimeout(ctx, lookupTime)
+		defer cancel()
+		if _, err = net.DefaultResolver.LookupHost(limited, host); err == nil {
+			return d.DialContext(ctx, network, address)
+		}
+		conn, atErr := d.DialContext(ctx, network, at)
+		if atErr != nil {
+			return nil, errors.Join(err, atErr)
+		}
+		return conn, nil
+	}
+}
+
 // newHTTPClient trusts the given certificates, or the system's if there are none. It follows no redirect: neither S3 nor the ticket service is elsewhere than where we were told,
-// and a token or a ticket must not go elsewhere. No proxy is taken from the environment for the same reason.
-func newHTTPClient(caBundle string) (*http.Client, error) {
+// and a token or a ticket must not go elsewhere. No proxy is taken from the environment for the same reason: only the one that is given, if one is. Where the host's name cannot be
+// resolved, it is looked for at the address that is given, if one is; what it shows has to be good for its name all the same.
+func newHTTPClient(caBundle, proxy, at string) (*http.Client, error) {
 	var roots *x509.CertPool
 	if caBundle != "" {
 		roots = x509.NewCertPool()
@@ -388,9 +420,18 @@ func newHTTPClient(caBundle string) (*http.Client, error) {
 			return nil, errors.New("the CA bundle holds no certificate")
 		}
 	}
+	var through func(*http.Request) (*url.URL, error)
+	if proxy != "" {
+		address, err := url.Parse(proxy)
+		if err != nil {
+			return nil, fmt.Errorf("proxy: %w", err)
+		}
+		through = http.ProxyURL(address)
+	}
 	return &http.Client{
 		Transport: &http.Transport{
-			DialContext:           (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 15 * time.Second}).DialContext,
+			Proxy:                 through,
+			DialContext:           dialer(at),
 			TLSClientConfig:       &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12},
 			TLSHandshakeTimeout:   10 * time.Second,
 			ResponseHeaderTimeout: 60 * time.Second,

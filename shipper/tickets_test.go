@@ -23,7 +23,7 @@ import (
 func (p *pod) quickShipper() *shipper {
 	s := p.shipper()
 	s.tickets.client.Transport.(*http.Transport).DisableKeepAlives = true
-	client, err := newHTTPClient("")
+	client, err := newHTTPClient("", "", "")
 	if err != nil {
 		p.t.Fatal(err)
 	}
@@ -339,7 +339,7 @@ func TestLargeTicket(t *testing.T) {
 			f.bundle = strings.Repeat("-----CERT\n", tc.bundle/10+1)[:tc.bundle]
 			p := newPod(t, f, "step-a")
 			log := slog.New(slog.DiscardHandler)
-			tickets, err := newTickets(p.config.TicketURL, "", p.token, t.TempDir()+"/ticket", log)
+			tickets, err := newTickets(p.config, p.token, t.TempDir()+"/ticket", log)
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -27,6 +27,7 @@ type uploader struct {
 	mu     sync.Mutex // guards what follows
 	client *http.Client
 	ca     string // the CA bundle that client trusts
+	proxy  string // the proxy that client goes through
 }
 
 // slowest is the slowest connection that an upload is given time for, in bytes per second.
@@ -95,15 +96,15 @@ func aboutTheObject(status int) bool {
 func (u *uploader) clientFor(t ticket.Ticket) (*http.Client, error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if u.client != nil && u.ca == t.CABundle {
+	if u.client != nil && u.ca == t.CABundle && u.proxy == t.Proxy {
 		return u.client, nil
 	}
-	client, err := newHTTPClient(t.CABundle)
+	client, err := newHTTPClient(t.CABundle, t.Proxy, "")
 	if err != nil {
 		return nil, fmt.Errorf("store: %w", err)
 	}
 	u.closeIdle()
-	u.client, u.ca = client, t.CABundle
+	u.client, u.ca, u.proxy = client, t.CABundle, t.Proxy
 	return client, nil
 }
 

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"flag"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -22,6 +23,7 @@ type settings struct {
 	shipperImage    string
 	imagePullPolicy corev1.PullPolicy // empty: what the API server makes of the image's tag
 	ticketURL       string
+	ticketAddress   string // host:port for pods that cannot resolve ticketURL's name; empty: none
 
 	diskFree          int64 // percent of a node's disk
 	spoolLimit        int64 // bytes that one pod may have in the spool, not yet shipped
@@ -80,6 +82,9 @@ func defaultSettings() settings {
 func (s *settings) bind(flags *flag.FlagSet) {
 	flags.StringVar(&s.shipperImage, "shipper-image", s.shipperImage, "image of the shipper (required)")
 	flags.StringVar((*string)(&s.imagePullPolicy), "shipper-image-pull-policy", string(s.imagePullPolicy), "Always, IfNotPresent, Never, or empty for Kubernetes' default")
+	flags.StringVar(&s.ticketAddress, "ticket-address", ownService(os.Getenv),
+		"host:port of the ticket service for pods that cannot resolve its name, as with dnsPolicy None "+
+			"(default: the Service shiplog-webhook, by its environment variables)")
 	flags.StringVar(&s.ticketURL, "ticket-url", s.ticketURL, "address at which shippers reach the ticket service")
 	flags.Var(bytesFlag{&s.spoolLimit}, "spool-limit", "most unshipped output of one pod that is kept on the node, such as 1Gi")
 	flags.Int64Var(&s.diskFree, "disk-free", s.diskFree, "percent of a node's disk that unshipped output leaves free: the highest threshold at which its kubelet evicts; 0 looks at no disk")
@@ -154,6 +159,7 @@ func (s *settings) validate() error {
 func (s *settings) config(caBundle string, containers []string, bounded bool) contract.Config {
 	c := contract.Config{
 		TicketURL:         s.ticketURL,
+		TicketAddress:     s.ticketAddress,
 		CABundle:          caBundle,
 		Containers:        containers,
 		SegmentBytes:      s.segmentBytes,
@@ -166,6 +172,17 @@ func (s *settings) config(caBundle string, containers []string, bounded bool) co
 		c.DrainTimeout = contract.Duration(s.boundedDrain)
 	}
 	return c
+}
+
+// ownService is the address of the Service shiplog-webhook by the variables that the kubelet gives to
+// each pod of its namespace, or nothing.
+// Source: https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables
+func ownService(env func(string) string) string {
+	host, port := env("SHIPLOG_WEBHOOK_SERVICE_HOST"), env("SHIPLOG_WEBHOOK_SERVICE_PORT")
+	if host == "" || port == "" {
+		return ""
+	}
+	return net.JoinHostPort(host, port)
 }
 
 // quantityFlag is a flag that holds a Kubernetes quantity such as 64Mi or 10m.

@@ -138,3 +138,20 @@ func TestLargeCABundle(t *testing.T) {
 		})
 	}
 }
+
+func TestOwnService(t *testing.T) {
+	for name, c := range map[string]struct{ host, port, want string }{
+		"in the cluster":     {"10.96.12.7", "443", "10.96.12.7:443"},
+		"with IPv6":          {"fd00::7", "443", "[fd00::7]:443"},
+		"outside":            {"", "", ""},
+		"without a port":     {"10.96.12.7", "", ""},
+		"a port and no host": {"", "443", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			env := map[string]string{"SHIPLOG_WEBHOOK_SERVICE_HOST": c.host, "SHIPLOG_WEBHOOK_SERVICE_PORT": c.port}
+			if got := ownService(func(name string) string { return env[name] }); got != c.want {
+				t.Errorf("%q, want %q", got, c.want)
+			}
+		})
+	}
+}

@@ -52,7 +52,7 @@ type ticketConfig struct {
 	// Concurrency is the number of requests that are worked on at once; 0 means 64. Others wait, for as long as Timeout.
 	Concurrency int
 	// Doubtful is the number of those of which it is not known whether the API server has signed
-	// their token, since its keys cannot be had. 0 means 8.
+	// their token. 0 means 8. No more than doubtfulRate of them begin in a second.
 	Doubtful int
 	// Burst is how many requests one pod may make at once; 0 means 10. Then it may make one in
 	// podInterval: a shipper needs one in some hours.
@@ -79,6 +79,8 @@ const (
 	// podInterval and podEntries bound how often a pod may ask, and of how many that is known.
 	podInterval = 5 * time.Second
 	podEntries  = 16384
+	// doubtfulRate bounds the questions that made-up tokens can cost the API server, in a second.
+	doubtfulRate = 50
 )
 
 // refusal is the named value of ticket.Refusal.Reason.
@@ -148,6 +150,7 @@ type ticketService struct {
 	keys    *tokenKeys
 	slots   chan struct{} // holds one value per request in work
 	doubted chan struct{} // the same, of the doubtful ones
+	doubts  *rate.Limiter // how many of these begin in a second
 	paceMu  sync.Mutex
 	pods    *lru.Cache         // boundPod → *rate.Limiter; those of now, guarded by paceMu
 	written *lru.Cache         // object key → SHA-256 of what this process wrote there
@@ -206,6 +209,7 @@ func newTicketService(cfg ticketConfig) (*ticketService, error) {
 		}},
 		slots:   make(chan struct{}, cfg.Concurrency),
 		doubted: make(chan struct{}, cfg.Doubtful),
+		doubts:  rate.NewLimiter(doubtfulRate, doubtfulRate),
 		pods:    lru.New(podEntries),
 		written: lru.New(writtenEntries),
 		told:    lru.New(writtenEntries),
@@ -285,9 +289,9 @@ func (s *ticketService) serve(ctx context.Context, r *http.Request) (boundPod, t
 	return pod, t, nil
 }
 
-// enter takes a place for a request, and waits for one if it must. Made-up tokens take none, so who
-// sends them cannot keep shippers from their tickets, whatever address both are from; nor can a pod
-// that asks more often than it needs to.
+// enter takes a place for a request, and waits for one if it must. Made-up tokens take none of those
+// for proven ones, so who sends them cannot keep shippers from their tickets, whatever address both
+// are from; nor can a pod that asks more often than it needs to.
 func (s *ticketService) enter(ctx context.Context, token string) (leave func(), err error) {
 	pod, proven, err := s.keys.look(ctx, token)
 	if err != nil {
@@ -302,10 +306,14 @@ func (s *ticketService) enter(ctx context.Context, token string) (leave func(), 
 	}
 	select {
 	case places <- struct{}{}:
-		return func() { <-places }, nil
 	case <-ctx.Done():
 		return nil, refuse(refusedBusy, "too many requests at once")
 	}
+	if !proven && s.doubts.Wait(ctx) != nil {
+		<-places
+		return nil, refuse(refusedBusy, "too many requests with tokens of an unknown key")
+	}
+	return func() { <-places }, nil
 }
 
 // pace is how often a pod may ask.

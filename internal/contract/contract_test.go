@@ -27,6 +27,7 @@ func TestConfigRoundTrip(t *testing.T) {
 	for name, change := range map[string]func(*Config){
 		"full":        func(*Config) {},
 		"least":       func(c *Config) { c.CABundle, c.DrainTimeout, c.SpoolLimit, c.DiskFree = "", 0, 0, 0 },
+		"address":     func(c *Config) { c.TicketAddress = "[fd00::1]:443" },
 		"plain HTTP":  func(c *Config) { c.TicketURL = "http://localhost:1" },
 		"one speed":   func(c *Config) { c.SlowFlushInterval = c.FlushInterval },
 		"odd drain":   func(c *Config) { c.DrainTimeout = 1 },
@@ -119,6 +120,7 @@ func TestConfigFaults(t *testing.T) {
 		"negative size":          {func(c *Config) { c.SegmentBytes = -1 }, "segmentBytes"},
 		"no interval":            {func(c *Config) { c.FlushInterval = 0 }, "flushInterval"},
 		"slow is faster":         {func(c *Config) { c.SlowFlushInterval = 1 }, "slowFlushInterval"},
+		"address without port":   {func(c *Config) { c.TicketAddress = "10.0.0.1" }, "ticketAddress"},
 		"negative drain":         {func(c *Config) { c.DrainTimeout = -1 }, "drainTimeout"},
 		"negative disk":          {func(c *Config) { c.DiskFree = -1 }, "diskFree"},
 		"all of the disk":        {func(c *Config) { c.DiskFree = 100 }, "diskFree"},

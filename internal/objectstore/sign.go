@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net/http"
+	"net/url"
 	"slices"
 	"strings"
 	"time"
@@ -79,8 +81,27 @@ func (s *Store) SignUpload(ctx context.Context, prefix string, maxBytes int64, l
 	delete(fields, "key") // every upload has its own
 	t := ticket.Ticket{
 		URL: signed.URL, Fields: fields, Prefix: full, MaxBytes: maxBytes, Issued: issued, Expires: expires, CABundle: s.caBundle,
+		Proxy: s.proxyTo(signed.URL),
 	}
 	return t, t.Validate()
+}
+
+// proxyTo is the proxy through which this process reaches an address of the store, by HTTPS_PROXY,
+// HTTP_PROXY and NO_PROXY of its environment: shippers take the same way. One that wants a password
+// is kept from them, and they know no other kind than HTTP proxies.
+func (s *Store) proxyTo(address string) string {
+	if s.transport.Proxy == nil {
+		return ""
+	}
+	to, err := url.Parse(address)
+	if err != nil {
+		return ""
+	}
+	proxy, err := s.transport.Proxy(&http.Request{URL: to})
+	if err != nil || proxy == nil || proxy.User != nil || !strings.HasPrefix(proxy.Scheme, "http") {
+		return ""
+	}
+	return proxy.String()
 }
 
 // SignDownload makes an address at which one object can be had with a GET, for the lifetime or

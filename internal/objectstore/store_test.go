@@ -9,6 +9,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"os/exec"
 	"reflect"
 	"slices"
@@ -350,5 +351,35 @@ func TestOnlyThisPackageImportsTheSDK(t *testing.T) {
 	}
 	if packages < 5 {
 		t.Errorf("go list knows of %d packages only:\n%s", packages, out)
+	}
+}
+
+// A ticket names the proxy by which this process reaches the store, and none that wants a password.
+func TestTicketNamesTheProxy(t *testing.T) {
+	for name, c := range map[string]struct{ proxy, want string }{
+		"none":            {"", ""},
+		"one":             {"http://proxy.invalid:3128", "http://proxy.invalid:3128"},
+		"by TLS":          {"https://proxy.invalid", "https://proxy.invalid"},
+		"with a user":     {"http://user:secret@proxy.invalid:3128", ""},
+		"of another kind": {"socks5://proxy.invalid:1080", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := serve(t, Config{}, func(int, http.ResponseWriter, *http.Request) {})
+			var asked string
+			s.transport.Proxy = func(r *http.Request) (*url.URL, error) {
+				asked = r.URL.String()
+				if c.proxy == "" {
+					return nil, nil
+				}
+				return url.Parse(c.proxy)
+			}
+			ticket, err := s.SignUpload(t.Context(), "a/", 1, time.Minute)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if ticket.Proxy != c.want || asked != ticket.URL {
+				t.Errorf("proxy %q for %q, want %q for %q", ticket.Proxy, asked, c.want, ticket.URL)
+			}
+		})
 	}
 }

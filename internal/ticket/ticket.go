@@ -48,6 +48,9 @@ type Ticket struct {
 	// CAURL is where, at the store and for as long as the ticket lives, the certificates can be had
 	// that sign the ticket service's certificate now. Empty means nowhere.
 	CAURL string `json:"caURL,omitempty"`
+	// Proxy is the HTTP proxy through which the store is reached, such as http://proxy:3128. Empty
+	// means that it is reached directly.
+	Proxy string `json:"proxy,omitempty"`
 }
 
 // Refusal is the JSON body of the ticket service's error answers.
@@ -75,6 +78,8 @@ func (t Ticket) Validate() error {
 		return fmt.Errorf("ticket: url %q is not an http(s) address", t.URL)
 	case t.CAURL != "" && !isAddress(t.CAURL):
 		return errors.New("ticket: caURL is not an http(s) address")
+	case t.Proxy != "" && !isProxy(t.Proxy):
+		return errors.New("ticket: proxy is not an http(s) address without a user")
 	case len(t.Fields) == 0:
 		return errors.New("ticket: no form fields")
 	case !strings.HasSuffix(t.Prefix, "/"):
@@ -87,6 +92,13 @@ func (t Ticket) Validate() error {
 		return fmt.Errorf("ticket: expires %s, not after it was issued at %s", t.Expires, t.Issued)
 	}
 	return nil
+}
+
+// isProxy says whether a text is the address of a proxy. One with a password has no place in a
+// ticket, which pods of all tenants get.
+func isProxy(text string) bool {
+	u, err := url.Parse(text)
+	return err == nil && isAddress(text) && u.User == nil
 }
 
 func isAddress(text string) bool {

@@ -90,6 +90,13 @@ taskSpec:
   steps: [{name: s, image: busybox, ` + secure(65532) + `, command: [/bin/seq], args: ["1", "3"]}]`,
 		},
 		{
+			name: "in-the-hosts-network", place: open, want: map[string]printed{"step-s": text("at home\n")},
+			spec: `
+podTemplate: {hostNetwork: true, dnsPolicy: Default}
+taskSpec:
+  steps: [{name: s, image: busybox, script: "echo at home"}]`,
+		},
+		{
 			name: "both-streams", place: open,
 			spec: `
 taskSpec:
