@@ -53,7 +53,17 @@ func runAsShipper() {
 	}
 }
 
+// process starts such a shipper.
 func (p *pod) process() *exec.Cmd {
+	p.t.Helper()
+	cmd := p.command()
+	if err := cmd.Start(); err != nil {
+		p.t.Fatal(err)
+	}
+	return cmd
+}
+
+func (p *pod) command() *exec.Cmd {
 	p.t.Helper()
 	b, err := json.Marshal(crashConfig{p.config, p.volume, p.token})
 	if err != nil {
@@ -62,9 +72,6 @@ func (p *pod) process() *exec.Cmd {
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), crashEnv+"="+string(b))
 	cmd.Stderr = p.logged
-	if err := cmd.Start(); err != nil {
-		p.t.Fatal(err)
-	}
 	return cmd
 }
 

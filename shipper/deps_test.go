@@ -22,7 +22,6 @@ func TestDeps(t *testing.T) {
 	const module = "github.com/shiplog-dev/shiplog/"
 	allowed := map[string]string{
 		module:                                   "its own packages, but not the store's client",
-		"github.com/fsnotify/fsnotify":           "hints that the spool changed",
 		"github.com/klauspost/compress":          "zstd",
 		"golang.org/x/crypto/x509roots/fallback": "the image holds no CA certificates",
 		"golang.org/x/sync/errgroup":             "seals at the same time",

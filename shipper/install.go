@@ -14,7 +14,7 @@ import (
 
 // install is the postStart hook. The kubelet starts no other container before it has returned, so whatever a container needs of the volume is there: tee,
 // and a folder for its log that any user can write to. It can be repeated.
-func install(containers []string, tee, volume string) error {
+func install(config contract.Config, tee, volume string) error {
 	bin := filepath.Join(volume, contract.BinSubPath)
 	if err := makeDir(bin, 0o755); err != nil {
 		return err
@@ -22,11 +22,18 @@ func install(containers []string, tee, volume string) error {
 	if err := copyExecutable(tee, filepath.Join(bin, filepath.Base(contract.TeePath))); err != nil {
 		return err
 	}
-	if err := makeFolders(containers, volume); err != nil {
+	if err := makeFolders(config.Containers, volume); err != nil {
 		return err
 	}
-	for _, name := range containers {
-		_ = spool.Reserve(filepath.Join(volume, contract.LogsSubPath, name)) // tee tries again
+	// Nothing is printed yet. Where this fails, the shipper writes the shares, and has a word for it.
+	n := len(config.Containers)
+	shares := divide(config.SpoolLimit, make([]int64, n), make([]bool, n))
+	for i, name := range config.Containers {
+		folder := filepath.Join(volume, contract.LogsSubPath, name)
+		_ = spool.Reserve(folder) // tee tries again
+		if config.SpoolLimit > 0 {
+			_ = writeShare(folder, spool.Share{Limit: shares[i], DiskFree: config.DiskFree}, true)
+		}
 	}
 	return nil
 }

@@ -23,7 +23,7 @@ func TestInstall(t *testing.T) {
 		if err := os.WriteFile(tee, []byte(content), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if err := install([]string{"prepare", "step-a"}, tee, volume); err != nil {
+		if err := install(contract.Config{Containers: []string{"prepare", "step-a"}}, tee, volume); err != nil {
 			t.Fatal(err)
 		}
 		if b, err := os.ReadFile(installed); err != nil || string(b) != content {
@@ -52,10 +52,10 @@ func TestInstallFaults(t *testing.T) {
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if err := install([]string{"a"}, filepath.Join(t.TempDir(), "missing"), t.TempDir()); err == nil {
+	if err := install(contract.Config{Containers: []string{"a"}}, filepath.Join(t.TempDir(), "missing"), t.TempDir()); err == nil {
 		t.Error("without tee: no error")
 	}
-	if err := install([]string{"a"}, file, file); err == nil {
+	if err := install(contract.Config{Containers: []string{"a"}}, file, file); err == nil {
 		t.Error("the volume is a file: no error")
 	}
 }

@@ -2,6 +2,7 @@
 //
 // A line's way through it: watch.go wakes, shipper.go looks at each container's log in turn, log.go cuts a segment and records it (state.go), upload.go
 // sends it with a ticket (tickets.go), again and again if it must (retry.go), and drain.go ends it all when the pod ends.
+// share.go divides the spool among the containers.
 //
 // It holds no S3 key, knows nothing of Kubernetes but a token in a file, and always exits with 0: Tekton ranks a failed init container above the
 // step's own failure (getFailureInfo in its pkg/pod/status.go), so a shipper's trouble would be reported as the build's.
@@ -77,7 +78,7 @@ func installFromEnv() error {
 	if err := placeScripts(os.Getenv(contract.PlaceScriptsEnv), "/"); err != nil {
 		return err
 	}
-	return install(config.Containers, contract.TeeSource, contract.VolumeMount)
+	return install(config, contract.TeeSource, contract.VolumeMount)
 }
 
 func runFromEnv(ctx context.Context, log *slog.Logger) error {

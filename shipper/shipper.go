@@ -87,7 +87,8 @@ func (s *shipper) run(ctx context.Context) (err error) {
 		l.holder = holder
 	}
 	watching, stop := context.WithCancel(ctx)
-	watcher := startWatcher(watching, s.logs, s.wake, s.log)
+	limit := newSharing(s.config, s.logs, s.log)
+	watcher := startWatcher(watching, s.logs, limit, s.wake)
 	defer watcher.Wait()
 	defer stop()
 

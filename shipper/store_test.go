@@ -305,7 +305,7 @@ func newPod(t testing.TB, f *fakeServer, containers ...string) *pod {
 			t.Fatal(err)
 		}
 	}
-	if err := install(containers, tee, p.volume); err != nil {
+	if err := install(p.config, tee, p.volume); err != nil {
 		t.Fatal(err)
 	}
 	return p

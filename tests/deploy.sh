@@ -7,6 +7,7 @@
 #   REGISTRY              where pods pull images from, as localhost:5000/shiplog
 #   PUSH_REGISTRY         where this machine pushes them, if that is another name of the same registry
 #   OVERLAY               base (default) or openshift
+#   SHIPLOG_DISK_FREE     how many percent of a node's disk its kubelet wants free, if that is not its default
 #   SHIPLOG_S3_…, AWS_…   the S3 settings and keys that shiplog gets
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -47,7 +48,11 @@ fi
 # Where developers reach the backend. In a trial that is within the cluster.
 "$KUBECTL" -n shiplog-system get configmap shiplog-info >/dev/null 2>&1 ||
   "$KUBECTL" -n shiplog-system create configmap shiplog-info --from-literal=server=https://shiplog-backend.shiplog-system.svc
-manifests/render.sh "${OVERLAY:-base}" "$REGISTRY" "$version" | "$KUBECTL" apply --server-side --force-conflicts -f -
+disk_free() {
+  [ -n "${SHIPLOG_DISK_FREE:-}" ] || exec cat
+  sed -E "s|^( *)- --shipper-image=.*|&\n\1- --disk-free=$SHIPLOG_DISK_FREE|"
+}
+manifests/render.sh "${OVERLAY:-base}" "$REGISTRY" "$version" | disk_free | "$KUBECTL" apply --server-side --force-conflicts -f -
 "$KUBECTL" -n shiplog-system wait --for=condition=Ready certificate/shiplog-webhook certificate/shiplog-backend --timeout=120s
 "$KUBECTL" -n shiplog-system rollout status deployment/shiplog-webhook --timeout=180s
 "$KUBECTL" -n shiplog-system rollout status deployment/shiplog-backend --timeout=180s

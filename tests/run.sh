@@ -46,7 +46,7 @@ static() {
   go vet -tags bench ./tests/...
   if [ "$(uname)" = Linux ] && [ "$(id -u)" = 0 ]; then
     say 'binaries for tests'
-    go run ./tests/cluster build versitygw minio crane kubernetes results chromium tkn
+    go run ./tests/cluster build versitygw minio crane kubernetes results ceph chromium tkn
   fi
 }
 

@@ -25,7 +25,8 @@ type settings struct {
 	ticketURL       string
 	ticketAddress   string // host:port for pods that cannot resolve ticketURL's name; empty: none
 
-	spoolLimit        int64 // bytes that one container may have in the spool, not yet shipped
+	diskFree          int64 // percent of a node's disk
+	spoolLimit        int64 // bytes that one pod may have in the spool, not yet shipped
 	segmentBytes      int64
 	flushInterval     time.Duration
 	slowFlushInterval time.Duration
@@ -62,6 +63,7 @@ func defaultSettings() settings {
 		imagePullPolicy:   corev1.PullIfNotPresent,
 		ticketURL:         "https://shiplog-webhook.shiplog-system.svc" + ticket.Path,
 		spoolLimit:        1 << 30,
+		diskFree:          15, // imagefs.available of the kubelet's defaults, on most nodes the same disk as nodefs
 		segmentBytes:      6 << 20,
 		flushInterval:     time.Second,
 		slowFlushInterval: 5 * time.Second,
@@ -84,7 +86,8 @@ func (s *settings) bind(flags *flag.FlagSet) {
 		"host:port of the ticket service for pods that cannot resolve its name, as with dnsPolicy None "+
 			"(default: the Service shiplog-webhook, by its environment variables)")
 	flags.StringVar(&s.ticketURL, "ticket-url", s.ticketURL, "address at which shippers reach the ticket service")
-	flags.Var(bytesFlag{&s.spoolLimit}, "spool-limit", "most unshipped output of one container that is kept on the node, such as 1Gi")
+	flags.Var(bytesFlag{&s.spoolLimit}, "spool-limit", "most unshipped output of one pod that is kept on the node, such as 1Gi")
+	flags.Int64Var(&s.diskFree, "disk-free", s.diskFree, "percent of a node's disk that unshipped output leaves free: the highest threshold at which its kubelet evicts; 0 looks at no disk")
 	flags.Var(bytesFlag{&s.segmentBytes}, "segment-bytes", "size at which a segment is cut")
 	flags.DurationVar(&s.flushInterval, "flush-interval", s.flushInterval, "age at which a segment is cut")
 	flags.DurationVar(&s.slowFlushInterval, "slow-flush-interval", s.slowFlushInterval, "age at which a segment is cut in a log that has trickled for long")
@@ -160,6 +163,8 @@ func (s *settings) config(caBundle string, containers []string, bounded bool) co
 		CABundle:          caBundle,
 		Containers:        containers,
 		SegmentBytes:      s.segmentBytes,
+		SpoolLimit:        s.spoolLimit,
+		DiskFree:          s.diskFree,
 		FlushInterval:     contract.Duration(s.flushInterval),
 		SlowFlushInterval: contract.Duration(s.slowFlushInterval),
 	}

@@ -18,19 +18,20 @@ func TestParseFlags(t *testing.T) {
 		err   string             // a part of it
 	}{
 		"least": {nil, func(o options) bool {
-			return o.spoolLimit == 1<<30 && o.segmentBytes == 6<<20 && o.caFile == "/certs/ca.crt" && o.drainGrace == 30*time.Second && !o.openShift && o.port == 9443
+			return o.spoolLimit == 1<<30 && o.segmentBytes == 6<<20 && o.caFile == "/certs/ca.crt" && o.drainGrace == 30*time.Second && !o.openShift && o.port == 9443 && o.diskFree == 15
 		}, ""},
 		"cert dir moves the CA": {[]string{"--cert-dir=/x"}, func(o options) bool { return o.caFile == "/x/ca.crt" }, ""},
 		"CA by itself":          {[]string{"--ca-file=/y.pem"}, func(o options) bool { return o.caFile == "/y.pem" }, ""},
 		"system's roots":        {[]string{"--ca-file="}, func(o options) bool { return o.caFile == "" }, ""},
-		"all kinds": {[]string{"--spool-limit=64Mi", "--shipper-memory-limit=1Gi", "--openshift", "--bounded-drain=1s", "--tekton-kubernetes-sidecar"}, func(o options) bool {
-			return o.spoolLimit == 64<<20 && o.memoryLimit.Equal(resource.MustParse("1Gi")) && o.openShift && o.boundedDrain == time.Second && o.kubernetesSidecar
+		"all kinds": {[]string{"--spool-limit=64Mi", "--shipper-memory-limit=1Gi", "--openshift", "--bounded-drain=1s", "--tekton-kubernetes-sidecar", "--disk-free=0"}, func(o options) bool {
+			return o.spoolLimit == 64<<20 && o.memoryLimit.Equal(resource.MustParse("1Gi")) && o.openShift && o.boundedDrain == time.Second && o.kubernetesSidecar && o.diskFree == 0
 		}, ""},
 		"no image":              {[]string{"--shipper-image="}, nil, "--shipper-image"},
 		"pull policy":           {[]string{"--shipper-image-pull-policy=sometimes"}, nil, "sometimes"},
 		"ticket URL":            {[]string{"--ticket-url=ftp://x"}, nil, "ftp://x"},
 		"reference in URL":      {[]string{"--ticket-url=https://$(HOST)/"}, nil, "$("},
 		"spool below segment":   {[]string{"--spool-limit=1Mi"}, nil, "--spool-limit"},
+		"all of the disk":       {[]string{"--disk-free=100"}, nil, "diskFree"},
 		"spool not a number":    {[]string{"--spool-limit=much"}, nil, "much"},
 		"spool not whole":       {[]string{"--spool-limit=1m"}, nil, "whole"},
 		"drain grace":           {[]string{"--drain-grace=1500ms"}, nil, "--drain-grace"},

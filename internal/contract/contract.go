@@ -120,6 +120,11 @@ type Config struct {
 	// FlushInterval is the age at which a segment is cut in a log that has just begun or resumed; SlowFlushInterval in one that has trickled for long.
 	FlushInterval     Duration `json:"flushInterval"`
 	SlowFlushInterval Duration `json:"slowFlushInterval"`
+	// SpoolLimit is the most unshipped output of all containers together, in bytes, of which each gets a
+	// share. Zero means that each may have as much as its tee's limit.
+	SpoolLimit int64 `json:"spoolLimit,omitempty"`
+	// DiskFree is how many percent of the node's disk the spool leaves free. At zero nobody looks.
+	DiskFree int64 `json:"diskFree,omitempty"`
 	// DrainTimeout bounds the time from SIGTERM to the shipper's end. Zero means until the kubelet kills it.
 	DrainTimeout Duration `json:"drainTimeout,omitempty"`
 }
@@ -185,9 +190,12 @@ func (c Config) Validate() error {
 			errs = append(errs, fmt.Errorf("container %q cannot be a folder's name", name))
 		}
 	}
-	if c.SegmentBytes <= 0 || c.FlushInterval <= 0 || c.SlowFlushInterval < c.FlushInterval || c.DrainTimeout < 0 {
-		errs = append(errs, fmt.Errorf("segmentBytes %d, flushInterval %v, slowFlushInterval %v (at least flushInterval) must be positive, drainTimeout %v not negative",
-			c.SegmentBytes, time.Duration(c.FlushInterval), time.Duration(c.SlowFlushInterval), time.Duration(c.DrainTimeout)))
+	if c.SegmentBytes <= 0 || c.FlushInterval <= 0 || c.SlowFlushInterval < c.FlushInterval || c.DrainTimeout < 0 || c.SpoolLimit < 0 {
+		errs = append(errs, fmt.Errorf("segmentBytes %d, flushInterval %v, slowFlushInterval %v (at least flushInterval) must be positive, drainTimeout %v and spoolLimit %d not negative",
+			c.SegmentBytes, time.Duration(c.FlushInterval), time.Duration(c.SlowFlushInterval), time.Duration(c.DrainTimeout), c.SpoolLimit))
+	}
+	if c.DiskFree < 0 || c.DiskFree > 99 {
+		errs = append(errs, fmt.Errorf("diskFree %d is not between 0 and 99 percent", c.DiskFree))
 	}
 	if len(errs) > 0 {
 		return fmt.Errorf("%s: %w", ConfigEnv, errors.Join(errs...))
@@ -198,7 +206,7 @@ func (c Config) Validate() error {
 // Tee is tee's command line: "--spool DIR --limit BYTES --grace DURATION [--quiet] -- command args…".
 type Tee struct {
 	Spool string        // the container's own folder
-	Limit int64         // the most unshipped bytes that tee leaves in it
+	Limit int64         // the most unshipped bytes of the whole pod; tee has its share
 	Grace time.Duration // the pod's own grace period: tee kills its child this long after SIGTERM
 	Quiet bool          // tee says nothing in the container's log of trouble with the copy
 	Argv  []string      // the container's command and arguments

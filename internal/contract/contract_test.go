@@ -19,13 +19,14 @@ func testConfig() Config {
 		TicketURL: "https://shiplog-webhook.shiplog-system.svc/v1/tickets", CABundle: "-----BEGIN CERTIFICATE-----\n",
 		Containers: []string{"prepare", "step-build"}, SegmentBytes: 4 << 20,
 		FlushInterval: Duration(time.Second), SlowFlushInterval: Duration(5 * time.Second), DrainTimeout: Duration(1500 * time.Millisecond),
+		SpoolLimit: 1 << 30, DiskFree: 15,
 	}
 }
 
 func TestConfigRoundTrip(t *testing.T) {
 	for name, change := range map[string]func(*Config){
 		"full":        func(*Config) {},
-		"least":       func(c *Config) { c.CABundle, c.DrainTimeout = "", 0 },
+		"least":       func(c *Config) { c.CABundle, c.DrainTimeout, c.SpoolLimit, c.DiskFree = "", 0, 0, 0 },
 		"address":     func(c *Config) { c.TicketAddress = "[fd00::1]:443" },
 		"plain HTTP":  func(c *Config) { c.TicketURL = "http://localhost:1" },
 		"one speed":   func(c *Config) { c.SlowFlushInterval = c.FlushInterval },
@@ -51,7 +52,7 @@ func TestConfigRoundTrip(t *testing.T) {
 func TestConfigForm(t *testing.T) {
 	text, err := testConfig().Encode()
 	const want = `{"ticketURL":"https://shiplog-webhook.shiplog-system.svc/v1/tickets","caBundle":"-----BEGIN CERTIFICATE-----\n",` +
-		`"containers":["prepare","step-build"],"segmentBytes":4194304,"flushInterval":"1s","slowFlushInterval":"5s","drainTimeout":"1.5s"}`
+		`"containers":["prepare","step-build"],"segmentBytes":4194304,"flushInterval":"1s","slowFlushInterval":"5s","spoolLimit":1073741824,"diskFree":15,"drainTimeout":"1.5s"}`
 	if err != nil || text != want {
 		t.Errorf("%s, %v, want %s", text, err, want)
 	}
@@ -121,6 +122,9 @@ func TestConfigFaults(t *testing.T) {
 		"slow is faster":         {func(c *Config) { c.SlowFlushInterval = 1 }, "slowFlushInterval"},
 		"address without port":   {func(c *Config) { c.TicketAddress = "10.0.0.1" }, "ticketAddress"},
 		"negative drain":         {func(c *Config) { c.DrainTimeout = -1 }, "drainTimeout"},
+		"negative disk":          {func(c *Config) { c.DiskFree = -1 }, "diskFree"},
+		"all of the disk":        {func(c *Config) { c.DiskFree = 100 }, "diskFree"},
+		"negative spool":         {func(c *Config) { c.SpoolLimit = -1 }, "spoolLimit"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := testConfig()

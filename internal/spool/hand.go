@@ -20,8 +20,6 @@ import (
 // Nothing of this is in a file system, where a full disk or a used-up quota would be in the way of the step's own writes.
 
 const (
-	// OfferFolder is the folder in a container's folder for OfferSocket. There, it wakes nobody who watches the container's folder.
-	OfferFolder = "tee"
 	// OfferSocket is the socket on which the shipper takes what outlives tee: OfferFiles files in one message of one byte.
 	OfferSocket = "offer"
 	// OfferFiles is how many files an offer has: the hand, and the read ends of the pipes of stdout and stderr.

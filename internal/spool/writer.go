@@ -45,20 +45,26 @@ type file interface {
 // Writer is tee's side of the folder. It never fails towards its caller: what cannot be written is counted and marked with a gap as soon as
 // a marker can be written. All methods may be called at the same time from several goroutines.
 type Writer struct {
-	dir     string
-	limit   int64 // of unshipped bytes
-	maxFile int64 // size at which a file is full
-	maxText int   // bytes of text behind one prefix
-	open    func(path string) (file, error)
+	dir  string
+	most int64 // unshipped bytes of all containers of the pod
+	open func(path string) (file, error)
+	disk func(dir string) (disk, error)
 
-	mu   sync.Mutex // guards all below
-	f    file       // nil: the next write opens the file that begins at end()
-	base int64      // offset of f's first byte
-	size int64      // whole lines in f, in bytes
-	torn bool       // f holds part of a line behind size, which could not be cut off yet
+	mu      sync.Mutex // guards all below
+	limit   int64      // of unshipped bytes, as of measured
+	low     bool       // it is so since there is little room on the disk
+	free    disk       // as of measured
+	maxFile int64      // size at which a file is full
+	maxText int        // bytes of text behind one prefix
+
+	f    file  // nil: the next write opens the file that begins at end()
+	base int64 // offset of f's first byte
+	size int64 // whole lines in f, in bytes
+	torn bool  // f holds part of a line behind size, which could not be cut off yet
 
 	unshipped int64     // sum of the sizes of the log files as of counted, and what was written since
 	counted   time.Time // when the folder was last read
+	measured  time.Time // when the room was last looked at
 
 	nextAt    time.Time      // when a next file may be tried again, after there was no room for one
 	reserve   *os.File       // tmpEnd, which is room for EndFile; nil if there was none
@@ -76,21 +82,22 @@ type Writer struct {
 }
 
 // NewWriter prepares the folder of one container, which must exist, and opens the first log file. Limit is the most bytes of log files that it
-// leaves there.
+// leaves there; it is less where the pod's other containers (ShareFile) or the disk leave less.
 //
 // A container that is restarted, as a native sidecar may be, finds the files of the run before. Then the log goes on behind them, and the notes
 // of that run's end are removed.
 func NewWriter(dir string, limit int64) (*Writer, error) {
 	w := &Writer{
-		dir:     dir,
-		limit:   limit,
-		maxFile: max(minFile, min(maxFile, limit/8)),
-		open:    create,
-		buf:     make([]byte, 0, batchBytes),
-		full:    make([]byte, 0, criline.PrefixLen),
-		piece:   make([]byte, 0, criline.PrefixLen),
+		dir:      dir,
+		most:     limit,
+		open:     create,
+		disk:     diskOf,
+		measured: time.Now(),
+		buf:      make([]byte, 0, batchBytes),
+		full:     make([]byte, 0, criline.PrefixLen),
+		piece:    make([]byte, 0, criline.PrefixLen),
 	}
-	w.maxText = int(min(criline.MaxText, w.maxFile-int64(criline.PrefixLen)-1))
+	w.measure()
 	if err := w.resume(); err != nil {
 		return nil, fmt.Errorf("open the spool %s: %w", dir, err)
 	}
@@ -316,7 +323,9 @@ func (w *Writer) flush(s criline.Stream, now, t time.Time) {
 		need += markerRoom
 	}
 	if !w.room(need, now) {
-		lost(criline.ReasonSpoolLimit, "", w.pendingBytes)
+		reason, detail := w.refusal()
+		lost(reason, detail, w.pendingBytes)
+		w.leaveLarge()
 		return
 	}
 	if err := w.closeGap(t); err != nil {
@@ -331,6 +340,10 @@ func (w *Writer) flush(s criline.Stream, now, t time.Time) {
 // room says whether the limit allows so many bytes more. The shipper deletes what it has shipped, so the folder is counted again where the last
 // count says no, and before a gap is closed; but not for every chunk.
 func (w *Writer) room(bytes int64, now time.Time) bool {
+	if now.Sub(w.measured) >= retryAfter {
+		w.measured = now
+		w.measure()
+	}
 	if (w.unshipped+bytes > w.limit || w.gap.Kind != "") && now.Sub(w.counted) >= retryAfter {
 		w.count(now)
 	}
@@ -354,6 +367,14 @@ func (w *Writer) count(now time.Time) {
 	if w.f != nil && !present {
 		_ = w.f.Close()
 		w.f, w.base, w.size, w.torn = nil, w.end(), 0, false
+	}
+}
+
+// leaveLarge begins the next file where the present one is too large for a limit that has become less: only what
+// is left can be deleted.
+func (w *Writer) leaveLarge() {
+	if w.f != nil && !w.torn && w.size > w.maxFile && w.mayBegin() {
+		_ = w.next() // tried again with the next try to write
 	}
 }
 
@@ -400,7 +421,9 @@ func (w *Writer) put(lines []byte) (kept int, err error) {
 		w.torn = false
 	}
 	if w.f == nil || w.size > 0 && w.size+int64(len(lines)) > w.maxFile && !time.Now().Before(w.nextAt) {
-		if err := w.next(); errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		if w.f != nil && !w.mayBegin() {
+			w.nextAt = time.Now().Add(retryAfter)
+		} else if err := w.next(); errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
 			if w.f == nil {
 				return 0, err
 			}

@@ -110,6 +110,7 @@ func TestEnvLines(t *testing.T) {
 	}
 	for _, name := range []string{
 		"KUBECONFIG", "SHIPLOG_REGISTRY", "SHIPLOG_S3_ENDPOINT", "SHIPLOG_S3_BUCKET", "SHIPLOG_S3_REGION", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY",
+		"SHIPLOG_DISK_FREE",
 	} {
 		if !got[name] {
 			t.Errorf("%s is missing", name)

@@ -139,5 +139,6 @@ func (n node) envLines() []string {
 		"AWS_SECRET_ACCESS_KEY=" + s3SecretKey,
 		"KUBECTL=" + n.bin("kubernetes", "kubectl"),
 		"CRANE=" + n.bin("crane", "crane"),
+		"SHIPLOG_DISK_FREE=" + evictionPercent,
 	}
 }

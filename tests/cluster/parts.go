@@ -199,6 +199,10 @@ disabled_plugins = ["io.containerd.nri.v1.nri"]
 		[]string{"PATH=" + n.Bin["containerd"] + ":" + os.Getenv("PATH") + ":/usr/sbin:/sbin"}, nil
 }
 
+// evictionPercent is how much of its disk the kubelet wants free. Machines that people work on have
+// less than its defaults want.
+const evictionPercent = "1"
+
 func kubeletCommand(n node) ([]string, []string, error) {
 	config := fmt.Sprintf(`apiVersion: kubelet.config.k8s.io/v1beta1
 kind: KubeletConfiguration
@@ -226,12 +230,12 @@ authentication:
 authorization: {mode: Webhook}
 evictionHard:
   memory.available: 100Mi
-  nodefs.available: 1%%
-  imagefs.available: 1%%
+  nodefs.available: %s%%
+  imagefs.available: %[5]s%%
   nodefs.inodesFree: 1%%
 imageGCHighThresholdPercent: 99
 imageGCLowThresholdPercent: 98
-`, n.cgroup(), n.dnsIP(), n.path("resolv.conf"), n.path("pki", "ca.crt"))
+`, n.cgroup(), n.dnsIP(), n.path("resolv.conf"), n.path("pki", "ca.crt"), evictionPercent)
 	if err := writeFile(n.path("kubelet.yaml"), config); err != nil {
 		return nil, nil, err
 	}

@@ -65,6 +65,7 @@ var components = []component{
 // tools are what tests alone take from Debian, by the name that "build" has for them.
 var tools = map[string][]string{
 	"chromium": {"chromium", "fonts-dejavu-core"},
+	"ceph":     {"ceph-common", "ceph-mon", "ceph-osd", "radosgw"},  // OpenShift's store
 	"bench":    {"awscli", "curl", "ripgrep", "util-linux", "zstd"}, // what shiplog is measured beside
 }
 

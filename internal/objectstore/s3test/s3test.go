@@ -1,4 +1,5 @@
-// Package s3test starts real S3 servers for tests: Versity S3 Gateway and MinIO, each on a loopback port, with its data in the test's own folder.
+// Package s3test starts real S3 servers for tests: Versity S3 Gateway, MinIO and Ceph's RADOS Gateway,
+// each on loopback ports, with its data in the test's own folder.
 package s3test
 
 import (
@@ -35,10 +36,11 @@ type Server string
 const (
 	Versity Server = "versitygw"
 	MinIO   Server = "minio"
+	Ceph    Server = "radosgw"
 )
 
 // Servers are all of them.
-var Servers = []Server{Versity, MinIO}
+var Servers = []Server{Versity, MinIO, Ceph}
 
 // Region is what the servers are started with.
 const Region = "us-east-1"
@@ -48,10 +50,13 @@ const (
 	startTimeout = 2 * time.Minute
 	stopTimeout  = 20 * time.Second
 	poll         = 20 * time.Millisecond
+	// answerTimeout is for one request.
+	answerTimeout = 5 * time.Second
 )
 
 // Binary returns the path of the server's binary: what SHIPLOG_TEST_VERSITYGW or SHIPLOG_TEST_MINIO says, or else what the local test cluster's tool
-// builds, which takes minutes the first time. Where that fails, the test fails in CI (the variable CI is set) and is skipped elsewhere.
+// builds, which takes minutes the first time. Ceph's is Debian's. Where there is none, the test fails
+// in CI (the variable CI is set) and is skipped elsewhere.
 func Binary(t testing.TB, s Server) string {
 	t.Helper()
 	env := "SHIPLOG_TEST_" + strings.ToUpper(string(s))
@@ -63,7 +68,7 @@ func Binary(t testing.TB, s Server) string {
 	}
 	p, err := built(s)
 	if err != nil {
-		msg := fmt.Sprintf("NOT TESTED against a real %s, whose binary could not be built (or name one in %s): %v", s, env, err)
+		msg := fmt.Sprintf("NOT TESTED against a real %s, whose binary is not there (or name one in %s): %v", s, env, err)
 		if os.Getenv("CI") != "" {
 			t.Fatal(msg)
 		}
@@ -75,6 +80,7 @@ func Binary(t testing.TB, s Server) string {
 var builds = map[Server]func() (string, error){
 	Versity: sync.OnceValues(func() (string, error) { return build(Versity) }),
 	MinIO:   sync.OnceValues(func() (string, error) { return build(MinIO) }),
+	Ceph:    findCeph,
 }
 
 func built(s Server) (string, error) { return builds[s]() }
@@ -130,7 +136,7 @@ func start(t testing.TB, s Server, withTLS bool) objectstore.Config {
 			cfg.Endpoint = endpoint
 			t.Cleanup(func() {
 				if err := run.stop(); err != nil {
-					t.Errorf("stop %s: %v\n%s", s, err, run.out.String())
+					t.Errorf("stop %s: %v\n%s", s, err, run.said())
 				}
 			})
 			return cfg
@@ -152,10 +158,26 @@ type process struct {
 
 // running is a started server. Its owner calls stop.
 type running struct {
-	cmd  *exec.Cmd
-	out  bytes.Buffer  // read after done
-	done chan struct{} // closed when the process has ended
-	err  error         // of its end; read after done
+	cmd   *exec.Cmd
+	out   bytes.Buffer  // read after done
+	done  chan struct{} // closed when the process has ended
+	err   error         // of its end; read after done
+	needs *running      // the process that it cannot do without, which is stopped after it
+}
+
+// begin starts a process.
+func begin(needs *running, env []string, binary string, args ...string) (*running, error) {
+	run := &running{cmd: exec.Command(binary, args...), done: make(chan struct{}), needs: needs}
+	run.cmd.Env = append(env, "PATH="+os.Getenv("PATH"))
+	run.cmd.Stdout, run.cmd.Stderr = &run.out, &run.out
+	if err := run.cmd.Start(); err != nil {
+		return nil, err
+	}
+	go func() { // ends with the process; stop waits for it
+		run.err = run.cmd.Wait()
+		close(run.done)
+	}()
+	return run, nil
 }
 
 func (p process) start(ctx context.Context, cfg objectstore.Config) (*running, string, error) {
@@ -180,6 +202,8 @@ func (p process) start(ctx context.Context, cfg objectstore.Config) (*running, s
 			return nil, "", err
 		}
 		args = append(args, "posix", "--sidecar", meta, data)
+	case Ceph:
+		return p.startCeph(ctx, cfg, addr)
 	case MinIO:
 		console, err := freeAddress()
 		if err != nil {
@@ -194,33 +218,33 @@ func (p process) start(ctx context.Context, cfg objectstore.Config) (*running, s
 	default:
 		return nil, "", fmt.Errorf("no such server: %q", p.server)
 	}
-	run := &running{cmd: exec.Command(p.binary, args...), done: make(chan struct{})}
-	run.cmd.Env = append(env, "PATH="+os.Getenv("PATH"))
-	run.cmd.Stdout, run.cmd.Stderr = &run.out, &run.out
-	if err := run.cmd.Start(); err != nil {
+	run, err := begin(nil, env, p.binary, args...)
+	if err != nil {
 		return nil, "", err
 	}
-	go func() { // ends with the process; stop waits for it
-		run.err = run.cmd.Wait()
-		close(run.done)
-	}()
+	return p.serve(ctx, run, cfg, addr)
+}
+
+// serve waits until the server answers at its address, or stops it.
+func (p process) serve(ctx context.Context, run *running, cfg objectstore.Config, addr string) (*running, string, error) {
 	scheme := "http://"
 	if p.cert != "" {
 		scheme = "https://"
 	}
 	cfg.Endpoint = scheme + addr
 	if err := run.ready(ctx, p.server, cfg); err != nil {
-		return nil, "", errors.Join(err, run.stop(), errors.New(run.out.String()))
+		return nil, "", errors.Join(err, run.stop(), errors.New(run.said()))
 	}
 	return run, cfg.Endpoint, nil
 }
 
 // ready waits until the server answers, and makes the bucket.
 func (r *running) ready(ctx context.Context, s Server, cfg objectstore.Config) error {
-	health := map[Server]string{Versity: "/health", MinIO: "/minio/health/ready"}[s]
+	health := map[Server]string{Versity: "/health", MinIO: "/minio/health/ready", Ceph: "/"}[s]
 	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: x509.NewCertPool()}, DisableKeepAlives: true}
 	transport.TLSClientConfig.RootCAs.AppendCertsFromPEM([]byte(cfg.CABundle))
-	client := &http.Client{Transport: transport}
+	// Whoever took our port may never answer, and then it is to be seen that the server has ended.
+	client := &http.Client{Transport: transport, Timeout: answerTimeout}
 	tick := time.NewTicker(poll)
 	defer tick.Stop()
 	for {
@@ -252,8 +276,23 @@ func (r *running) ready(ctx context.Context, s Server, cfg objectstore.Config) e
 	return store.EnsureBucket(ctx)
 }
 
-// stop ends the process and waits for it.
+// said is what the processes have printed, once they have ended.
+func (r *running) said() string {
+	if r == nil {
+		return ""
+	}
+	return r.out.String() + r.needs.said()
+}
+
+// stop ends the process and waits for it, and then what it needs.
 func (r *running) stop() error {
+	if r == nil {
+		return nil
+	}
+	return errors.Join(r.end(), r.needs.stop())
+}
+
+func (r *running) end() error {
 	_ = r.cmd.Process.Signal(syscall.SIGTERM) // fails only where it has ended
 	late := time.NewTimer(stopTimeout)
 	defer late.Stop()
@@ -263,7 +302,7 @@ func (r *running) stop() error {
 	case <-late.C:
 		_ = r.cmd.Process.Kill()
 		<-r.done
-		return fmt.Errorf("did not end within %s of SIGTERM", stopTimeout)
+		return fmt.Errorf("%s did not end within %s of SIGTERM", r.cmd.Path, stopTimeout)
 	}
 }
 

@@ -46,6 +46,7 @@ var Rows = []Row{
 	{"node-power-cut", "node: everything killed with SIGKILL at once (a power cut)", "the last flush interval"},
 
 	{"disk-eviction", "disk: pod evicted by its ephemeral-storage limit", "step as without shiplog; gap marked"},
+	{"disk-low", "disk: nearly as full as where the kubelet evicts pods, while S3 is down", "step unharmed; gap marked; no eviction for our sake"},
 	{"disk-full", "disk: emptyDir full (ENOSPC)", "step unharmed; gap marked"},
 	{"disk-full-end", "disk: emptyDir full (ENOSPC) from some moment to the pod's end", "step unharmed; gap marked"},
 	{"disk-inodes", "disk: no inodes left", "step unharmed; gap marked"},

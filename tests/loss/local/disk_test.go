@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 	"unsafe"
@@ -18,6 +19,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 	"golang.org/x/sys/unix"
 
+	"github.com/shiplog-dev/shiplog/internal/criline"
 	"github.com/shiplog-dev/shiplog/internal/record"
 	"github.com/shiplog-dev/shiplog/tests/loss/budget"
 	"github.com/shiplog-dev/shiplog/tests/loss/rig"
@@ -115,7 +117,8 @@ func quota(limit uint64) func(t testing.TB, dir string) {
 	}
 }
 
-// TestLossDisk lets a small file system run full while S3 is away. The steps are unharmed, and what is not kept is marked. When S3 is back, there is room again and the log goes on.
+// TestLossDisk lets others fill a small file system while S3 is away: the spool alone does not. The
+// steps are unharmed, and what is not kept is marked. When there is room again, the log goes on.
 func TestLossDisk(t *testing.T) {
 	t.Parallel()
 	for _, tc := range []struct {
@@ -137,12 +140,19 @@ func TestLossDisk(t *testing.T) {
 			p := rig.New(t, rig.Options{Containers: steps, Mount: tc.mount})
 			p.StartShipper()
 			p.S3.Refuse()
+			stop := fill(t, p)
 			all := []*rig.Step{
 				p.Start(steps[0], rig.StepOptions{Options: sequence.Options{Rate: slow, Duration: tc.lasts}}),
 				p.Start(steps[1], rig.StepOptions{Options: sequence.Options{Rate: mid, Duration: tc.lasts}}),
 				p.Start(steps[2], rig.StepOptions{Options: sequence.Options{Rate: tc.rate, Bytes: fast.Bytes}, Exit: 3}),
 			}
 			rig.Until(t, "the fast step's output", enough, func() bool { return all[2].Printed() >= tc.away })
+			if stop() == 0 {
+				t.Error("the disk was not filled")
+			}
+			if err := os.Remove(filepath.Join(p.Volume(), "filler")); err != nil {
+				t.Error(err)
+			}
 			p.S3.Listen()
 			unharmed(all)
 			drain(t, p)
@@ -165,15 +175,88 @@ func TestLossDisk(t *testing.T) {
 	}
 }
 
+// TestLossDiskLow keeps S3 away while chatty steps print. The spool grows no further where the kubelet
+// would begin to evict pods, and what is not kept is marked. When S3 is back, the log goes on.
+func TestLossDiskLow(t *testing.T) {
+	t.Parallel()
+	const evicts = 15 // percent: imagefs.available of the kubelet's defaults
+	// Percent that are free before.
+	for name, free := range map[string]int64{"nearly full": 18, "half full": 50} {
+		t.Run(name, func(t *testing.T) {
+			parallel(t)
+			m := budget.Begin(t, "disk-low")
+			const size = 2 << 10 // MiB
+			p := rig.New(t, rig.Options{Containers: steps, DiskFree: evicts, Mount: ext4(size)})
+			p.StartShipper()
+			leave(t, p, free)
+			p.S3.Refuse()
+			var least atomic.Int64
+			least.Store(100)
+			stop := every(time.Millisecond, func() {
+				var s unix.Statfs_t
+				if err := unix.Statfs(p.Volume(), &s); err != nil {
+					t.Error(err)
+				}
+				least.Store(min(least.Load(), int64(100*s.Bavail/s.Blocks)))
+			})
+			// All three together print far more than the disk holds.
+			rate, lasts := sequence.Rate{Bytes: 10e6}, 12*time.Second
+			all := []*rig.Step{
+				p.Start(steps[0], rig.StepOptions{Options: sequence.Options{Rate: slow, Duration: lasts}}),
+				p.Start(steps[1], rig.StepOptions{Options: sequence.Options{Rate: rate, Duration: lasts}}),
+				p.Start(steps[2], rig.StepOptions{Options: sequence.Options{Rate: fast, Bytes: 150e6}, Exit: 3}),
+			}
+			rig.Until(t, "the fast step's output", enough, func() bool {
+				return all[2].Printed() >= 100e6 && all[1].Printed() >= 50e6
+			})
+			p.S3.Listen()
+			unharmed(all)
+			stop()
+			drain(t, p)
+			m.Note("a disk of 2 GiB that is %s: at least %d %% were free", name, least.Load())
+			if least.Load() < evicts {
+				t.Errorf("only %d %% of the disk was free", least.Load())
+			}
+			for i, s := range all {
+				lost := allMarked(t, m, p, s)
+				if (lost > 0) != (i > 0) {
+					t.Errorf("%s lost %d bytes", s.Container, lost)
+				}
+				for _, gap := range p.Seal(s.Container).Gaps {
+					if gap.Reason != criline.ReasonDiskLow || !strings.Contains(gap.Detail, "of the node's disk are free") {
+						t.Errorf("%s: gap %+v", s.Container, gap)
+					}
+				}
+			}
+		})
+	}
+}
+
+// leave fills the volume until so many percent of it are free.
+func leave(t *testing.T, p *rig.Pod, percent int64) {
+	t.Helper()
+	var s unix.Statfs_t
+	if err := unix.Statfs(p.Volume(), &s); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Create(filepath.Join(p.Volume(), "others"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	take := (int64(s.Bavail) - int64(s.Blocks)*percent/100) * s.Bsize
+	if err := errors.Join(unix.Fallocate(int(f.Fd()), 0, 0, take), f.Close()); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // TestLossInodes uses up all inodes while the steps run. Those that have a file go on in it, and lose nothing. One that begins then has none until there are inodes again.
 func TestLossInodes(t *testing.T) {
 	t.Parallel()
-	for name, mount := range map[string]func(testing.TB, string){"tmpfs": tmpfs("nr_inodes=100"), "ext4": ext4(128, "-N", "128")} {
+	for name, mount := range map[string]func(testing.TB, string){"tmpfs": tmpfs("nr_inodes=100"), "ext4": ext4(1024, "-N", "128")} {
 		t.Run(name, func(t *testing.T) {
 			parallel(t)
 			m := budget.Begin(t, "disk-inodes")
-			p := rig.New(t, rig.Options{Containers: steps, Mount: mount})
-			p.Limit = 64 << 20
+			p := rig.New(t, rig.Options{Containers: steps, Limit: 64 << 20, Mount: mount})
 			p.StartShipper()
 			// The second one would begin several files meanwhile.
 			all := []*rig.Step{
@@ -306,8 +389,7 @@ func fill(t *testing.T, p *rig.Pod) (stop func() (written int64)) {
 func TestLossSpoolLimit(t *testing.T) {
 	parallel(t)
 	m := budget.Begin(t, "spool-limit")
-	p := rig.New(t, rig.Options{Containers: steps})
-	p.Limit = 8 << 20
+	p := rig.New(t, rig.Options{Containers: steps, Limit: 8 << 20})
 	p.StartShipper()
 	all := []*rig.Step{
 		p.Start(steps[0], rig.StepOptions{Options: sequence.Options{Rate: slow, Duration: budget.Scale(7*time.Second, 10*time.Second)}}),
@@ -320,6 +402,36 @@ func TestLossSpoolLimit(t *testing.T) {
 	rig.Until(t, "more output than the limit", enough, func() bool { return all[1].Printed() > 20e6 })
 	p.S3.Listen()
 	unharmed(all)
+	drain(t, p)
+	for i, s := range all {
+		lost := allMarked(t, m, p, s)
+		if (lost > 0) != (i > 0) {
+			t.Errorf("%s lost %d bytes", s.Container, lost)
+		}
+	}
+}
+
+// TestLossSpoolLimitWithoutShipper has no shipper while several chatty steps print. Together they keep to the pod's limit.
+func TestLossSpoolLimitWithoutShipper(t *testing.T) {
+	parallel(t)
+	m := budget.Begin(t, "spool-limit")
+	const limit = 12 << 20
+	p := rig.New(t, rig.Options{Containers: steps, Limit: limit})
+	all := []*rig.Step{
+		p.Start(steps[0], rig.StepOptions{Options: sequence.Options{Rate: slow, Duration: 3 * time.Second}}),
+		p.Start(steps[1], rig.StepOptions{Options: sequence.Options{Rate: fast, Bytes: fast.Bytes}}),
+		p.Start(steps[2], rig.StepOptions{Options: sequence.Options{Rate: fast, Bytes: fast.Bytes}, Exit: 3}),
+	}
+	unharmed(all)
+	var size int64
+	for _, name := range steps {
+		size += spoolSize(p, name)
+	}
+	// A marker at a log's end is written beyond the limit.
+	if size > limit+4<<10 || size < limit/2 {
+		t.Errorf("the spool has %d bytes, its limit is %d", size, limit)
+	}
+	p.StartShipper()
 	drain(t, p)
 	for i, s := range all {
 		lost := allMarked(t, m, p, s)

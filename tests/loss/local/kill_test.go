@@ -100,8 +100,7 @@ func allHit(t *testing.T, p *rig.Pod) {
 func TestLossShipperKilledInDeletion(t *testing.T) {
 	parallel(t)
 	m := budget.Begin(t, "shipper-kill-delete")
-	p := rig.New(t, rig.Options{Containers: steps[:2]})
-	p.Limit = 24 << 20 // files of 3 MiB
+	p := rig.New(t, rig.Options{Containers: steps[:2], Limit: 48 << 20}) // files of 3 MiB
 	p.Config.SegmentBytes = 20 << 20
 	// What heaps up before there is a shipper is shipped as one segment, of several files. Another container's log goes on meanwhile.
 	all := []*rig.Step{p.Start(steps[1], rig.StepOptions{Options: sequence.Options{Rate: fast, Bytes: 14e6}})}

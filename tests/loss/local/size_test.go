@@ -41,8 +41,8 @@ func TestLossBigLog(t *testing.T) {
 		t.Errorf("shipper has had %d bytes resident, tee %d", shipper, tee)
 	}
 	// A look sees files one after the other, while some are deleted and others grow.
-	if disk.Load() > p.Limit+8<<20 {
-		t.Errorf("the spool had %d bytes, its limit is %d", disk.Load(), p.Limit)
+	if limit := p.Config.SpoolLimit; disk.Load() > limit+8<<20 {
+		t.Errorf("the spool had %d bytes, its limit is %d", disk.Load(), limit)
 	}
 	m.Note("peak RSS of the shipper %s after a tenth and %s at the end, of tee %s and %s; the spool had at most %s", mib(shipperEarly), mib(shipper), mib(teeEarly), mib(tee), mib(disk.Load()))
 	nothingLost(t, m, p, s)

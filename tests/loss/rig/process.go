@@ -285,12 +285,16 @@ func (s *shipperProcess) running() bool {
 	if err != nil {
 		return false
 	}
+	// A container's folder is open twice: for its reader at first, and when all else is set up for
+	// who watches it.
+	folder := s.pod.Folder(s.pod.Config.Containers[0])
+	open := 0
 	for _, fd := range fds {
-		if to, err := os.Readlink(fd); err == nil && to == "anon_inode:inotify" {
-			return true
+		if to, err := os.Readlink(fd); err == nil && to == folder {
+			open++
 		}
 	}
-	return false
+	return open > 1
 }
 
 // ShipperPeak is the most memory in bytes that a process of the shipper's had resident.
@@ -352,7 +356,7 @@ func (p *Pod) Start(container string, o StepOptions) *Step {
 		filepath.Join(bin, "sequence"), "print", "-seed", fmt.Sprint(s.Seed), "-lines", fmt.Sprint(o.Rate.Lines), "-rate", fmt.Sprint(o.Rate.Bytes),
 		"-records", fmt.Sprint(o.Records), "-bytes", fmt.Sprint(o.Bytes), "-for", o.Duration.String(), "-count", s.count, "-exit", fmt.Sprint(o.Exit),
 	}
-	tee := contract.Tee{Spool: p.Folder(container), Limit: p.Limit, Grace: 30 * time.Second, Argv: argv}
+	tee := contract.Tee{Spool: p.Folder(container), Limit: p.Config.SpoolLimit, Grace: 30 * time.Second, Argv: argv}
 	s.cmd = exec.Command(filepath.Join(p.volume, contract.BinSubPath, filepath.Base(contract.TeePath)), tee.Args()...)
 	s.cmd.Stdout, s.cmd.Stderr = s.stdout, &s.stderr
 	if o.Isolated {

@@ -6,6 +6,7 @@ package rig
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -102,7 +103,6 @@ type Pod struct {
 	Config  contract.Config
 	S3      *Proxy
 	Tickets *TicketService
-	Limit   int64  // of each container's spool
 	OnDeath func() // is called when a shipper's process has ended, before the next begins
 
 	t      testing.TB
@@ -121,6 +121,10 @@ type Pod struct {
 // Options say what a pod is like. The zero value is like an installation without settings.
 type Options struct {
 	Containers []string
+	// Limit is the most unshipped output of all containers together, 1 GiB if it is not set.
+	Limit int64
+	// DiskFree is how many percent of the disk the spool leaves free.
+	DiskFree int64
 	// Mount, if set, mounts the volume's file system.
 	Mount func(t testing.TB, dir string)
 }
@@ -129,7 +133,7 @@ type Options struct {
 func New(t testing.TB, o Options) *Pod {
 	t.Helper()
 	NeedRoot(t)
-	p := &Pod{t: t, root: t.TempDir(), store: s3test.Start(t, s3test.Versity), Limit: 1 << 30}
+	p := &Pod{t: t, root: t.TempDir(), store: s3test.Start(t, s3test.Versity)}
 	p.volume = filepath.Join(p.root, contract.VolumeMount)
 	p.S3 = newProxy(t, p.store.Endpoint)
 	p.key = layout.Pod{
@@ -141,6 +145,7 @@ func New(t testing.TB, o Options) *Pod {
 	p.Config = contract.Config{
 		TicketURL: p.Tickets.URL + ticket.Path, Containers: o.Containers, SegmentBytes: 4 << 20,
 		FlushInterval: contract.Duration(time.Second), SlowFlushInterval: contract.Duration(5 * time.Second),
+		SpoolLimit: cmp.Or(o.Limit, 1<<30), DiskFree: o.DiskFree,
 	}
 	p.writeRecords()
 
