@@ -42,9 +42,13 @@ func changeWebhook(t *testing.T, change func(*corev1.Container)) {
 		if _, err := command(ctx, "", nil, env.kubectl, "-n", key.Namespace, "rollout", "status", "deployment/"+key.Name, "--timeout=5m"); err != nil {
 			return err
 		}
-		// The replicas of before serve until they have ended.
-		_, err := command(ctx, "", nil, env.kubectl, "-n", key.Namespace, "wait", "--for=jsonpath={.status.replicas}=2", "deployment/"+key.Name, "--timeout=5m")
-		return err
+		// The replicas of before serve until they have ended: the API server keeps its connections.
+		return poll(ctx, "the replicas of before to end", func(ctx context.Context) (bool, error) {
+			var pods corev1.PodList
+			err := env.client.List(ctx, &pods, client.InNamespace(key.Namespace),
+				client.MatchingLabels{"app.kubernetes.io/component": "webhook"})
+			return len(pods.Items) == 2, err
+		})
 	}
 	var d appsv1.Deployment
 	if err := env.client.Get(t.Context(), key, &d); err != nil {
