@@ -28,6 +28,14 @@ const (
 	// called in the pod, joined by ",": "step-login,sidecar-docker".
 	ExcludeAnnotation = "shiplog.dev/exclude-containers"
 
+	// These on a Namespace set for its pods what the webhook's flags of the same names set for all.
+	SpoolLimitAnnotation    = "shiplog.dev/spool-limit"
+	FlushIntervalAnnotation = "shiplog.dev/flush-interval"
+	CPURequestAnnotation    = "shiplog.dev/shipper-cpu-request"
+	CPULimitAnnotation      = "shiplog.dev/shipper-cpu-limit"
+	MemoryRequestAnnotation = "shiplog.dev/shipper-memory-request"
+	MemoryLimitAnnotation   = "shiplog.dev/shipper-memory-limit"
+
 	// LogsAnnotation on a PipelineRun or TaskRun is the address of the page that shows its logs; see Page.
 	LogsAnnotation = "shiplog.dev/logs"
 	// SealedAnnotation on a PipelineRun or TaskRun that has ended says that no more of its logs will come: with SealedTrue every captured container's log is sealed and durable, with
