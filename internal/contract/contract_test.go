@@ -27,6 +27,7 @@ func TestConfigRoundTrip(t *testing.T) {
 		"full":        func(*Config) {},
 		"least":       func(c *Config) { c.CABundle, c.DrainTimeout = "", 0 },
 		"address":     func(c *Config) { c.TicketAddress = "[fd00::1]:443" },
+		"name":        func(c *Config) { c.TicketAddress = "tickets.example.com:8443" },
 		"plain HTTP":  func(c *Config) { c.TicketURL = "http://localhost:1" },
 		"one speed":   func(c *Config) { c.SlowFlushInterval = c.FlushInterval },
 		"odd drain":   func(c *Config) { c.DrainTimeout = 1 },
@@ -120,7 +121,18 @@ func TestConfigFaults(t *testing.T) {
 		"no interval":            {func(c *Config) { c.FlushInterval = 0 }, "flushInterval"},
 		"slow is faster":         {func(c *Config) { c.SlowFlushInterval = 1 }, "slowFlushInterval"},
 		"address without port":   {func(c *Config) { c.TicketAddress = "10.0.0.1" }, "ticketAddress"},
-		"negative drain":         {func(c *Config) { c.DrainTimeout = -1 }, "drainTimeout"},
+		"address without host":   {func(c *Config) { c.TicketAddress = ":443" }, "ticketAddress"},
+		"address of an empty host": {
+			func(c *Config) { c.TicketAddress = "[]:443" }, "ticketAddress"},
+		"address with an empty port": {
+			func(c *Config) { c.TicketAddress = "10.0.0.1:" }, "ticketAddress"},
+		"address with a port too large": {
+			func(c *Config) { c.TicketAddress = "10.0.0.1:65536" }, "ticketAddress"},
+		"IPv6 address without brackets": {
+			func(c *Config) { c.TicketAddress = "fd00::1:443" }, "ticketAddress"},
+		"IPv6 address with one bracket": {
+			func(c *Config) { c.TicketAddress = "[fd00::1:443" }, "ticketAddress"},
+		"negative drain": {func(c *Config) { c.DrainTimeout = -1 }, "drainTimeout"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := testConfig()
