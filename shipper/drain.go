@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -10,9 +9,6 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
-
-	"github.com/shiplog-dev/shiplog/internal/criline"
-	"github.com/shiplog-dev/shiplog/internal/spool"
 )
 
 // sealConcurrency is how many seals are uploaded at once: they are small, and there is one for every container.
@@ -133,92 +129,13 @@ func (l *containerLog) finish(ctx context.Context) error {
 			break
 		}
 	}
-	if l.status.Ended {
-		return nil
-	}
-	return l.shipRest(ctx)
-}
-
-// rest is what a container that was killed had printed and tee had not written to the spool.
-type rest struct {
-	held *spool.Held // nil when all of it is read
-	gap  *criline.Marker
-	text []byte
-	out  []byte
-}
-
-// shipRest ships the rest of a container that was killed, if it is held. All of the spool is shipped. It can be called again after an error.
-func (l *containerLog) shipRest(ctx context.Context) error {
-	if l.rest == nil && !l.beginRest() {
+	if l.status.Ended && l.rest == nil || l.rest == nil && !l.beginRest(false) {
 		return nil
 	}
 	for {
-		now := time.Now()
-		if now.Before(l.state.Last) { // times do not go back within a log, whatever the node's clock does
-			now = l.state.Last
-		}
-		next, name, body, err := l.cut(ctx, l.shipper.config.SegmentBytes, true, now, l.readRest(now))
-		if err != nil || name == "" {
+		if more, err := l.shipRest(ctx); err != nil || !more {
 			return err
 		}
-		if err := l.shipNew(ctx, next, body, now); err != nil {
-			return err
-		}
-	}
-}
-
-// beginRest says whether it is known what the rest is. After the loss of the shipper's state it is not: then the counts do not begin with the log.
-func (l *containerLog) beginRest() bool {
-	if l.holder == nil || l.state.Resumed {
-		return false
-	}
-	held := l.holder.last()
-	if held == nil {
-		return false
-	}
-	printed, lost := l.state.Printed, l.state.Lost
-	stdout, stderr, ok := held.Begin(addUpTo(printed.Stdout, lost.Stdout), addUpTo(printed.Stderr, lost.Stderr))
-	if !ok {
-		return false
-	}
-	l.rest = &rest{held: held, text: make([]byte, spool.ChunkBytes)}
-	if stdout > 0 || stderr > 0 {
-		l.rest.gap = &criline.Marker{Kind: criline.Gap, Reason: criline.ReasonKilled, Stdout: stdout, Stderr: stderr}
-	}
-	l.drained = true
-	return true
-}
-
-// readRest reads the rest. The position in the spool stays.
-func (l *containerLog) readRest(now time.Time) source {
-	return func(at spool.Position, _ int) ([]byte, criline.Tally, spool.Position, error) {
-		r := l.rest
-		if gap := r.gap; gap != nil {
-			r.gap = nil
-			lines, tally, err := markerAt(now, *gap)
-			return lines, tally, at, err
-		}
-		var tally criline.Tally
-		if r.held == nil {
-			return nil, tally, at, nil
-		}
-		stream, n, err := r.held.Next(r.text)
-		if err != nil {
-			l.shipper.log.Warn("the last output of a killed container is not archived", "container", l.name, "error", err)
-			l.drained = false
-		}
-		if err != nil || n == 0 {
-			r.held = nil
-			return nil, tally, at, nil
-		}
-		r.out = r.out[:0]
-		for text := range bytes.Lines(r.text[:n]) {
-			line := criline.Line{Time: now, Stream: stream}
-			line.Text, line.Full = bytes.CutSuffix(text, []byte{'\n'})
-			r.out = criline.Append(r.out, line.Time, line.Stream, line.Full, line.Text)
-			tally.Add(line)
-		}
-		return r.out, tally, at, nil
 	}
 }
 

@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -26,6 +28,7 @@ type holder struct {
 	listener *net.UnixListener
 	stop     chan struct{}
 	group    sync.WaitGroup
+	taking   atomic.Bool // an offer has come, and is not held yet
 
 	mu   sync.Mutex // guards what follows
 	held *spool.Held
@@ -111,7 +114,9 @@ func (h *holder) run() {
 	for {
 		conn, err := h.listener.AcceptUnix()
 		if err == nil {
+			h.taking.Store(true)
 			h.take(conn)
+			h.taking.Store(false)
 		}
 		timer := time.NewTimer(offerPause)
 		select {
@@ -162,11 +167,9 @@ func receive(conn *net.UnixConn) (*spool.Held, error) {
 
 // drop lets go of what is held. The caller has the lock.
 func (h *holder) drop() {
-	if h.held != nil {
-		h.held.Close()
-		_ = h.conn.Close() // nothing was written to it
+	if held := h.letGo(); held != nil {
+		held.Close()
 	}
-	h.held, h.conn = nil, nil
 }
 
 // close ends the listening, and lets go of what is held.
@@ -195,7 +198,62 @@ func (h *holder) end() (end spool.End, ok bool) {
 	return h.held.End()
 }
 
-// last is what is held when the container has ended, nil if nothing is. It is good until close or release.
+// claim hands over what is held, nil if nothing is. The caller closes it.
+func (h *holder) claim() *spool.Held {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.letGo()
+}
+
+// letGo hands over what is held. The caller has the lock.
+func (h *holder) letGo() *spool.Held {
+	held := h.held
+	if held != nil {
+		_ = h.conn.Close() // nothing was written to it
+	}
+	h.held, h.conn = nil, nil
+	return held
+}
+
+// claimDead claims what is held if tee is dead: it closes the connection only then, and when it has
+// said how the container ended.
+func (h *holder) claimDead() *spool.Held {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.held == nil || polled(h.conn)&unix.POLLHUP == 0 || h.coming() {
+		return nil
+	}
+	if _, ended := h.held.End(); ended {
+		return nil
+	}
+	return h.letGo()
+}
+
+// coming says whether there is an offer that is not held yet.
+func (h *holder) coming() bool {
+	return polled(h.listener)&unix.POLLIN != 0 || h.taking.Load()
+}
+
+// renewed says whether there is an offer, or one is coming. A container that begins again makes one
+// before it prints anything.
+func (h *holder) renewed() bool { return h.coming() || h.last() != nil }
+
+// polled asks what has happened to a socket. It does not wait.
+func polled(socket syscall.Conn) (events int16) {
+	raw, err := socket.SyscallConn()
+	if err != nil {
+		return 0
+	}
+	_ = raw.Control(func(fd uintptr) { // fails where it is closed
+		poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+		if _, err := unix.Poll(poll, 0); err == nil {
+			events = poll[0].Revents
+		}
+	})
+	return events
+}
+
+// last is what is held, nil if nothing is. It is good until the next offer, close or release.
 func (h *holder) last() *spool.Held {
 	h.mu.Lock()
 	defer h.mu.Unlock()

@@ -46,8 +46,12 @@ type containerLog struct {
 	sealedAt time.Time // zero if this process has not sealed it
 	byAge    int       // segments cut by age since the last pause
 	unsaved  bool      // a failure to record was logged
-	rest     *rest     // of a killed container, once it is begun
-	drained  bool      // rest is known, and shipped
+
+	// What follows is of a container whose tee was killed, one after the other.
+	dead    *spool.Held // until rest is begun
+	rest    *rest       // until it is shipped
+	drained bool        // it is known what the rest was, and it is shipped
+	killed  bool        // all is shipped, and the container has not begun again
 
 	// What follows is of an object that the store refuses. This log waits, and no other.
 	refusals int
@@ -93,6 +97,10 @@ func (l *containerLog) open() error {
 
 func (l *containerLog) close() error {
 	var errs []error
+	l.forgetDead()
+	if l.rest != nil {
+		l.rest.close()
+	}
 	if l.holder != nil {
 		errs = append(errs, l.holder.close())
 	}
@@ -105,6 +113,10 @@ func (l *containerLog) close() error {
 func (l *containerLog) look() error {
 	if err := l.open(); err != nil {
 		return err
+	}
+	// First, since tee says how the container ended before it lets go.
+	if l.holder != nil && l.dead == nil && l.rest == nil {
+		l.dead = l.holder.claimDead()
 	}
 	status, err := l.reader.Look(l.state.Position)
 	if err != nil {
@@ -122,6 +134,12 @@ func (l *containerLog) look() error {
 		if end, ok := l.holder.end(); ok { // the spool cannot be written
 			l.status.Ended, l.end = true, &end
 		}
+	}
+	if l.status.Ended || l.beganAgain() {
+		l.forgetDead()
+		l.unbury()
+	} else if !l.killed {
+		l.unbury() // the shipper began again: nobody knows what the container did meanwhile
 	}
 	return nil
 }
@@ -191,6 +209,9 @@ func (l *containerLog) ship(ctx context.Context, now time.Time, hurry bool) (tim
 	if wait := l.holdTo.Sub(now); wait > 0 {
 		return wait, nil
 	}
+	if l.dead != nil || l.rest != nil || l.killed {
+		return l.shipDead(ctx, now)
+	}
 	due, wait := l.due(now, hurry)
 	empty := false
 	if due {
@@ -236,6 +257,7 @@ func (l *containerLog) advance(ctx context.Context, final bool, now time.Time) (
 			return true, l.uploadPending(ctx, body, now)
 		}
 		l.shipper.log.Warn("a segment is cut again", "container", l.name, "error", err)
+		l.drained = false // what was not in the spool is gone
 		if s, err := layout.ParseSegmentName(l.state.Pending); err == nil {
 			limit = s.Length // the same piece, if the spool still has it
 		}
@@ -310,7 +332,8 @@ type source func(at spool.Position, limit int) (lines []byte, tally criline.Tall
 func (l *containerLog) spooled(final bool, now time.Time) source {
 	return func(at spool.Position, limit int) ([]byte, criline.Tally, spool.Position, error) {
 		// tee has ended the log itself: then what is behind its last whole line is none.
-		return l.reader.Next(at, limit, final && l.end == nil, now)
+		whole := final && l.end == nil && (l.state.Rest == nil || *l.state.Rest != at)
+		return l.reader.Next(at, limit, whole, now)
 	}
 }
 
@@ -423,7 +446,7 @@ func (l *containerLog) seal(ctx context.Context, now time.Time) error {
 	if err := l.put(ctx, layout.SealFile, body, now); err != nil {
 		return err
 	}
-	l.state.Sealed, l.sealedAt = true, now
+	l.state.Sealed, l.state.Killed, l.sealedAt = true, l.killed, now
 	if err := l.dir.save(l.name, l.state); err != nil {
 		l.warnUnsaved(err)
 	}

@@ -40,6 +40,12 @@ type state struct {
 	Pending  string           `json:"pending,omitempty"` // name of the segment whose upload is not known to have succeeded
 	Sealed   bool             `json:"sealed,omitempty"`
 
+	// Killed says that the log is sealed as that of a killed container, before the pod's end. Rest is
+	// the position at which what tee had in hand was shipped, if it was: with it, a line that is cut
+	// off there is in the log already.
+	Killed bool            `json:"killed,omitempty"`
+	Rest   *spool.Position `json:"rest,omitempty"`
+
 	// TailAt is the offset of the log's end that was shipped before what is in front of it; 0 if none was. A segment ends there, so that none overlaps.
 	TailAt int64 `json:"tailAt,omitempty"`
 

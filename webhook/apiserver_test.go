@@ -185,6 +185,7 @@ func TestOnAPIServer(t *testing.T) {
 	t.Run("made-up tokens are known", func(t *testing.T) { tokensAreTold(t, api) })
 	t.Run("runs are annotated", func(t *testing.T) { runsAreAnnotated(t, api) })
 	t.Run("pods that a policy refuses", func(t *testing.T) { podsRefused(t, api) })
+	t.Run("a namespace's own settings", func(t *testing.T) { namespacesAreFollowed(t, api) })
 	t.Run("a webhook behind ours", func(t *testing.T) { webhooksBehindOurs(t, api) })
 }
 
@@ -769,7 +770,7 @@ func podsHeldBack(t *testing.T, api realAPI) {
 	// Of a pod that was replaced before it began to watch, a replica knows nothing.
 	for _, w := range []*waitingPods{one, two} {
 		until(t, "both to watch",
-			func() bool { return w.informer.HasSynced() && w.namespaces.HasSynced() })
+			func() bool { return w.informer.HasSynced() && w.namespaces.informer.HasSynced() })
 	}
 	paused := func(w *waitingPods, namespace string) bool { return w.guard.isPaused(namespace) }
 	there := func(namespace, name string) bool {

@@ -33,7 +33,9 @@ const (
 // It is an http.Handler as well, in the place of controller-runtime's admission.Webhook: that one answers "allowed: false" to a body that it cannot
 // read and to a panic, and a denial holds whatever the failurePolicy says.
 type podAdmission struct {
-	settings settings
+	// settings are those of a namespace. With an error they are the defaults, since what the
+	// namespace sets itself cannot be used.
+	settings func(namespace string) (settings, error)
 	sidecars func() nativeSidecars
 	waited   func() bool // whether TaskRuns wait for the shipper; nil: only those whose pods show it
 	caBundle func() (string, error)
@@ -134,7 +136,7 @@ func (p *podAdmission) review(req admission.Request) (admission.Response, error)
 			return p.guard.paused(req.Namespace, taskRun, req.DryRun != nil && *req.DryRun)
 		}
 	}
-	s := p.settings
+	s, badSettings := p.settings(req.Namespace)
 	s.kubernetesSidecar = s.kubernetesSidecar || p.waited != nil && p.waited()
 	d, patch, err := inject(req.Object.Raw, s, around)
 	if err != nil {
@@ -157,6 +159,9 @@ func (p *podAdmission) review(req admission.Request) (admission.Response, error)
 			resp.Warnings = []string{warning("the logs of this pod are not archived: " + d.reason.explanation())}
 		}
 	case actionInject:
+		if badSettings != nil { // who watches the namespace logs it
+			resp.Warnings = []string{warning("this pod has the default settings: " + badSettings.Error())}
+		}
 		log.Info("pod injected", "captured", len(d.captured), "skipped", contract.FormatSkipped(d.skipped))
 	}
 	return resp, nil

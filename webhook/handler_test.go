@@ -32,12 +32,19 @@ import (
 
 func newTestAdmission() *podAdmission {
 	return &podAdmission{
-		settings: testSettings(),
+		settings: func(string) (settings, error) { return testSettings(), nil },
 		sidecars: func() nativeSidecars { return sidecarsSupported },
 		caBundle: func() (string, error) { return testCA, nil },
 		metrics:  newAdmissionMetrics(prometheus.NewRegistry()),
 		log:      slog.New(slog.DiscardHandler),
 	}
+}
+
+// set changes the settings of all namespaces.
+func (p *podAdmission) set(change func(*settings)) {
+	s := testSettings()
+	change(&s)
+	p.settings = func(string) (settings, error) { return s, nil }
 }
 
 // creation is the request to create the pod.
@@ -68,7 +75,8 @@ func TestHandle(t *testing.T) {
 		"unchanged": {func(_ *podAdmission, r *admissionv1.AdmissionRequest) { r.Object.Raw = injected }, "unchanged", "", false, ""},
 		"undone":    {func(_ *podAdmission, r *admissionv1.AdmissionRequest) { r.Object.Raw = dropped }, "undone", "restart-policy-dropped", true, "restartPolicy"},
 		"repaired": {func(p *podAdmission, r *admissionv1.AdmissionRequest) {
-			p.settings.repairRestartPolicy, r.Object.Raw = true, dropped
+			p.set(func(s *settings) { s.repairRestartPolicy = true })
+			r.Object.Raw = dropped
 		}, "repaired", "", true, "restartPolicy"},
 		"paused": {func(p *podAdmission, _ *admissionv1.AdmissionRequest) {
 			p.guard = newGuard(time.Minute, time.Hour)
@@ -98,7 +106,26 @@ func TestHandle(t *testing.T) {
 		"no CA": {func(p *podAdmission, _ *admissionv1.AdmissionRequest) {
 			p.caBundle = func() (string, error) { return "", errors.New("no such file") }
 		}, "error", "", false, "no such file"},
-		"bad settings": {func(p *podAdmission, _ *admissionv1.AdmissionRequest) { p.settings.ticketURL = "" }, "error", "", false, "ticketURL"},
+		"bad settings": {func(p *podAdmission, _ *admissionv1.AdmissionRequest) {
+			p.set(func(s *settings) { s.ticketURL = "" })
+		}, "error", "", false, "ticketURL"},
+		"the namespace's own settings": {func(p *podAdmission, _ *admissionv1.AdmissionRequest) {
+			p.settings = ownSettings(t, testSettings(), map[string]string{
+				contract.SpoolLimitAnnotation: "128Mi",
+			})
+		}, "injected", "", true, ""},
+		"the namespace's settings are bad": {func(p *podAdmission, _ *admissionv1.AdmissionRequest) {
+			p.settings = ownSettings(t, testSettings(), map[string]string{
+				contract.SpoolLimitAnnotation: "much",
+			})
+		}, "injected", "", true, "shiplog.dev/spool-limit"},
+		"bad settings where nothing is injected": {
+			func(p *podAdmission, r *admissionv1.AdmissionRequest) {
+				p.settings = ownSettings(t, testSettings(), map[string]string{
+					contract.SpoolLimitAnnotation: "much",
+				})
+				r.Object.Raw = injected
+			}, "unchanged", "", false, ""},
 		"panic": {func(p *podAdmission, _ *admissionv1.AdmissionRequest) {
 			p.caBundle = func() (string, error) { panic("boom") }
 		}, "error", "", false, "boom"},
@@ -416,9 +443,11 @@ func damage(random *rand.Rand, v any) any {
 func checkAnyPod(t *testing.T, raw []byte) {
 	t.Helper()
 	for name, change := range map[string]func(*podAdmission){
-		"plain":     func(*podAdmission) {},
-		"OpenShift": func(p *podAdmission) { p.settings.openShift, p.settings.kubernetesSidecar = true, true },
-		"repairs":   func(p *podAdmission) { p.settings.repairRestartPolicy = true },
+		"plain": func(*podAdmission) {},
+		"OpenShift": func(p *podAdmission) {
+			p.set(func(s *settings) { s.openShift, s.kubernetesSidecar = true, true })
+		},
+		"repairs": func(p *podAdmission) { p.set(func(s *settings) { s.repairRestartPolicy = true }) },
 		"paused": func(p *podAdmission) {
 			p.guard = newGuard(time.Minute, time.Hour)
 			p.guard.namespaces["team-a"] = &pause{why: cannotStart, until: time.Now().Add(time.Hour)}

@@ -48,14 +48,14 @@ const (
 )
 
 // waitingPods watches the TaskRun pods that are Pending, which is all that the guard needs, and few of the pods that there are: a pod is Pending until all its containers have started
-// once. It also watches the names of the namespaces in which pods are injected.
+// once. It also watches the namespaces in which pods are injected.
 type waitingPods struct {
 	heldPods
 	guard      *guard
 	core       kubernetes.Interface
 	store      cache.Store
 	informer   cache.Controller
-	namespaces cache.Controller
+	namespaces *namespaces
 	held       *prometheus.CounterVec
 	replaced   prometheus.Counter
 	refused    prometheus.Counter
@@ -79,6 +79,8 @@ type heldPods struct {
 	exists func(runKey) bool
 	// image is the shipper's. A policy's message may name it.
 	image string
+	// defaults are the settings of pods whose namespace has none of its own.
+	defaults settings
 	// record takes failures of other containers than ours. It may be nil.
 	record func(context.Context, boundPod, map[string]record.Waiting) error
 }
@@ -145,7 +147,8 @@ func newWaitingPods(config *rest.Config, g *guard, how heldPods, registry promet
 			return nil, fmt.Errorf("watch pods: metrics: %w", err)
 		}
 	}
-	w.watchNamespaces()
+	w.namespaces = newNamespaces(core, how.defaults, g.leave, log)
+	g.injects = w.namespaces.injects
 	pods := core.CoreV1().Pods(metav1.NamespaceAll)
 	pending := func(o metav1.ListOptions) metav1.ListOptions {
 		o.LabelSelector = "tekton.dev/taskRun"
@@ -169,49 +172,6 @@ func newWaitingPods(config *rest.Config, g *guard, how heldPods, registry promet
 		},
 	})
 	return w, nil
-}
-
-// watchNamespaces makes the watch of the namespaces in which pods are injected, and tells the guard
-// of it. Until they are listed all are taken to be.
-func (w *waitingPods) watchNamespaces() {
-	namespaces := w.core.CoreV1().Namespaces()
-	labelled := func(o metav1.ListOptions) metav1.ListOptions {
-		o.LabelSelector = contract.InjectKey + "=" + contract.InjectEnabled
-		return o
-	}
-	store, informer := cache.NewInformerWithOptions(cache.InformerOptions{
-		ListerWatcher: &cache.ListWatch{
-			ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
-				return namespaces.List(ctx, labelled(o))
-			},
-			WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
-				return namespaces.Watch(ctx, labelled(o))
-			},
-		},
-		ObjectType: &corev1.Namespace{},
-		Transform: func(o any) (any, error) {
-			if ns, ok := o.(*corev1.Namespace); ok {
-				return &corev1.Namespace{
-					ObjectMeta: metav1.ObjectMeta{
-						Name:            ns.Name,
-						UID:             ns.UID,
-						ResourceVersion: ns.ResourceVersion,
-					},
-				}, nil
-			}
-			return o, nil // a notice of a deletion that was missed
-		},
-		Handler: cache.ResourceEventHandlerFuncs{DeleteFunc: func(o any) {
-			if key, err := cache.DeletionHandlingMetaNamespaceKeyFunc(o); err == nil {
-				w.guard.leave(key)
-			}
-		}},
-	})
-	w.namespaces = informer
-	w.guard.injects = func(namespace string) bool {
-		_, found, err := store.GetByKey(namespace)
-		return found || err != nil || !informer.HasSynced()
-	}
 }
 
 // changed hears of a pod that waits.
@@ -329,7 +289,7 @@ func listPods(ctx context.Context, client typedcorev1.PodInterface, o metav1.Lis
 func (w *waitingPods) run(ctx context.Context) {
 	var group sync.WaitGroup
 	group.Go(func() { w.informer.RunWithContext(ctx) })
-	group.Go(func() { w.namespaces.RunWithContext(ctx) })
+	group.Go(func() { w.namespaces.run(ctx) })
 	group.Go(func() { w.recordFailures(ctx) })
 	defer group.Wait()
 	tick := time.NewTicker(guardTick)

@@ -337,8 +337,7 @@ func everyContainerHasSeccomp(spec *corev1.PodSpec) bool {
 func needsOfShipper(spec *corev1.PodSpec, s settings, captured int64) shipperNeeds {
 	// With less CPU the start of the pod would take longer, with less memory the shipper could be
 	// killed.
-	spool := min(max(leastSpool, s.segmentBytes), s.spoolLimit)
-	storage := resource.NewQuantity(captured*spool+spoolOverhead, resource.BinarySI)
+	storage := resource.NewQuantity(captured*s.usefulSpool()+spoolOverhead, resource.BinarySI)
 	n := shipperNeeds{least: corev1.ResourceList{
 		corev1.ResourceCPU:              s.guaranteedCPU,
 		corev1.ResourceMemory:           s.memoryRequest,

@@ -171,10 +171,11 @@ func run(ctx, leaving context.Context, o options, registry ctrlmetrics.Registere
 	}
 	g := newGuard(o.heldBackAfter, o.heldBackRetry)
 	pods, err := newWaitingPods(config, g, heldPods{
-		replace: o.replaceHeld,
-		image:   o.shipperImage,
-		exists:  func(k runKey) bool { return !runs.watch.synced() || runs.watch.get(k) != nil },
-		record:  tickets.recordWaiting,
+		replace:  o.replaceHeld,
+		image:    o.shipperImage,
+		defaults: o.settings,
+		exists:   func(k runKey) bool { return !runs.watch.synced() || runs.watch.get(k) != nil },
+		record:   tickets.recordWaiting,
 	}, registry, log)
 	if err != nil {
 		return err
@@ -194,7 +195,7 @@ func run(ctx, leaving context.Context, o options, registry ctrlmetrics.Registere
 		TLSOpts: []func(*tls.Config){func(c *tls.Config) { c.GetCertificate = certs.GetCertificate }},
 	})
 	server.Register(admissionPath, &podAdmission{
-		settings: o.settings,
+		settings: pods.namespaces.own,
 		sidecars: gate.sidecars,
 		waited:   tekton.kubernetesSidecar,
 		caBundle: func() (string, error) { return readCABundle(o.caFile) },

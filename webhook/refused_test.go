@@ -185,7 +185,9 @@ func podsRefused(t *testing.T, api realAPI) {
 	defer group.Wait()
 	defer stop()
 	until(t, "the watches to have listed",
-		func() bool { return runs.synced() && w.informer.HasSynced() && w.namespaces.HasSynced() })
+		func() bool {
+			return runs.synced() && w.informer.HasSynced() && w.namespaces.informer.HasSynced()
+		})
 	admission := newTestAdmission()
 	admission.guard = g
 

@@ -19,6 +19,7 @@ import (
 )
 
 // settings are what the operator decides about injected pods. They do not change while the process runs.
+// A namespace may have some of its own; see ofNamespace.
 type settings struct {
 	shipperImage    string
 	imagePullPolicy corev1.PullPolicy // empty: what the API server makes of the image's tag
@@ -27,6 +28,7 @@ type settings struct {
 
 	diskFree          int64 // percent of a node's disk
 	spoolLimit        int64 // bytes that one pod may have in the spool, not yet shipped
+	maxSpoolLimit     int64 // the most that a namespace may ask for; less than spoolLimit: that
 	segmentBytes      int64
 	flushInterval     time.Duration
 	slowFlushInterval time.Duration
@@ -88,6 +90,8 @@ func (s *settings) bind(flags *flag.FlagSet) {
 	flags.StringVar(&s.ticketURL, "ticket-url", s.ticketURL, "address at which shippers reach the ticket service")
 	flags.Var(bytesFlag{&s.spoolLimit}, "spool-limit", "most unshipped output of one pod that is kept on the node, such as 1Gi")
 	flags.Int64Var(&s.diskFree, "disk-free", s.diskFree, "percent of a node's disk that unshipped output leaves free: the highest threshold at which its kubelet evicts; 0 looks at no disk")
+	flags.Var(bytesFlag{&s.maxSpoolLimit}, "max-spool-limit",
+		"most that a namespace may set "+contract.SpoolLimitAnnotation+" to (default: --spool-limit)")
 	flags.Var(bytesFlag{&s.segmentBytes}, "segment-bytes", "size at which a segment is cut")
 	flags.DurationVar(&s.flushInterval, "flush-interval", s.flushInterval, "age at which a segment is cut")
 	flags.DurationVar(&s.slowFlushInterval, "slow-flush-interval", s.slowFlushInterval, "age at which a segment is cut in a log that has trickled for long")
@@ -127,6 +131,10 @@ func (s *settings) validate() error {
 	if s.spoolLimit < s.segmentBytes || s.spoolLimit > 1<<50 {
 		bad("--spool-limit %d is not between --segment-bytes %d and 1Pi", s.spoolLimit, s.segmentBytes)
 	}
+	if s.maxSpoolLimit != 0 && (s.maxSpoolLimit < s.spoolLimit || s.maxSpoolLimit > 1<<50) {
+		bad("--max-spool-limit %d is not between --spool-limit %d and 1Pi",
+			s.maxSpoolLimit, s.spoolLimit)
+	}
 	if s.drainGrace < time.Second || s.drainGrace%time.Second != 0 {
 		bad("--drain-grace %v is not a positive number of whole seconds, as Kubernetes counts grace periods", s.drainGrace)
 	}
@@ -153,6 +161,11 @@ func (s *settings) validate() error {
 		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
+}
+
+// usefulSpool is the least that is worth having in the spool for one container.
+func (s *settings) usefulSpool() int64 {
+	return min(max(leastSpool, s.segmentBytes), s.spoolLimit)
 }
 
 // config is what the shipper of one pod is told.

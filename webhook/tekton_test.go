@@ -6,6 +6,7 @@ import (
 	"errors"
 	"log/slog"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -18,12 +19,17 @@ import (
 // TestTektonGate: what the flags say holds after at most a minute, and stays where they cannot be read.
 func TestTektonGate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
+		var mu sync.Mutex // guards flags and fails
 		var flags map[string]string
 		var fails error
 		var log bytes.Buffer
 		gate := &tektonGate{
-			lookUp: func(context.Context) (map[string]string, error) { return flags, fails },
-			log:    slog.New(slog.NewTextHandler(&log, nil)),
+			lookUp: func(context.Context) (map[string]string, error) {
+				mu.Lock()
+				defer mu.Unlock()
+				return flags, fails
+			},
+			log: slog.New(slog.NewTextHandler(&log, nil)),
 		}
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan struct{})
@@ -42,7 +48,9 @@ func TestTektonGate(t *testing.T) {
 			{"set again", map[string]string{tektonSidecarFlag: "1"}, nil, true},
 			{"unset", map[string]string{tektonSidecarFlag: "false"}, nil, false},
 		} {
+			mu.Lock()
 			flags, fails = step.flags, step.fails
+			mu.Unlock()
 			time.Sleep(tektonRefresh)
 			synctest.Wait()
 			if got := gate.kubernetesSidecar(); got != step.want {

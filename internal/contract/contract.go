@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
 	"slices"
 	"strconv"
 	"strings"
@@ -27,6 +26,14 @@ const (
 	// ExcludeAnnotation on a PipelineRun or TaskRun names containers that are left alone, as they are
 	// called in the pod, joined by ",": "step-login,sidecar-docker".
 	ExcludeAnnotation = "shiplog.dev/exclude-containers"
+
+	// These on a Namespace set for its pods what the webhook's flags of the same names set for all.
+	SpoolLimitAnnotation    = "shiplog.dev/spool-limit"
+	FlushIntervalAnnotation = "shiplog.dev/flush-interval"
+	CPURequestAnnotation    = "shiplog.dev/shipper-cpu-request"
+	CPULimitAnnotation      = "shiplog.dev/shipper-cpu-limit"
+	MemoryRequestAnnotation = "shiplog.dev/shipper-memory-request"
+	MemoryLimitAnnotation   = "shiplog.dev/shipper-memory-limit"
 
 	// LogsAnnotation on a PipelineRun or TaskRun is the address of the page that shows its logs; see Page.
 	LogsAnnotation = "shiplog.dev/logs"
@@ -178,8 +185,9 @@ func (c Config) Validate() error {
 		errs = append(errs, fmt.Errorf("ticketURL %q is not an http(s) address", c.TicketURL))
 	}
 	if c.TicketAddress != "" {
-		if _, _, err := net.SplitHostPort(c.TicketAddress); err != nil {
-			errs = append(errs, fmt.Errorf("ticketAddress %q is no host and port: %w", c.TicketAddress, err))
+		if !isHostPort(c.TicketAddress) {
+			errs = append(errs, fmt.Errorf("ticketAddress %q is no host and port such as 10.96.12.7:443",
+				c.TicketAddress))
 		}
 	}
 	if len(c.Containers) == 0 {
@@ -201,6 +209,26 @@ func (c Config) Validate() error {
 		return fmt.Errorf("%s: %w", ConfigEnv, errors.Join(errs...))
 	}
 	return nil
+}
+
+// isHostPort says whether an address has a host and a port, as net.SplitHostPort does. tee, which
+// has this package too, would be larger by all of package net.
+func isHostPort(address string) bool {
+	i := strings.LastIndexByte(address, ':')
+	if i <= 0 {
+		return false
+	}
+	host, bracketed := strings.CutPrefix(address[:i], "[")
+	if bracketed {
+		host, bracketed = strings.CutSuffix(host, "]")
+		if !bracketed {
+			return false
+		}
+	} else if strings.Contains(host, ":") {
+		return false // where does the port begin?
+	}
+	_, err := strconv.ParseUint(address[i+1:], 10, 16)
+	return err == nil && host != "" && !strings.ContainsAny(host, "[]")
 }
 
 // Tee is tee's command line: "--spool DIR --limit BYTES --grace DURATION [--quiet] -- command args…".

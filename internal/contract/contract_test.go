@@ -28,6 +28,7 @@ func TestConfigRoundTrip(t *testing.T) {
 		"full":        func(*Config) {},
 		"least":       func(c *Config) { c.CABundle, c.DrainTimeout, c.SpoolLimit, c.DiskFree = "", 0, 0, 0 },
 		"address":     func(c *Config) { c.TicketAddress = "[fd00::1]:443" },
+		"name":        func(c *Config) { c.TicketAddress = "tickets.example.com:8443" },
 		"plain HTTP":  func(c *Config) { c.TicketURL = "http://localhost:1" },
 		"one speed":   func(c *Config) { c.SlowFlushInterval = c.FlushInterval },
 		"odd drain":   func(c *Config) { c.DrainTimeout = 1 },
@@ -121,10 +122,21 @@ func TestConfigFaults(t *testing.T) {
 		"no interval":            {func(c *Config) { c.FlushInterval = 0 }, "flushInterval"},
 		"slow is faster":         {func(c *Config) { c.SlowFlushInterval = 1 }, "slowFlushInterval"},
 		"address without port":   {func(c *Config) { c.TicketAddress = "10.0.0.1" }, "ticketAddress"},
-		"negative drain":         {func(c *Config) { c.DrainTimeout = -1 }, "drainTimeout"},
-		"negative disk":          {func(c *Config) { c.DiskFree = -1 }, "diskFree"},
-		"all of the disk":        {func(c *Config) { c.DiskFree = 100 }, "diskFree"},
-		"negative spool":         {func(c *Config) { c.SpoolLimit = -1 }, "spoolLimit"},
+		"address without host":   {func(c *Config) { c.TicketAddress = ":443" }, "ticketAddress"},
+		"address of an empty host": {
+			func(c *Config) { c.TicketAddress = "[]:443" }, "ticketAddress"},
+		"address with an empty port": {
+			func(c *Config) { c.TicketAddress = "10.0.0.1:" }, "ticketAddress"},
+		"address with a port too large": {
+			func(c *Config) { c.TicketAddress = "10.0.0.1:65536" }, "ticketAddress"},
+		"IPv6 address without brackets": {
+			func(c *Config) { c.TicketAddress = "fd00::1:443" }, "ticketAddress"},
+		"IPv6 address with one bracket": {
+			func(c *Config) { c.TicketAddress = "[fd00::1:443" }, "ticketAddress"},
+		"negative drain":  {func(c *Config) { c.DrainTimeout = -1 }, "drainTimeout"},
+		"negative disk":   {func(c *Config) { c.DiskFree = -1 }, "diskFree"},
+		"all of the disk": {func(c *Config) { c.DiskFree = 100 }, "diskFree"},
+		"negative spool":  {func(c *Config) { c.SpoolLimit = -1 }, "spoolLimit"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := testConfig()

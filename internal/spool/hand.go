@@ -236,28 +236,41 @@ func (h *Held) Close() {
 	}
 }
 
-// Begin is for a container that was killed. Kept is how many bytes of each stream are in the log or counted in its gaps, where all of the spool is. It returns how many more tee had
-// counted as lost without marking them. ok is false if it cannot be said what is left: someone can still write to the pipes, or the container has run before.
-func (h *Held) Begin(keptStdout, keptStderr int64) (lostStdout, lostStderr int64, ok bool) {
-	kept, lost := [...]int64{keptStdout, keptStderr}, [len(handStreams)]int64{}
-	for i, pipe := range h.pipes {
+// Over says whether nobody can write to the pipes any more, so that what is in them is all there
+// will be.
+func (h *Held) Over() bool {
+	for _, pipe := range h.pipes {
 		poll := []unix.PollFd{{Fd: int32(pipe), Events: unix.POLLIN}}
 		if _, err := unix.Poll(poll, 0); err != nil || poll[0].Revents&unix.POLLHUP == 0 {
-			return 0, 0, false
+			return false
 		}
+	}
+	return true
+}
+
+// Begin is for a container whose tee was killed. Kept is how many bytes of each stream are in the
+// log or counted in its gaps, where all of the spool is. It returns how many more tee had counted as
+// lost without marking them. ok is false if it cannot be said what tee had in hand, as where the
+// container has run before: then only what is in the pipes is left.
+func (h *Held) Begin(keptStdout, keptStderr int64) (lostStdout, lostStderr int64, ok bool) {
+	kept, lost := [...]int64{keptStdout, keptStderr}, [len(handStreams)]int64{}
+	ok = true
+	for i, pipe := range h.pipes {
 		// The step can have made it block.
 		if err := unix.SetNonblock(pipe, true); err != nil {
 			return 0, 0, false
 		}
 		part := int64(i) * int64(handPart)
-		total, n, ok := h.state(part)
-		if !ok {
-			return 0, 0, false
-		}
+		total, n, known := h.state(part)
+		ok = ok && known
 		// The chunk's first bytes may be in the log already.
 		h.from[i] = part + handHeader + min(n, max(0, kept[i]-total))
 		h.to[i] = part + handHeader + n
 		lost[i] = max(0, total-kept[i])
+	}
+	if !ok {
+		h.from, h.to = [len(handStreams)]int64{}, [len(handStreams)]int64{}
+		return 0, 0, false
 	}
 	return lost[0], lost[1], true
 }

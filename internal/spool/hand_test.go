@@ -154,10 +154,13 @@ func TestHandAtDeath(t *testing.T) {
 			writeTo(t, c.write[1], "on stderr\n")
 			tc.die(t, c)
 			writeTo(t, c.write[0], behind)
-			if _, _, ok := c.held.Begin(tc.kept, 0); ok {
-				t.Error("it says what is left, while the container lives")
+			if c.held.Over() {
+				t.Error("it is over, while the container lives")
 			}
 			c.die(t)
+			if !c.held.Over() {
+				t.Error("it is not over, and the container is dead")
+			}
 			stdout, stderr, ok := c.held.Begin(tc.kept, 0)
 			if !ok || stdout != tc.lost || stderr != 0 {
 				t.Errorf("lost are %d and %d, %v; want %d and 0", stdout, stderr, ok, tc.lost)

@@ -146,7 +146,8 @@ func (w *Writer) resume() error {
 	w.counted = time.Now()
 	w.again = last >= 0 || ended
 	if last >= 0 && !ended {
-		w.openGap(criline.ReasonKilled, "the container was killed and began again; what it had printed last is missing")
+		w.openGap(criline.ReasonKilled,
+			"the container was killed and began again; what it had printed last may be missing")
 		w.gap.Unknown = true
 	}
 	switch {

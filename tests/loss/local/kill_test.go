@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/shiplog-dev/shiplog/backend"
+	"github.com/shiplog-dev/shiplog/internal/layout"
 	"github.com/shiplog-dev/shiplog/internal/spool"
 	"github.com/shiplog-dev/shiplog/tests/loss/budget"
 	"github.com/shiplog-dev/shiplog/tests/loss/rig"
@@ -213,6 +214,14 @@ func TestLossTeeKilled(t *testing.T) {
 			}
 		}
 		stopped = append(stopped, all...)
+	}
+	// At the pod's end the network may be gone.
+	for _, s := range stopped {
+		rig.Until(t, "the seal of a killed container in a pod that goes on", time.Minute, func() bool {
+			return slices.ContainsFunc(p.Objects(s.Container), func(name string) bool {
+				return strings.HasSuffix(name, layout.SealFile)
+			})
+		})
 	}
 	drain(t, p)
 	for _, s := range stopped {
