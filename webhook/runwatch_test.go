@@ -98,10 +98,6 @@ func TestSlimOf(t *testing.T) {
 			if diff := cmp.Diff(c.want, got, cmp.AllowUnexported(runObject{}, owner{}, ending{}, pipelineRun{}, annotation{}, taskPod{}), cmpopts.EquateEmpty()); diff != "" {
 				t.Errorf("(-want +got):\n%s", diff)
 			}
-			again, err := slimRun(got) // client-go may transform what is transformed
-			if err != nil || again != any(got) {
-				t.Errorf("slimmed again: %v, %v", again, err)
-			}
 		})
 	}
 }
