@@ -70,8 +70,12 @@ type recordStore interface {
 // Every replica does all of it, and none leads. All that is done has the same outcome whoever does it and however often: a run.json has the same bytes, an event the same name, an annotation the same value. A leader would
 // need rights to a Lease and leave gaps when it changes, to save what little is done twice: the replicas look at different moments, and who comes second sees in its watch that it is done.
 //
+// The address comes from the process that gives the tickets, by a linker: an annotator that does that
+// alone. It keeps the runs that have not ended, which that process needs anyway.
+//
 // Nobody waits for it. It has goroutines and clients of its own; where the API server or the store is away, runs wait in its queue, and pods and tickets do not notice.
 type annotator struct {
+	linker  bool   // it does what ticketIssued says, and nothing else
 	pageURL string // empty: no addresses
 	store   recordStore
 	archive *backend.Archive
@@ -117,6 +121,42 @@ func (p *pendingRun) poll() time.Duration {
 
 // newAnnotator makes an annotator. It sends nothing before run.
 func newAnnotator(config *rest.Config, store recordStore, pageURL string, registry prometheus.Registerer, log *slog.Logger) (*annotator, error) {
+	a, err := makeAnnotator(config, pageURL, registry, log)
+	if err != nil {
+		return nil, err
+	}
+	a.store, a.archive = store, backend.New(store)
+	a.watch = newRunWatch(a.tekton, a.due, a.changed, a.left)
+	for _, s := range []standing{durable, missed, damaged} {
+		a.done.WithLabelValues(s.sealed())
+	}
+	for _, c := range []prometheus.Collector{a.done, a.missed} {
+		if err := registry.Register(c); err != nil {
+			return nil, fmt.Errorf("annotate runs: metrics: %w", err)
+		}
+	}
+	return a, nil
+}
+
+// newLinker makes an annotator that is a linker.
+func newLinker(
+	config *rest.Config, pageURL string, registry prometheus.Registerer, log *slog.Logger,
+) (*annotator, error) {
+	a, err := makeAnnotator(config, pageURL, registry, log)
+	if err != nil {
+		return nil, err
+	}
+	a.linker = true
+	a.watch = newRunWatch(a.tekton, func(*runObject) bool { return false },
+		func(_, _ *runObject) {}, func() {})
+	a.watch.onlyLive = true
+	return a, nil
+}
+
+// makeAnnotator makes what an annotator and a linker have in common.
+func makeAnnotator(
+	config *rest.Config, pageURL string, registry prometheus.Registerer, log *slog.Logger,
+) (*annotator, error) {
 	conf := rest.CopyConfig(config)
 	conf.Timeout = 0 // a watch has no end
 	conf.QPS, conf.Burst = 50, 100
@@ -129,7 +169,7 @@ func newAnnotator(config *rest.Config, store recordStore, pageURL string, regist
 		return nil, fmt.Errorf("annotate runs: API client: %w", err)
 	}
 	a := &annotator{
-		pageURL: pageURL, store: store, archive: backend.New(store), core: core, tekton: tekton, log: log,
+		pageURL: pageURL, core: core, tekton: tekton, log: log,
 		pending: map[runKey]*pendingRun{}, forbidden: map[string]bool{},
 		walks: make(chan struct{}, 1), room: maxPending,
 		queue: workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[runKey](retryFirst, retryMost)),
@@ -150,14 +190,10 @@ func newAnnotator(config *rest.Config, store recordStore, pageURL string, regist
 			Name: "shiplog_run_annotations_refused_total", Help: "PipelineRuns and TaskRuns whose annotations the API server refused for good, such as where the verb patch is missing.",
 		}),
 	}
-	a.watch = newRunWatch(tekton, a.due, a.changed, a.left)
-	for _, s := range []standing{durable, missed, damaged} {
-		a.done.WithLabelValues(s.sealed())
-	}
 	a.waiting = prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "shiplog_runs_pending", Help: "Runs that this replica has something to do about, or whose logs it waits for.",
 	}, func() float64 { a.mu.Lock(); defer a.mu.Unlock(); return float64(len(a.pending)) })
-	for _, c := range []prometheus.Collector{a.done, a.missed, a.failures, a.refused, a.waiting} {
+	for _, c := range []prometheus.Collector{a.failures, a.refused, a.waiting} {
 		if err := registry.Register(c); err != nil {
 			return nil, fmt.Errorf("annotate runs: metrics: %w", err)
 		}
@@ -373,7 +409,8 @@ func final(err error) bool {
 	return apierrors.IsInvalid(err) || apierrors.IsBadRequest(err) || apierrors.IsForbidden(err)
 }
 
-// lookSafely is look, where a fault of ours costs the run's annotations and not the process: admission runs in it.
+// lookSafely is look, where a fault of ours costs the run's annotations and not the process: all other
+// runs are in it, and with a linker admission.
 func (a *annotator) lookSafely(ctx context.Context, key runKey) (again time.Duration, err error) {
 	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
 	defer cancel()
@@ -411,6 +448,9 @@ func (a *annotator) forget(key runKey) *pendingRun {
 func (a *annotator) look(ctx context.Context, key runKey) (again time.Duration, err error) {
 	p := a.state(key)
 	linkErr := a.link(ctx, p)
+	if a.linker {
+		return 0, linkErr
+	}
 	again, err = a.lookOn(ctx, p, key)
 	return again, errors.Join(linkErr, err)
 }

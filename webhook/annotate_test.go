@@ -294,10 +294,10 @@ func TestSealed(t *testing.T) {
 		}
 
 		// Nothing more is asked for it, of nobody.
-		reads, calls := w.store.reads, w.called("")
+		reads, calls := w.store.readCount(), w.called("")
 		after(time.Hour)
-		if w.store.reads != reads || w.called("") != calls {
-			t.Errorf("in an hour after all was done: %d reads and %d changes", w.store.reads-reads, w.called("")-calls)
+		if w.store.readCount() != reads || w.called("") != calls {
+			t.Errorf("in an hour after all was done: %d reads and %d changes", w.store.readCount()-reads, w.called("")-calls)
 		}
 	})
 }
@@ -746,7 +746,7 @@ func TestUnreadable(t *testing.T) {
 		w.endRun("r", "build")
 		after(unreadableAfter - time.Minute)
 		w.expect(runPath("r"))
-		if n := w.store.reads; n > int(unreadableAfter/retryMost)+20 {
+		if n := w.store.readCount(); n > int(unreadableAfter/retryMost)+20 {
 			t.Errorf("%d reads in %s", n, unreadableAfter)
 		}
 		if got := w.runRecord("r"); got.State != record.Succeeded {
@@ -1190,6 +1190,43 @@ func TestLinks(t *testing.T) {
 	})
 }
 
+// TestLinker: what runs beside admission gives addresses, looks at no archive and marks nothing, and
+// keeps no run that has ended.
+func TestLinker(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		a, err := newLinker(w.config(), testPage, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, stop := context.WithCancel(t.Context())
+		var group sync.WaitGroup
+		group.Go(func() { a.run(ctx) })
+		defer group.Wait()
+		defer stop()
+		w.addRun("r", "build")
+		w.archive("r", "build")
+		w.seal("r", "build")
+		after(time.Second)
+		key := runKey{pipelineRunOwner, "team", "r", "r-uid"}
+		if a.watch.get(key) == nil {
+			t.Fatal("a run that goes on is not known")
+		}
+		a.ticketIssued(w.ticketFor("r-build"))
+		after(time.Second)
+		w.expect(runPath("r"), "logs="+testPage+"/ui/team/r-uid")
+		w.expect(taskPath("r-build"), "logs="+testPage+"/ui/team/r-uid#task=build")
+		w.endRun("r", "build")
+		after(2 * recordSettle)
+		w.expect(runPath("r"), "logs="+testPage+"/ui/team/r-uid")
+		if n := len(a.watch.pipelineRuns.List()) + len(a.watch.taskRuns.List()); n != 0 {
+			t.Errorf("%d runs are kept", n)
+		}
+		if n := testutil.ToFloat64(a.waiting); n != 0 {
+			t.Errorf("%v runs are pending", n)
+		}
+	})
+}
+
 // TestTicketsDoNotWait: with an API server that hangs, a ticket costs nothing, and what waits is bounded.
 func TestTicketsDoNotWait(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
@@ -1344,15 +1381,15 @@ func TestBacklog(t *testing.T) {
 		w.endRun("fresh", "build")
 		after(time.Second)
 		w.expect(runPath("fresh"), "sealed=true")
-		if w.store.reads > n/2 {
-			t.Errorf("%d reads after two seconds: the %d old runs are not looked at in turn", w.store.reads, n)
+		if w.store.readCount() > n/2 {
+			t.Errorf("%d reads after two seconds: the %d old runs are not looked at in turn", w.store.readCount(), n)
 		}
 		after(n*backlogPause + 2*recordSettle)
 		if left := testutil.ToFloat64(a.waiting); left != 0 {
 			t.Errorf("%v runs are left", left)
 		}
-		if w.store.reads < n || w.store.reads > n+20 {
-			t.Errorf("%d reads for %d runs that are not in the archive", w.store.reads, n)
+		if w.store.readCount() < n || w.store.readCount() > n+20 {
+			t.Errorf("%d reads for %d runs that are not in the archive", w.store.readCount(), n)
 		}
 	})
 }

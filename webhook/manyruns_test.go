@@ -102,7 +102,8 @@ func (m *manyRuns) write(w http.ResponseWriter, kind string, i int) {
 	}
 	marks := ""
 	if m.sealed {
-		marks = fmt.Sprintf(`,%q:"true",%q:%q`, contract.SealedAnnotation, contract.SealedUIDAnnotation, uid)
+		marks = fmt.Sprintf(`,%q:"true",%q:%q`,
+			contract.SealedAnnotation, contract.SealedUIDAnnotation, uid)
 	}
 	fmt.Fprintf(w, `{"apiVersion":"tekton.dev/v1","kind":%q,"metadata":{"name":%q,"namespace":"team",`+
 		`"uid":%q,"resourceVersion":"%d","creationTimestamp":"2026-03-04T05:06:07Z",%s`+
@@ -333,11 +334,14 @@ func TestEndedBefore(t *testing.T) {
 		if n := len(a.watch.pipelineRuns.List()) + len(a.watch.taskRuns.List()); n != 0 {
 			t.Errorf("%d are kept", n)
 		}
-		reads := w.store.reads
-		w.update(runPath("foreign"), func(o object) { o["metadata"].(object)["labels"] = object{"a": "b"} })
+		reads := w.store.readCount()
+		w.update(runPath("foreign"), func(o object) {
+			o["metadata"].(object)["labels"] = object{"a": "b"}
+		})
 		after(time.Minute)
-		if w.store.reads != reads {
-			t.Errorf("%d reads more for a run that is none of ours and has got a label", w.store.reads-reads)
+		if w.store.readCount() != reads {
+			t.Errorf("%d reads more for a run that is none of ours and has got a label",
+				w.store.readCount()-reads)
 		}
 		w.update(runPath("archived"), func(o object) { delete(o["metadata"].(object), "annotations") })
 		after(time.Minute)

@@ -219,6 +219,8 @@ type runWatch struct {
 	changed func(before, after *runObject)
 	// left hears that a list had runs that are due and have ended. They are not kept.
 	left func()
+	// onlyLive, if it is set before run, lets go of every run as it ends.
+	onlyLive bool
 	// refused hears of each refusal of a TaskRun's pod, if it is set before run.
 	refused func(run *runObject, early bool)
 	told    *lru.Cache // UID → the latest try whose refusal was handed on
@@ -296,17 +298,22 @@ func (k *keptRuns) Update(o any) error {
 	return nil
 }
 
-// keep puts what is to be kept in place of what was, which it returns.
+// keep puts what is to be kept in place of what was, which it returns. Who reads meanwhile sees one of
+// both.
 func (k *keptRuns) keep(run *runObject) (before *runObject) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	before = stored(k.Indexer, run.Namespace, run.Name, "")
-	k.drop(before)
 	if run.over() {
-		if before == nil || before.UID != run.UID || k.ended >= maxEnded {
+		if before == nil || before.UID != run.UID || k.watch.onlyLive ||
+			!before.over() && k.ended >= maxEnded {
+			k.drop(before)
 			return before
 		}
 		k.ended++ // until settle: a mark may be there before all is done, and TaskRuns wait for others
+	}
+	if before != nil && before.over() {
+		k.ended--
 	}
 	_ = k.Indexer.Add(run) // it fails only where there is no key
 	return before

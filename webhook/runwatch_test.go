@@ -118,7 +118,7 @@ func FuzzSlimOf(f *testing.F) {
 
 // TestMemoryLimits: the collector works harder before a container's memory limit is reached.
 func TestMemoryLimits(t *testing.T) {
-	for _, name := range []string{"deployment.yaml", "backend.yaml"} {
+	for _, name := range []string{"deployment.yaml", "annotator.yaml", "backend.yaml"} {
 		t.Run(name, func(t *testing.T) {
 			text, err := os.ReadFile("../manifests/base/" + name)
 			if err != nil {

@@ -90,12 +90,12 @@ func awaitMissed(t *testing.T, tr *tekton.TaskRun, why string) {
 	}
 }
 
-// missedSteps is the webhook's own count, of both replicas.
+// missedSteps is the annotator's own count, of both replicas.
 func missedSteps(t *testing.T) (sum float64) {
 	t.Helper()
 	var pods corev1.PodList
 	err := env.client.List(t.Context(), &pods, client.InNamespace("shiplog-system"),
-		client.MatchingLabels{"app.kubernetes.io/component": "webhook"})
+		client.MatchingLabels{"app.kubernetes.io/component": "annotator"})
 	if err != nil {
 		t.Fatal(err)
 	}
