@@ -193,6 +193,26 @@ pipelineSpec:
 	checkSealed(t, next, contract.Page{Namespace: nsOn, UID: string(next.UID)}, pageURL(t))
 }
 
+// TestAnnotatorAway runs a pipeline while there is no annotator. Its pod is captured, and it has the
+// address of its logs, as ever. It is sealed when there is an annotator again.
+func TestAnnotatorAway(t *testing.T) {
+	defer scale(t, "annotator", "2")
+	scale(t, "annotator", "0")
+	run := finishRun(t, newPipelineRun(t, nsOn, "annotator-away", "pipelineSpec: {tasks: [{name: a, "+
+		"taskSpec: {steps: [{name: s, image: busybox, script: echo hi}]}}]}", nil))
+	page := contract.Page{Namespace: nsOn, UID: string(run.UID)}
+	got := ours(run.Annotations)
+	if got[contract.LogsAnnotation] != page.Address(pageURL(t)) || got[contract.SealedAnnotation] != "" {
+		t.Errorf("without an annotator the run has %v, want the address of its logs alone", got)
+	}
+	scale(t, "annotator", "2")
+	checkSealed(t, awaitSealed(t, run), page, pageURL(t))
+	text, err := archivedText(t.Context(), nsOn, string(run.UID), "step-s")
+	if err != nil || text != "hi\n" {
+		t.Errorf("the archive has %q, %v", text, err)
+	}
+}
+
 // TestMissedStep runs a pod of which one step has too little memory for tee: that step's log is in
 // the pod alone, and the other one's is archived.
 func TestMissedStep(t *testing.T) {
