@@ -55,6 +55,7 @@ disk_free() {
 manifests/render.sh "${OVERLAY:-base}" "$REGISTRY" "$version" | disk_free | "$KUBECTL" apply --server-side --force-conflicts -f -
 "$KUBECTL" -n shiplog-system wait --for=condition=Ready certificate/shiplog-webhook certificate/shiplog-backend --timeout=120s
 "$KUBECTL" -n shiplog-system rollout status deployment/shiplog-webhook --timeout=180s
+"$KUBECTL" -n shiplog-system rollout status deployment/shiplog-annotator --timeout=180s
 "$KUBECTL" -n shiplog-system rollout status deployment/shiplog-backend --timeout=180s
 "$KUBECTL" -n shiplog-system rollout status deployment/shiplog-compactor --timeout=180s
 # Until cert-manager has written the CA, the API server cannot call the webhook, and pods would silently stay without shiplog.

@@ -15,6 +15,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
@@ -43,11 +44,14 @@ const (
 	// retryFirst and retryMost are the pauses after failures.
 	retryFirst = time.Second
 	retryMost  = 5 * time.Minute
-	// backlogPause spreads the runs that were there before this process: each costs a request to the store or a few.
+	// backlogPause spreads the runs that walk finds: each costs a request to the store or a few.
 	backlogPause = 50 * time.Millisecond
-	// maxPending bounds memory where nothing gets done for long. When so many runs wait for something, tickets add no more: they come back when the run ends. And of so many deleted runs at most it is kept how they ended.
-	// Other runs that wait are in the watch's memory anyway.
+	// maxPending bounds memory where nothing gets done for long. When so many runs wait for something,
+	// no more are taken: those of tickets come back when the run ends, and all others with walk, once
+	// there is room.
 	maxPending = 20_000
+	// walkRetry is the pause after a walk that failed.
+	walkRetry = 30 * time.Second
 	// unreadableAfter is how long the logs of a run may be unreadable, each time that they are looked at, before that is said. It is long: what is said is final.
 	unreadableAfter = 6 * time.Hour
 	// maxRunRecord is the largest run.json that is read.
@@ -66,8 +70,12 @@ type recordStore interface {
 // Every replica does all of it, and none leads. All that is done has the same outcome whoever does it and however often: a run.json has the same bytes, an event the same name, an annotation the same value. A leader would
 // need rights to a Lease and leave gaps when it changes, to save what little is done twice: the replicas look at different moments, and who comes second sees in its watch that it is done.
 //
+// The address comes from the process that gives the tickets, by a linker: an annotator that does that
+// alone. It keeps the runs that have not ended, which that process needs anyway.
+//
 // Nobody waits for it. It has goroutines and clients of its own; where the API server or the store is away, runs wait in its queue, and pods and tickets do not notice.
 type annotator struct {
+	linker  bool   // it does what ticketIssued says, and nothing else
 	pageURL string // empty: no addresses
 	store   recordStore
 	archive *backend.Archive
@@ -84,10 +92,11 @@ type annotator struct {
 	waiting  prometheus.GaugeFunc
 
 	mu        sync.Mutex
-	backlog   int // runs that were there before
 	pending   map[runKey]*pendingRun
-	gone      int             // those of them that were deleted
 	forbidden map[string]bool // the kinds of which it was said that we may not annotate them
+
+	walks chan struct{} // holds one value if walk has something to do
+	room  int           // maxPending
 }
 
 // pendingRun is what is known of a run that something is to be done about.
@@ -100,6 +109,7 @@ type pendingRun struct {
 	looks       int       // at logs that are still coming
 	badSince    time.Time // since when every look found that logs are not whole, and that none is growing
 	failedSince time.Time // since when no look could read the logs, though run.json could be read
+	unmarked    bool      // it has ended, and had no mark when it was last looked at
 	refused     bool      // the API server does not take what is to be said of the run
 }
 
@@ -111,6 +121,42 @@ func (p *pendingRun) poll() time.Duration {
 
 // newAnnotator makes an annotator. It sends nothing before run.
 func newAnnotator(config *rest.Config, store recordStore, pageURL string, registry prometheus.Registerer, log *slog.Logger) (*annotator, error) {
+	a, err := makeAnnotator(config, pageURL, registry, log)
+	if err != nil {
+		return nil, err
+	}
+	a.store, a.archive = store, backend.New(store)
+	a.watch = newRunWatch(a.tekton, a.due, a.changed, a.left)
+	for _, s := range []standing{durable, missed, damaged} {
+		a.done.WithLabelValues(s.sealed())
+	}
+	for _, c := range []prometheus.Collector{a.done, a.missed} {
+		if err := registry.Register(c); err != nil {
+			return nil, fmt.Errorf("annotate runs: metrics: %w", err)
+		}
+	}
+	return a, nil
+}
+
+// newLinker makes an annotator that is a linker.
+func newLinker(
+	config *rest.Config, pageURL string, registry prometheus.Registerer, log *slog.Logger,
+) (*annotator, error) {
+	a, err := makeAnnotator(config, pageURL, registry, log)
+	if err != nil {
+		return nil, err
+	}
+	a.linker = true
+	a.watch = newRunWatch(a.tekton, func(*runObject) bool { return false },
+		func(_, _ *runObject) {}, func() {})
+	a.watch.onlyLive = true
+	return a, nil
+}
+
+// makeAnnotator makes what an annotator and a linker have in common.
+func makeAnnotator(
+	config *rest.Config, pageURL string, registry prometheus.Registerer, log *slog.Logger,
+) (*annotator, error) {
 	conf := rest.CopyConfig(config)
 	conf.Timeout = 0 // a watch has no end
 	conf.QPS, conf.Burst = 50, 100
@@ -123,8 +169,9 @@ func newAnnotator(config *rest.Config, store recordStore, pageURL string, regist
 		return nil, fmt.Errorf("annotate runs: API client: %w", err)
 	}
 	a := &annotator{
-		pageURL: pageURL, store: store, archive: backend.New(store), core: core, tekton: tekton, log: log,
+		pageURL: pageURL, core: core, tekton: tekton, log: log,
 		pending: map[runKey]*pendingRun{}, forbidden: map[string]bool{},
+		walks: make(chan struct{}, 1), room: maxPending,
 		queue: workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[runKey](retryFirst, retryMost)),
 		done: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "shiplog_runs_sealed_total",
@@ -143,14 +190,10 @@ func newAnnotator(config *rest.Config, store recordStore, pageURL string, regist
 			Name: "shiplog_run_annotations_refused_total", Help: "PipelineRuns and TaskRuns whose annotations the API server refused for good, such as where the verb patch is missing.",
 		}),
 	}
-	a.watch = newRunWatch(tekton, a.changed)
-	for _, s := range []standing{durable, missed, damaged} {
-		a.done.WithLabelValues(s.sealed())
-	}
 	a.waiting = prometheus.NewGaugeFunc(prometheus.GaugeOpts{
 		Name: "shiplog_runs_pending", Help: "Runs that this replica has something to do about, or whose logs it waits for.",
 	}, func() float64 { a.mu.Lock(); defer a.mu.Unlock(); return float64(len(a.pending)) })
-	for _, c := range []prometheus.Collector{a.done, a.missed, a.failures, a.refused, a.waiting} {
+	for _, c := range []prometheus.Collector{a.failures, a.refused, a.waiting} {
 		if err := registry.Register(c); err != nil {
 			return nil, fmt.Errorf("annotate runs: metrics: %w", err)
 		}
@@ -162,6 +205,7 @@ func newAnnotator(config *rest.Config, store recordStore, pageURL string, regist
 func (a *annotator) run(ctx context.Context) {
 	var group sync.WaitGroup
 	group.Go(func() { a.watch.run(ctx) })
+	group.Go(func() { a.walk(ctx) })
 	for range annotateWorkers {
 		group.Go(func() { a.work(ctx) })
 	}
@@ -180,7 +224,7 @@ func (a *annotator) ticketIssued(pod ownedPod) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	p := a.pending[key]
-	if p == nil && len(a.pending) >= maxPending {
+	if p == nil && len(a.pending) >= a.room {
 		return
 	}
 	for _, o := range []*runObject{run, task} {
@@ -202,7 +246,7 @@ func (a *annotator) ticketIssued(pod ownedPod) {
 }
 
 // changed hears of a change of a run or TaskRun.
-func (a *annotator) changed(before, after *runObject, initial bool) {
+func (a *annotator) changed(before, after *runObject) {
 	if after == nil { // another one of the run may have waited for it
 		a.mu.Lock()
 		defer a.mu.Unlock()
@@ -211,31 +255,112 @@ func (a *annotator) changed(before, after *runObject, initial bool) {
 		if p == nil {
 			return
 		}
-		if key.uid == before.UID && p.gone == nil && a.gone < maxPending {
+		if key.uid == before.UID && p.gone == nil {
 			p.gone = before
-			a.gone++
 		}
 		a.queue.Add(key)
 		return
 	}
 	ended := before != nil && !before.over() && after.over()
-	if !ended && (!a.due(after) || before != nil && a.due(before)) {
-		return
+	if ended || a.due(after) && (before == nil || !a.due(before)) {
+		a.add(after.key())
 	}
-	key, pause := after.key(), time.Duration(0)
+}
+
+// add queues a run, or leaves it to walk if there is no room.
+func (a *annotator) add(key runKey) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if initial {
-		if a.pending[key] == nil {
-			a.backlog++
-		}
-		// Also where it is pending: a worker may be at it, for a ticket, and find that the run is not known. One that is in the queue already stays where it is.
-		pause = time.Duration(a.backlog) * backlogPause
-	}
 	if a.pending[key] == nil {
+		if len(a.pending) >= a.room {
+			a.left()
+			return
+		}
 		a.pending[key] = &pendingRun{}
 	}
-	a.queue.AddAfter(key, pause)
+	a.queue.Add(key)
+}
+
+// left has walk look for runs. It never waits.
+func (a *annotator) left() {
+	select {
+	case a.walks <- struct{}{}:
+	default:
+	}
+}
+
+// walk queues the runs that have ended and are due, and that no watch tells of: they had ended
+// before this process, or there was no room for them. They are listed as slowly as they get done,
+// so they take no memory.
+func (a *annotator) walk(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-a.walks:
+		}
+		for _, of := range []owner{pipelineRunOwner, taskRunOwner} {
+			if err := a.walkAll(ctx, of); err != nil && ctx.Err() == nil {
+				a.failures.Inc()
+				a.log.Warn("the runs that had ended before could not be listed; it is tried again",
+					"resource", of.resource, "error", err)
+				a.left()
+				pauseFor(ctx, walkRetry)
+				break
+			}
+		}
+	}
+}
+
+// walkAll is walk for PipelineRuns or TaskRuns.
+func (a *annotator) walkAll(ctx context.Context, of owner) error {
+	o := metav1.ListOptions{Limit: runPage}
+	for {
+		page, err := a.watch.kept(of).client().List(ctx, o)
+		// A list of more than some minutes is continued with what there is by then.
+		if status := apierrors.APIStatus(nil); apierrors.IsResourceExpired(err) &&
+			errors.As(err, &status) && status.Status().Continue != "" {
+			o.Continue = status.Status().Continue
+			continue
+		}
+		if err != nil {
+			return fmt.Errorf("list %s: %w", of.resource, err)
+		}
+		for i := range page.Items {
+			run := slimOf(&page.Items[i])
+			if !run.over() || !a.due(run) || a.watch.isSettled(run) {
+				continue
+			}
+			for a.busy() {
+				if pauseFor(ctx, backlogPause); ctx.Err() != nil {
+					return ctx.Err()
+				}
+			}
+			a.add(run.key())
+			if pauseFor(ctx, backlogPause); ctx.Err() != nil {
+				return ctx.Err()
+			}
+		}
+		if o.Continue = page.GetContinue(); o.Continue == "" {
+			return nil
+		}
+	}
+}
+
+// busy says whether walk adds no more for now: runs wait for a worker, and one that ends now would
+// wait behind them, or half of what may be pending is.
+func (a *annotator) busy() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.queue.Len() > 0 || len(a.pending) >= a.room/2
+}
+
+// pauseFor waits, or until the context ends.
+func pauseFor(ctx context.Context, d time.Duration) {
+	select {
+	case <-ctx.Done():
+	case <-time.After(d):
+	}
 }
 
 // due says whether the object by itself is a reason to look at its run.
@@ -271,7 +396,9 @@ func (a *annotator) work(ctx context.Context) {
 			a.queue.AddAfter(key, again+rand.N(again/2+1)) // so that replicas look at different moments
 		default:
 			a.queue.Forget(key)
-			a.forget(key)
+			if p := a.forget(key); p != nil {
+				a.watch.settle(key, p.unmarked)
+			}
 		}
 		a.queue.Done(key)
 	}
@@ -282,7 +409,8 @@ func final(err error) bool {
 	return apierrors.IsInvalid(err) || apierrors.IsBadRequest(err) || apierrors.IsForbidden(err)
 }
 
-// lookSafely is look, where a fault of ours costs the run's annotations and not the process: admission runs in it.
+// lookSafely is look, where a fault of ours costs the run's annotations and not the process: all other
+// runs are in it, and with a linker admission.
 func (a *annotator) lookSafely(ctx context.Context, key runKey) (again time.Duration, err error) {
 	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
 	defer cancel()
@@ -304,19 +432,25 @@ func (a *annotator) state(key runKey) *pendingRun {
 	return a.pending[key]
 }
 
-// forget ends what was pending of a run, unless something has come meanwhile.
-func (a *annotator) forget(key runKey) {
+// forget ends what was pending of a run and returns it, or nil if something has come meanwhile.
+func (a *annotator) forget(key runKey) *pendingRun {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if p := a.pending[key]; p != nil && len(p.links) == 0 && p.gone == nil {
-		delete(a.pending, key)
+	p := a.pending[key]
+	if p == nil || len(p.links) > 0 || p.gone != nil {
+		return nil
 	}
+	delete(a.pending, key)
+	return p
 }
 
 // look does what there is to do about a run, and says after which time to look again; 0 means when something changes. Without addresses the rest is done all the same.
 func (a *annotator) look(ctx context.Context, key runKey) (again time.Duration, err error) {
 	p := a.state(key)
 	linkErr := a.link(ctx, p)
+	if a.linker {
+		return 0, linkErr
+	}
 	again, err = a.lookOn(ctx, p, key)
 	return again, errors.Join(linkErr, err)
 }
@@ -329,12 +463,15 @@ func (a *annotator) lookOn(ctx context.Context, p *pendingRun, key runKey) (agai
 	if gone != nil {
 		return 0, a.recordGone(ctx, p, gone)
 	}
-	run := a.watch.get(key)
-	switch {
-	case run == nil:
-		return 0, nil // it comes again with the watch's first list, or is gone
-	case !a.watch.synced():
+	if !a.watch.synced() {
 		return firstPoll, nil
+	}
+	run, err := a.watch.find(ctx, key)
+	switch {
+	case err != nil:
+		return 0, err
+	case run == nil:
+		return 0, nil // it is gone
 	case !run.over():
 		tasks, err := a.watch.tasks(ctx, run)
 		if err != nil {
@@ -347,6 +484,7 @@ func (a *annotator) lookOn(ctx context.Context, p *pendingRun, key runKey) (agai
 
 // conclude does what there is to do about a run that has ended.
 func (a *annotator) conclude(ctx context.Context, p *pendingRun, run *runObject) (again time.Duration, err error) {
+	p.unmarked = !marked(run)
 	archived, recordErr := a.recordEnding(ctx, run)
 	if recordErr != nil && !archived { // nothing can be read
 		p.badSince, p.failedSince = time.Time{}, time.Time{} // what was not seen in between is not known
@@ -441,7 +579,6 @@ func (a *annotator) recordGone(ctx context.Context, p *pendingRun, gone *runObje
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	p.gone = nil
-	a.gone--
 	return nil
 }
 

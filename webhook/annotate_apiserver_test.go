@@ -146,19 +146,22 @@ func runsAreAnnotated(t *testing.T, api realAPI) {
 		}
 	}
 	var stops []func()
-	start := func(config *rest.Config) *annotator {
-		a, err := newAnnotator(config, store, testPage, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
-		if err != nil {
-			t.Fatal(err)
-		}
+	run := func(a *annotator) {
 		ctx, stop := context.WithCancel(t.Context())
 		var group sync.WaitGroup
 		group.Go(func() { a.run(ctx) })
 		stops = append(stops, func() { stop(); group.Wait() })
 		t.Cleanup(stops[len(stops)-1])
+	}
+	start := func(config *rest.Config) *annotator {
+		a, err := newAnnotator(config, store, testPage, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		run(a)
 		return a
 	}
-	one := start(api.asWebhook(t))
+	one := start(api.asAnnotator(t))
 
 	// A run that somebody makes again with all its annotations.
 	pr := runs.create("PipelineRun", "r", object{"annotations": object{
@@ -173,7 +176,13 @@ func runsAreAnnotated(t *testing.T, api realAPI) {
 		"ownerReferences": []any{object{"apiVersion": "tekton.dev/v1", "kind": "PipelineRun", "name": "r", "uid": string(pr.GetUID()), "controller": true}},
 	})
 	runs.status("PipelineRun", "r", object{"childReferences": []any{object{"apiVersion": "tekton.dev/v1", "kind": "TaskRun", "name": "r-build", "pipelineTaskName": "build"}}})
-	one.ticketIssued(ownedPod{taskRun: slimOf(tr), pipelineRun: slimOf(pr)})
+	linker, err := newLinker(api.asWebhook(t), testPage, prometheus.NewRegistry(),
+		slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	run(linker)
+	linker.ticketIssued(ownedPod{taskRun: slimOf(tr), pipelineRun: slimOf(pr)})
 	link := contract.Page{Namespace: "runs", UID: string(pr.GetUID())}.Address(testPage)
 	until(t, "both to have their address", func() bool {
 		return runs.annotations("PipelineRun", "r")[contract.LogsAnnotation] == link && runs.annotations("TaskRun", "r-build")[contract.LogsAnnotation] == link+"#task=build"
@@ -187,7 +196,7 @@ func runsAreAnnotated(t *testing.T, api realAPI) {
 	sealJSON, err := record.Encode(record.Seal{End: record.EndExited, GapCount: 1, Lost: record.Printed{Stdout: 9}})
 	put(place.SealKey(), sealJSON, err)
 
-	two := start(api.asWebhook(t)) // which lists what the other one saw come
+	two := start(api.asAnnotator(t)) // which lists what the other one saw come
 	until(t, "both replicas to know the runs", func() bool { return one.watch.synced() && two.watch.synced() })
 	fields := ended()
 	fields["podName"] = "r-build-pod"
@@ -212,7 +221,8 @@ func runsAreAnnotated(t *testing.T, api realAPI) {
 	}
 	until(t, "both replicas to have seen that it is done", func() bool {
 		for _, a := range []*annotator{one, two} {
-			if run := a.watch.get(runKey{pipelineRunOwner, "runs", "r", pr.GetUID()}); run == nil || !marked(run) {
+			run := a.watch.get(runKey{pipelineRunOwner, "runs", "r", pr.GetUID()})
+			if run != nil && !marked(run) {
 				return false
 			}
 		}
@@ -227,7 +237,7 @@ func runsAreAnnotated(t *testing.T, api realAPI) {
 	}
 
 	t.Run("another one of the name", func(t *testing.T) {
-		old := two.watch.get(runKey{pipelineRunOwner, "runs", "r", pr.GetUID()}).DeepCopyObject().(*runObject)
+		old := slimOf(pr)
 		old.UID = "another"
 		if changed, err := two.annotate(t.Context(), old, map[string]string{contract.SealedReasonAnnotation: "x"}); changed || err == nil || !final(err) {
 			t.Errorf("annotated: %t, %v, want an error that is final", changed, err)
@@ -238,13 +248,15 @@ func runsAreAnnotated(t *testing.T, api realAPI) {
 			runs.create("TaskRun", fmt.Sprintf("many-%d", i), object{})
 		}
 		pages := &pageCounter{}
-		conf := api.asWebhook(t)
+		conf := api.asAnnotator(t)
 		conf.Wrap(func(next http.RoundTripper) http.RoundTripper { pages.next = next; return pages })
 		client, err := dynamic.NewForConfig(conf)
 		if err != nil {
 			t.Fatal(err)
 		}
-		list, err := listSlim(t.Context(), client.Resource(tektonV1.WithResource(taskRunOwner.resource)), metav1.ListOptions{ResourceVersion: "0"})
+		list, err := listSlim(t.Context(),
+			client.Resource(tektonV1.WithResource(taskRunOwner.resource)),
+			metav1.ListOptions{ResourceVersion: "0"}, func(*runObject) bool { return true })
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -386,8 +398,8 @@ func missedPodsAreRecorded(t *testing.T, api realAPI, runs realRuns, store *memo
 // withoutPatch is a client with the rights of the manifest but the verb patch.
 func (a realAPI) withoutPatch(t *testing.T) *rest.Config {
 	t.Helper()
-	conf := a.asWebhook(t)
-	role := roles[rbacv1.ClusterRole](t, "ClusterRole")[0]
+	conf := a.asAnnotator(t)
+	role := roles[rbacv1.ClusterRole](t, annotatorRights, "ClusterRole")[0]
 	role.Name = "without-patch"
 	for i, rule := range role.Rules {
 		role.Rules[i].Verbs = slices.DeleteFunc(rule.Verbs, func(verb string) bool { return verb == "patch" })

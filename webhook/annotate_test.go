@@ -294,10 +294,10 @@ func TestSealed(t *testing.T) {
 		}
 
 		// Nothing more is asked for it, of nobody.
-		reads, calls := w.store.reads, w.called("")
+		reads, calls := w.store.readCount(), w.called("")
 		after(time.Hour)
-		if w.store.reads != reads || w.called("") != calls {
-			t.Errorf("in an hour after all was done: %d reads and %d changes", w.store.reads-reads, w.called("")-calls)
+		if w.store.readCount() != reads || w.called("") != calls {
+			t.Errorf("in an hour after all was done: %d reads and %d changes", w.store.readCount()-reads, w.called("")-calls)
 		}
 	})
 }
@@ -746,7 +746,7 @@ func TestUnreadable(t *testing.T) {
 		w.endRun("r", "build")
 		after(unreadableAfter - time.Minute)
 		w.expect(runPath("r"))
-		if n := w.store.reads; n > int(unreadableAfter/retryMost)+20 {
+		if n := w.store.readCount(); n > int(unreadableAfter/retryMost)+20 {
 			t.Errorf("%d reads in %s", n, unreadableAfter)
 		}
 		if got := w.runRecord("r"); got.State != record.Succeeded {
@@ -1041,8 +1041,8 @@ func TestDeletedRunsAreBounded(t *testing.T) {
 		w.store.fail(down, down)
 		for i := range maxPending + 10 {
 			run := &runObject{ObjectMeta: metav1.ObjectMeta{Namespace: "team", Name: fmt.Sprint(i), UID: types.UID(fmt.Sprint(i))}, owner: pipelineRunOwner, ending: ending{state: record.Succeeded, completed: time.Now()}}
-			a.changed(nil, run, false)
-			a.changed(run, nil, false)
+			a.changed(nil, run)
+			a.changed(run, nil)
 		}
 		after(10 * time.Second)
 		if n := testutil.ToFloat64(a.waiting); n != maxPending {
@@ -1050,8 +1050,8 @@ func TestDeletedRunsAreBounded(t *testing.T) {
 		}
 		w.store.fail(nil, nil)
 		after(2 * retryMost)
-		if n := testutil.ToFloat64(a.waiting); n != 0 || a.gone != 0 {
-			t.Errorf("%v runs are pending, and %d count as deleted", n, a.gone)
+		if n := testutil.ToFloat64(a.waiting); n != 0 {
+			t.Errorf("%v runs are pending", n)
 		}
 	})
 }
@@ -1187,6 +1187,43 @@ func TestLinks(t *testing.T) {
 			after(time.Minute)
 			w.expect(runPath("r"), "sealed=true", link)
 		})
+	})
+}
+
+// TestLinker: what runs beside admission gives addresses, looks at no archive and marks nothing, and
+// keeps no run that has ended.
+func TestLinker(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		a, err := newLinker(w.config(), testPage, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
+		if err != nil {
+			t.Fatal(err)
+		}
+		ctx, stop := context.WithCancel(t.Context())
+		var group sync.WaitGroup
+		group.Go(func() { a.run(ctx) })
+		defer group.Wait()
+		defer stop()
+		w.addRun("r", "build")
+		w.archive("r", "build")
+		w.seal("r", "build")
+		after(time.Second)
+		key := runKey{pipelineRunOwner, "team", "r", "r-uid"}
+		if a.watch.get(key) == nil {
+			t.Fatal("a run that goes on is not known")
+		}
+		a.ticketIssued(w.ticketFor("r-build"))
+		after(time.Second)
+		w.expect(runPath("r"), "logs="+testPage+"/ui/team/r-uid")
+		w.expect(taskPath("r-build"), "logs="+testPage+"/ui/team/r-uid#task=build")
+		w.endRun("r", "build")
+		after(2 * recordSettle)
+		w.expect(runPath("r"), "logs="+testPage+"/ui/team/r-uid")
+		if n := len(a.watch.pipelineRuns.List()) + len(a.watch.taskRuns.List()); n != 0 {
+			t.Errorf("%d runs are kept", n)
+		}
+		if n := testutil.ToFloat64(a.waiting); n != 0 {
+			t.Errorf("%v runs are pending", n)
+		}
 	})
 }
 
@@ -1344,15 +1381,15 @@ func TestBacklog(t *testing.T) {
 		w.endRun("fresh", "build")
 		after(time.Second)
 		w.expect(runPath("fresh"), "sealed=true")
-		if left := testutil.ToFloat64(a.waiting); left < n/2 {
-			t.Errorf("%v of %d runs are left after two seconds", left, n)
+		if w.store.readCount() > n/2 {
+			t.Errorf("%d reads after two seconds: the %d old runs are not looked at in turn", w.store.readCount(), n)
 		}
 		after(n*backlogPause + 2*recordSettle)
 		if left := testutil.ToFloat64(a.waiting); left != 0 {
 			t.Errorf("%v runs are left", left)
 		}
-		if w.store.reads > n+20 {
-			t.Errorf("%d reads for %d runs that are not in the archive", w.store.reads, n)
+		if w.store.readCount() < n || w.store.readCount() > n+20 {
+			t.Errorf("%d reads for %d runs that are not in the archive", w.store.readCount(), n)
 		}
 	})
 }

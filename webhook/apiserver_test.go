@@ -42,10 +42,16 @@ import (
 // realAPI is a real API server.
 type realAPI struct{ apiserver.Server }
 
-// roles are the documents of a kind in manifests/base/rbac.yaml.
-func roles[T any](t *testing.T, kind string) (found []T) {
+// The manifests that have the rights of the two roles.
+const (
+	webhookRights   = "rbac.yaml"
+	annotatorRights = "annotator.yaml"
+)
+
+// roles are the documents of a kind in a file of manifests/base.
+func roles[T any](t *testing.T, file, kind string) (found []T) {
 	t.Helper()
-	text, err := os.ReadFile("../manifests/base/rbac.yaml")
+	text, err := os.ReadFile("../manifests/base/" + file)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -66,9 +72,10 @@ func roles[T any](t *testing.T, kind string) (found []T) {
 	return found
 }
 
-// TestRBAC holds the manifest against the rights that there is a reason for. Whoever adds one adds it here.
+// TestRBAC holds the manifests against the rights that there is a reason for. Whoever adds one adds it
+// here.
 func TestRBAC(t *testing.T) {
-	want := []rbacv1.PolicyRule{
+	webhook := []rbacv1.PolicyRule{
 		{APIGroups: []string{"authentication.k8s.io"}, Resources: []string{"tokenreviews"}, Verbs: []string{"create"}}, // tickets
 		// Made-up tokens.
 		{NonResourceURLs: []string{"/openid/v1/jwks"}, Verbs: []string{"get"}},
@@ -78,36 +85,61 @@ func TestRBAC(t *testing.T) {
 		{APIGroups: []string{""}, Resources: []string{"pods/eviction", "events"}, Verbs: []string{"create"}},
 		// Of pods that do not start.
 		{APIGroups: []string{""}, Resources: []string{"events"}, Verbs: []string{"list"}},
-		// Those in which pods are injected; runs that should have been captured.
-		{APIGroups: []string{""}, Resources: []string{"namespaces"}, Verbs: []string{"get", "list", "watch"}},
+		// Those in which pods are injected.
+		{APIGroups: []string{""}, Resources: []string{"namespaces"}, Verbs: []string{"list", "watch"}},
 		// Pods that would not fit.
 		{APIGroups: []string{""}, Resources: []string{"limitranges", "resourcequotas"}, Verbs: []string{"list", "watch"}},
 		// Tekton's.
 		{APIGroups: []string{""}, Resources: []string{"configmaps"}, ResourceNames: []string{"feature-flags"}, Verbs: []string{"get"}},
-		// names in the archive; annotations and states of runs
+		// Names in the archive; refused pods; the address of logs.
 		{APIGroups: []string{"tekton.dev"}, Resources: []string{"taskruns", "pipelineruns"}, Verbs: []string{"get", "list", "watch", "patch"}},
 	}
-	got := roles[rbacv1.ClusterRole](t, "ClusterRole")
-	if len(got) != 1 {
-		t.Fatalf("%d ClusterRoles, want 1", len(got))
+	annotator := []rbacv1.PolicyRule{
+		// Annotations and states of runs.
+		{APIGroups: []string{"tekton.dev"}, Resources: []string{"taskruns", "pipelineruns"}, Verbs: []string{"get", "list", "watch", "patch"}},
+		// What a run lost.
+		{APIGroups: []string{""}, Resources: []string{"events"}, Verbs: []string{"create"}},
+		// Pods that were not captured, and runs that should have been.
+		{APIGroups: []string{""}, Resources: []string{"pods", "namespaces"}, Verbs: []string{"get"}},
 	}
-	if diff := cmp.Diff(want, got[0].Rules); diff != "" {
-		t.Errorf("rules (-want +got):\n%s", diff)
-	}
-	if n := len(roles[rbacv1.Role](t, "Role")); n != 0 {
-		t.Errorf("%d Roles, want none", n)
+	for file, want := range map[string][]rbacv1.PolicyRule{
+		webhookRights: webhook, annotatorRights: annotator,
+	} {
+		t.Run(file, func(t *testing.T) {
+			got := roles[rbacv1.ClusterRole](t, file, "ClusterRole")
+			if len(got) != 1 {
+				t.Fatalf("%d ClusterRoles, want 1", len(got))
+			}
+			if diff := cmp.Diff(want, got[0].Rules); diff != "" {
+				t.Errorf("rules (-want +got):\n%s", diff)
+			}
+			if n := len(roles[rbacv1.Role](t, file, "Role")); n != 0 {
+				t.Errorf("%d Roles, want none", n)
+			}
+		})
 	}
 }
 
-// asWebhook is a client with the rights of the manifest, and no others.
+// asWebhook is a client with the rights of the webhook's manifest, and no others.
 func (a realAPI) asWebhook(t *testing.T) *rest.Config {
 	t.Helper()
-	for _, r := range roles[rbacv1.ClusterRole](t, "ClusterRole") {
+	return a.withRights(t, webhookRights)
+}
+
+// asAnnotator is the same for the annotator.
+func (a realAPI) asAnnotator(t *testing.T) *rest.Config {
+	t.Helper()
+	return a.withRights(t, annotatorRights)
+}
+
+func (a realAPI) withRights(t *testing.T, file string) *rest.Config {
+	t.Helper()
+	for _, r := range roles[rbacv1.ClusterRole](t, file, "ClusterRole") {
 		if _, err := a.Core.RbacV1().ClusterRoles().Create(t.Context(), &r, metav1.CreateOptions{}); err != nil && !apierrors.IsAlreadyExists(err) {
 			t.Fatal(err)
 		}
 	}
-	bindings := roles[rbacv1.ClusterRoleBinding](t, "ClusterRoleBinding")
+	bindings := roles[rbacv1.ClusterRoleBinding](t, file, "ClusterRoleBinding")
 	for _, b := range bindings {
 		if _, err := a.Core.RbacV1().ClusterRoleBindings().Create(t.Context(), &b, metav1.CreateOptions{}); err != nil && !apierrors.IsAlreadyExists(err) {
 			t.Fatal(err)

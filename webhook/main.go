@@ -2,7 +2,8 @@
 // tokens for upload tickets. It is stateless; two or more replicas run side by side.
 //
 // A pod's way through it: main.go serves, handler.go answers and fails open, decide.go says what to do, inject.go makes the patch. The ticket
-// service begins in tickets.go. What becomes of the runs is told in annotate.go.
+// service begins in tickets.go. What becomes of the runs is told in annotate.go, by a process of its
+// own: --role=annotator.
 package main
 
 import (
@@ -44,6 +45,7 @@ import (
 // options are the flags of the process itself; settings are those that shape pods.
 type options struct {
 	settings
+	role          string
 	certDir       string
 	caFile        string
 	host          string
@@ -56,10 +58,17 @@ type options struct {
 	heldBackRetry time.Duration
 	replaceHeld   bool
 
-	pageURL string // see annotator
+	pageURL string // see annotator and linker
 
 	tektonNamespace string // see tektonGate
 }
+
+// The roles of a process. What the annotator has to look at grows with the cluster's runs and with the
+// archive, so nothing that a pod waits for is in its process.
+const (
+	roleWebhook   = "webhook"
+	roleAnnotator = "annotator"
+)
 
 // kubernetesTimeout bounds each request to the API server.
 const kubernetesTimeout = 10 * time.Second
@@ -85,10 +94,14 @@ func main() {
 			log.Info("shutting down", "delay", o.shutdownDelay.String())
 			time.AfterFunc(o.shutdownDelay, end)
 		})
-		err = run(serving, leaving, o, ctrlmetrics.Registry, log)
+		serve := run
+		if o.role == roleAnnotator {
+			serve = runAnnotator
+		}
+		err = serve(serving, leaving, o, ctrlmetrics.Registry, log)
 	}
 	if err != nil {
-		log.Error("webhook stopped", "error", err)
+		log.Error("stopped", "role", o.role, "error", err)
 		os.Exit(1)
 	}
 }
@@ -98,6 +111,10 @@ func parseFlags(args []string) (options, error) {
 	o := options{settings: defaultSettings()}
 	flags := flag.NewFlagSet("webhook", flag.ContinueOnError)
 	o.bind(flags)
+	flags.StringVar(&o.role, "role", roleWebhook,
+		"what this process does: webhook (admission and tickets), or annotator (which tells of each "+
+			"run what the archive holds of it; it takes --page-url, --metrics-address, --kubeconfig "+
+			"and --shutdown-delay, and no other flag matters)")
 	flags.StringVar(&o.certDir, "cert-dir", "/certs", "folder of tls.crt and tls.key, which are read again when they change")
 	flags.StringVar(&o.caFile, "ca-file", "", "PEM file of the CA that shippers trust (default ca.crt in --cert-dir; set but empty: the system's roots)")
 	flags.StringVar(&o.host, "host", "", "address of admission and tickets (default: all)")
@@ -121,24 +138,29 @@ func parseFlags(args []string) (options, error) {
 	if !caFileSet {
 		o.caFile = filepath.Join(o.certDir, "ca.crt")
 	}
+	base, pageErr := checkPageURL(o.pageURL)
+	o.pageURL = base
+	switch o.role {
+	case roleWebhook:
+	case roleAnnotator:
+		return o, pageErr
+	default:
+		return o, fmt.Errorf("--role %q is neither %s nor %s", o.role, roleWebhook, roleAnnotator)
+	}
 	err := o.validate()
 	if o.heldBackAfter <= 0 || o.heldBackRetry <= 0 {
 		err = errors.Join(err, fmt.Errorf("--held-back-after %v and --held-back-retry %v must be positive", o.heldBackAfter, o.heldBackRetry))
 	}
-	base, pageErr := checkPageURL(o.pageURL)
-	o.pageURL = base
 	return o, errors.Join(err, pageErr)
 }
 
 // run serves until ctx ends, and returns when all requests are answered. From when leaving ends it says that it is not ready, so that the Service
 // sends no more requests; those that still come are answered.
 func run(ctx, leaving context.Context, o options, registry ctrlmetrics.RegistererGatherer, log *slog.Logger) error {
-	config, err := clientcmd.BuildConfigFromFlags("", o.kubeconfig)
+	config, err := newConfig(o)
 	if err != nil {
-		return fmt.Errorf("find the API server: %w", err)
+		return err
 	}
-	config.Timeout = kubernetesTimeout
-	config.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON // cheaper for both sides; what has no such form, as Tekton's objects, comes as JSON
 	if err := checkCABundle(o); err != nil {
 		return err
 	}
@@ -161,7 +183,7 @@ func run(ctx, leaving context.Context, o options, registry ctrlmetrics.Registere
 		return err
 	}
 	defer store.Close()
-	runs, err := newAnnotator(config, store, o.pageURL, registry, log)
+	runs, err := newLinker(config, o.pageURL, registry, log)
 	if err != nil {
 		return err
 	}
@@ -207,22 +229,16 @@ func run(ctx, leaving context.Context, o options, registry ctrlmetrics.Registere
 	server.Register(ticket.Path, tickets)
 
 	started := server.StartedChecker()
-	side := &http.Server{
-		Handler: sideRoutes(registry, func(r *http.Request) error {
-			if leaving.Err() != nil {
-				return errors.New("shutting down")
-			}
-			return started(r)
-		}),
-		ReadHeaderTimeout: 10 * time.Second,
-		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelWarn),
-	}
-	listener, err := net.Listen("tcp", o.metricsAddr)
-	if err != nil {
-		return fmt.Errorf("serve metrics and health: %w", err)
-	}
-
 	group, serving := errgroup.WithContext(ctx) // the first that fails ends all
+	err = serveSide(serving, group, o.metricsAddr, sideRoutes(registry, func(r *http.Request) error {
+		if leaving.Err() != nil {
+			return errLeaving
+		}
+		return started(r)
+	}), log)
+	if err != nil {
+		return err
+	}
 	group.Go(func() error {
 		if err := server.Start(serving); err != nil {
 			return fmt.Errorf("serve admission and tickets: %w", err)
@@ -243,14 +259,78 @@ func run(ctx, leaving context.Context, o options, registry ctrlmetrics.Registere
 	readCA := func() (string, error) { return readCABundle(o.caFile) }
 	publisher := &caPublisher{read: readCA, store: store, log: log}
 	group.Go(func() error { publisher.run(serving); return nil })
+	return group.Wait()
+}
+
+// runAnnotator is run for the annotator, which nobody asks anything.
+func runAnnotator(
+	ctx, leaving context.Context, o options, registry ctrlmetrics.RegistererGatherer,
+	log *slog.Logger,
+) error {
+	config, err := newConfig(o)
+	if err != nil {
+		return err
+	}
+	store, err := newStore(ctx)
+	if err != nil {
+		return err
+	}
+	defer store.Close()
+	runs, err := newAnnotator(config, store, o.pageURL, registry, log)
+	if err != nil {
+		return err
+	}
+	group, serving := errgroup.WithContext(ctx)
+	err = serveSide(serving, group, o.metricsAddr, sideRoutes(registry, func(*http.Request) error {
+		if leaving.Err() != nil {
+			return errLeaving
+		}
+		return nil
+	}), log)
+	if err != nil {
+		return err
+	}
+	group.Go(func() error { runs.run(serving); return nil })
+	return group.Wait()
+}
+
+// newConfig is how the API server is reached.
+func newConfig(o options) (*rest.Config, error) {
+	config, err := clientcmd.BuildConfigFromFlags("", o.kubeconfig)
+	if err != nil {
+		return nil, fmt.Errorf("find the API server: %w", err)
+	}
+	config.Timeout = kubernetesTimeout
+	// Protobuf is cheaper for both sides. What has no such form, as Tekton's objects, comes as JSON.
+	config.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
+	return config, nil
+}
+
+// errLeaving is why a process that has been told to end is not ready.
+var errLeaving = errors.New("shutting down")
+
+// serveSide serves metrics and health in the group, until the context ends.
+func serveSide(
+	ctx context.Context, group *errgroup.Group, address string, routes http.Handler,
+	log *slog.Logger,
+) error {
+	listener, err := net.Listen("tcp", address)
+	if err != nil {
+		return fmt.Errorf("serve metrics and health: %w", err)
+	}
+	side := &http.Server{
+		Handler:           routes,
+		ReadHeaderTimeout: 10 * time.Second,
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelWarn),
+	}
 	group.Go(func() error {
 		if err := side.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
 			return fmt.Errorf("serve metrics and health: %w", err)
 		}
 		return nil
 	})
-	group.Go(func() error { <-serving.Done(); return side.Close() })
-	return group.Wait()
+	group.Go(func() error { <-ctx.Done(); return side.Close() })
+	return nil
 }
 
 // checkCABundle says whether pods can carry the CA that shippers trust. That it cannot be read may

@@ -124,6 +124,104 @@ shiplog_webhook_certificate_expiry_timestamp_seconds 4e+09
 	}
 }
 
+// TestRunAnnotator starts the annotator's process but for main: it needs no certificate and no image,
+// lists the runs, is not ready when told to stop, and ends.
+func TestRunAnnotator(t *testing.T) {
+	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())
+	runs := &manyRuns{taskRuns: 30, sealed: true}
+	api := httptest.NewServer(runs)
+	defer api.Close()
+	kubeconfig := filepath.Join(t.TempDir(), "kubeconfig")
+	text := fmt.Sprintf(`{"apiVersion":"v1","kind":"Config","current-context":"c",
+		"clusters":[{"name":"c","cluster":{"server":%q}}],
+		"contexts":[{"name":"c","context":{"cluster":"c"}}]}`, api.URL)
+	if err := os.WriteFile(kubeconfig, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for k, v := range map[string]string{
+		"SHIPLOG_S3_BUCKET": "logs", "SHIPLOG_S3_ENDPOINT": "http://127.0.0.1:1",
+		"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b",
+	} {
+		t.Setenv(k, v)
+	}
+	// As in TestRun, each process has an address of its own.
+	host := fmt.Sprintf("127.%d.%d.%d", 128+os.Getpid()>>16&63, os.Getpid()>>8&255, os.Getpid()&255)
+	o, err := parseFlags([]string{
+		"--role=annotator", "--metrics-address=" + host + ":8080", "--kubeconfig=" + kubeconfig,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	leaving, leave := context.WithCancel(t.Context())
+	defer leave()
+	serving, stop := context.WithCancel(t.Context())
+	defer stop()
+	registry := prometheus.NewRegistry()
+	ended := make(chan error, 1)
+	go func() {
+		ended <- runAnnotator(serving, leaving, o, registry, slog.New(slog.DiscardHandler))
+	}()
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	waitFor := func(what string, holds func() bool) {
+		t.Helper()
+		tick := time.NewTicker(5 * time.Millisecond)
+		defer tick.Stop()
+		for !holds() {
+			select {
+			case err := <-ended:
+				t.Fatalf("ended while waiting for %s: %v", what, err)
+			case <-tick.C:
+			}
+		}
+	}
+	answers := func(status int) func() bool {
+		return func() bool {
+			resp, err := client.Get("http://" + host + ":8080/readyz")
+			if err != nil {
+				return false
+			}
+			resp.Body.Close()
+			return resp.StatusCode == status
+		}
+	}
+	waitFor("readiness", answers(http.StatusOK))
+	waitFor("both lists", func() bool { return runs.lists.Load() >= 2 })
+	if n, err := testutil.GatherAndCount(registry, "shiplog_runs_sealed_total"); n != 3 || err != nil {
+		t.Errorf("%d counters of sealed runs, %v, want 3", n, err)
+	}
+	leave()
+	waitFor("the end of readiness", answers(http.StatusServiceUnavailable))
+	stop()
+	if err := <-ended; err != nil {
+		t.Errorf("runAnnotator: %v", err)
+	}
+}
+
+// TestRoles: each role has its own flags that it cannot do without, and there is no other one.
+func TestRoles(t *testing.T) {
+	for _, c := range []struct {
+		name string
+		args []string
+		want string // in the error
+	}{
+		{"the webhook is the role that need not be said", []string{"--shipper-image=i"}, ""},
+		{"the webhook needs the image", []string{"--role=webhook"}, "image"},
+		{"the annotator needs none", []string{"--role=annotator"}, ""},
+		{"the annotator's page", []string{"--role=annotator", "--page-url=x"}, "--page-url"},
+		{"another role", []string{"--role=leader", "--shipper-image=i"}, `--role "leader"`},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			_, err := parseFlags(c.args)
+			if c.want == "" && err != nil {
+				t.Error(err)
+			}
+			if c.want != "" && (err == nil || !strings.Contains(err.Error(), c.want)) {
+				t.Errorf("error %v, want one with %q", err, c.want)
+			}
+		})
+	}
+}
+
 // TestRun starts the whole process but for main: it gets ready, admits, refuses a ticket, is not ready but serves when told to stop, and ends.
 func TestRun(t *testing.T) {
 	defer goleak.VerifyNone(t, goleak.IgnoreCurrent())

@@ -18,6 +18,7 @@ import (
 func TestKeysAreFiles(t *testing.T) {
 	for file, secret := range map[string]string{
 		"deployment.yaml": "shiplog-s3",
+		"annotator.yaml":  "shiplog-s3",
 		"backend.yaml":    "shiplog-s3-reader",
 		"compactor.yaml":  "shiplog-s3-compactor",
 	} {

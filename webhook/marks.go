@@ -154,7 +154,9 @@ func (a *annotator) annotateOrSkip(ctx context.Context, o *runObject, want map[s
 	a.forbidden[o.kind] = true
 	a.mu.Unlock()
 	if !said {
-		a.log.Warn("annotating runs is forbidden: give the ClusterRole shiplog-webhook the verb patch for them, or look for a policy that forbids it. This is not said again", append(o.key().attrs(), "error", err)...)
+		a.log.Warn("annotating runs is forbidden: give the ClusterRoles shiplog-webhook and "+
+			"shiplog-annotator the verb patch for them, or look for a policy that forbids it. "+
+			"This is not said again", append(o.key().attrs(), "error", err)...)
 	}
 	return false, true, nil
 }

@@ -176,7 +176,8 @@ func podsRefused(t *testing.T, api realAPI) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	runs := newRunWatch(asWebhook, func(_, _ *runObject, _ bool) {})
+	runs := newRunWatch(asWebhook,
+		func(*runObject) bool { return false }, func(_, _ *runObject) {}, func() {})
 	runs.refused = w.taskRunRefused
 	ctx, stop := context.WithCancel(t.Context())
 	var group sync.WaitGroup

@@ -2,10 +2,12 @@ package main
 
 import (
 	"context"
+	"crypto/sha256"
 	"fmt"
 	"iter"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -17,6 +19,7 @@ import (
 	"k8s.io/apimachinery/pkg/watch"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/tools/cache"
+	"k8s.io/utils/lru"
 
 	"github.com/shiplog-dev/shiplog/internal/contract"
 	"github.com/shiplog-dev/shiplog/internal/layout"
@@ -34,7 +37,7 @@ type runObject struct {
 	task        string       // the label of the pipeline's task
 	annotations []annotation // of ours
 	pods        []taskPod    // of a TaskRun that is not marked: of each try
-	children    []string     // of a PipelineRun that is not marked: names of its TaskRuns
+	children    []string     // of a PipelineRun: names of its TaskRuns
 	refusal     *podRefusal  // of a TaskRun whose pod was not made
 }
 
@@ -102,14 +105,6 @@ func (o *runObject) key() runKey {
 	return runKey{o.owner, o.Namespace, o.Name, o.UID}
 }
 
-// slimRun is slimOf for what a watch delivers.
-func slimRun(o any) (any, error) {
-	if obj, ok := o.(*unstructured.Unstructured); ok {
-		return slimOf(obj), nil
-	}
-	return o, nil // slim already, or a notice of a deletion that was missed
-}
-
 // slimOf makes a runObject of what the API server has. It takes whatever shape that is: what is not as it should be looks as if it were not there.
 func slimOf(obj *unstructured.Unstructured) *runObject {
 	slim := &runObject{
@@ -128,9 +123,7 @@ func slimOf(obj *unstructured.Unstructured) *runObject {
 	status, _ := obj.Object["status"].(map[string]any)
 	if obj.GetKind() == pipelineRunOwner.kind {
 		slim.owner = pipelineRunOwner
-		if !marked(slim) {
-			slim.children = taskRunsOf(status)
-		}
+		slim.children = taskRunsOf(status)
 		return slim
 	}
 	if ref := controlledBy(obj.GetOwnerReferences(), pipelineRunOwner); ref != nil {
@@ -200,77 +193,326 @@ var tektonV1 = schema.GroupVersion{Group: tektonGroup, Version: "v1"}
 // byPipelineRun is the index of TaskRuns by the UID of their PipelineRun.
 const byPipelineRun = "pipelineRun"
 
-// runWatch knows the PipelineRuns and TaskRuns of all namespaces.
+const (
+	// maxEnded bounds how many runs and how many TaskRuns that have ended are kept at a time. Of what
+	// does not fit only the key is known, and it is asked for when its turn comes.
+	maxEnded = 20_000
+	// maxSettled bounds how many are known to be done by nothing but our memory, in 16 bytes each.
+	// One that is forgotten is looked at again, and nothing comes of it.
+	maxSettled = 500_000
+	// maxRefusals bounds the memory of the refusals that were handed on.
+	maxRefusals = 4096
+)
+
+// runWatch knows the PipelineRuns and TaskRuns of all namespaces that have not ended, and those that
+// ended while it watched and are not done. What is done is not kept: a cluster may have hundreds of
+// thousands of them. What has ended and is not here is asked for.
 //
 // It does not ask which namespaces are labelled. What was captured is in the archive, and stays there when the label is taken away; and what was not is left alone, whatever the label says.
 type runWatch struct {
 	tekton                 dynamic.Interface
-	pipelineRuns, taskRuns cache.Indexer
-	informers              []cache.Controller
+	pipelineRuns, taskRuns *keptRuns
+	// due says whether something is to be done about a run by itself.
+	due func(*runObject) bool
+	// changed hears of every change; before is nil where the object was not kept, after where it is
+	// gone.
+	changed func(before, after *runObject)
+	// left hears that a list had runs that are due and have ended. They are not kept.
+	left func()
+	// onlyLive, if it is set before run, lets go of every run as it ends.
+	onlyLive bool
 	// refused hears of each refusal of a TaskRun's pod, if it is set before run.
 	refused func(run *runObject, early bool)
+	told    *lru.Cache // UID → the latest try whose refusal was handed on
+
+	mu      sync.Mutex
+	settled map[uidSum]struct{} // that have ended and are done, though no mark says so
 }
 
-// newRunWatch makes the watch, which tells changed of every change; one of the two is nil where the object is new or gone. It sends nothing before run.
-func newRunWatch(tekton dynamic.Interface, changed func(before, after *runObject, initial bool)) *runWatch {
-	w := &runWatch{tekton: tekton}
-	handler := cache.ResourceEventHandlerDetailedFuncs{
-		AddFunc: func(o any, initial bool) {
-			if o, ok := o.(*runObject); ok {
-				changed(nil, o, initial)
-				w.noteRefusal(nil, o, initial)
-			}
-		},
-		UpdateFunc: func(before, after any) {
-			b, okBefore := before.(*runObject)
-			a, okAfter := after.(*runObject)
-			if okBefore && okAfter {
-				changed(b, a, false)
-				w.noteRefusal(b.refusal, a, false)
-			}
-		},
-		DeleteFunc: func(o any) {
-			if unseen, ok := o.(cache.DeletedFinalStateUnknown); ok {
-				o = unseen.Obj
-			}
-			if o, ok := o.(*runObject); ok {
-				changed(o, nil, false)
-			}
-		},
+// uidSum stands for a UID. A digest has one length, whatever the UID looks like.
+type uidSum [16]byte
+
+func sumOf(uid types.UID) (s uidSum) {
+	sum := sha256.Sum256([]byte(uid))
+	copy(s[:], sum[:])
+	return s
+}
+
+// newRunWatch makes the watch. It sends nothing before run.
+func newRunWatch(
+	tekton dynamic.Interface,
+	due func(*runObject) bool, changed func(before, after *runObject), left func(),
+) *runWatch {
+	w := &runWatch{
+		tekton: tekton, due: due, changed: changed, left: left,
+		told: lru.New(maxRefusals), settled: map[uidSum]struct{}{},
 	}
-	watched := func(of owner, indexers cache.Indexers) cache.Indexer {
-		sample := &unstructured.Unstructured{}
-		sample.SetGroupVersionKind(tektonV1.WithKind(of.kind))
-		client := tekton.Resource(tektonV1.WithResource(of.resource))
-		store, informer := cache.NewInformerWithOptions(cache.InformerOptions{
-			ListerWatcher: &cache.ListWatch{
-				ListWithContextFunc: func(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
-					return listSlim(ctx, client, o)
-				},
-				WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
-					return client.Watch(ctx, o)
-				},
+	w.pipelineRuns = &keptRuns{
+		watch: w, of: pipelineRunOwner,
+		Indexer: cache.NewIndexer(cache.MetaNamespaceKeyFunc, cache.Indexers{}),
+	}
+	w.taskRuns = &keptRuns{
+		watch: w, of: taskRunOwner,
+		Indexer: cache.NewIndexer(cache.MetaNamespaceKeyFunc, cache.Indexers{
+			byPipelineRun: func(o any) ([]string, error) {
+				if run, ok := o.(*runObject); ok && run.pipelineRun != nil {
+					return []string{string(run.pipelineRun.uid)}, nil
+				}
+				return nil, nil
 			},
-			ObjectType: sample, Transform: slimRun, Handler: handler, Indexers: indexers,
-		})
-		w.informers = append(w.informers, informer)
-		return store.(cache.Indexer) // with Indexers it is one
+		}),
 	}
-	w.pipelineRuns = watched(pipelineRunOwner, cache.Indexers{})
-	w.taskRuns = watched(taskRunOwner, cache.Indexers{byPipelineRun: func(o any) ([]string, error) {
-		if run, ok := o.(*runObject); ok && run.pipelineRun != nil {
-			return []string{string(run.pipelineRun.uid)}, nil
-		}
-		return nil, nil
-	}})
 	return w
 }
 
-// noteRefusal hands a refusal on that is another one than before.
-func (w *runWatch) noteRefusal(before *podRefusal, run *runObject, early bool) {
-	if w.refused != nil && run.refusal != nil && (before == nil || before.try != run.refusal.try) {
-		w.refused(run, early)
+// keptRuns are the PipelineRuns or the TaskRuns that are kept. A reflector of client-go's fills it.
+// It is no informer, since that keeps all that it lists.
+type keptRuns struct {
+	cache.Indexer
+	watch  *runWatch
+	of     owner
+	synced atomic.Bool
+
+	mu    sync.Mutex // of what is in the Indexer
+	ended int        // that have ended, of those in it
+}
+
+// Add implements cache.ReflectorStore.
+func (k *keptRuns) Add(o any) error { return k.Update(o) }
+
+// Update implements cache.ReflectorStore.
+func (k *keptRuns) Update(o any) error {
+	run, ok := o.(*runObject)
+	if !ok {
+		return fmt.Errorf("watch %s: a %T came", k.of.resource, o)
 	}
+	before := k.keep(run)
+	if before != nil && before.UID != run.UID { // it was deleted behind our back
+		k.watch.changed(before, nil)
+		before = nil
+	}
+	k.watch.noteRefusal(before, run)
+	if before != nil || marked(run) || !k.watch.isSettled(run) {
+		k.watch.changed(before, run)
+	}
+	return nil
+}
+
+// keep puts what is to be kept in place of what was, which it returns. Who reads meanwhile sees one of
+// both.
+func (k *keptRuns) keep(run *runObject) (before *runObject) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	before = stored(k.Indexer, run.Namespace, run.Name, "")
+	if run.over() {
+		if before == nil || before.UID != run.UID || k.watch.onlyLive ||
+			!before.over() && k.ended >= maxEnded {
+			k.drop(before)
+			return before
+		}
+		k.ended++ // until settle: a mark may be there before all is done, and TaskRuns wait for others
+	}
+	if before != nil && before.over() {
+		k.ended--
+	}
+	_ = k.Indexer.Add(run) // it fails only where there is no key
+	return before
+}
+
+// drop takes one away that is in the Indexer, or nil.
+func (k *keptRuns) drop(run *runObject) {
+	if run == nil {
+		return
+	}
+	if run.over() {
+		k.ended--
+	}
+	_ = k.Indexer.Delete(run) // as above
+}
+
+// Delete implements cache.ReflectorStore.
+func (k *keptRuns) Delete(o any) error {
+	run, ok := o.(*runObject)
+	if !ok {
+		return fmt.Errorf("watch %s: a %T went", k.of.resource, o)
+	}
+	k.mu.Lock()
+	k.drop(stored(k.Indexer, run.Namespace, run.Name, run.UID))
+	k.mu.Unlock()
+	k.watch.unsettle(run)
+	k.watch.changed(run, nil)
+	return nil
+}
+
+// Replace implements cache.ReflectorStore. Of what has ended, the list has what was kept before.
+func (k *keptRuns) Replace(list []any, _ string) error {
+	here := make(map[types.UID]bool, len(list))
+	for _, o := range list {
+		if err := k.Update(o); err != nil {
+			return err
+		}
+		here[o.(*runObject).UID] = true
+	}
+	for _, o := range k.Indexer.List() {
+		if run := o.(*runObject); !here[run.UID] {
+			if err := k.Delete(run); err != nil {
+				return err
+			}
+		}
+	}
+	k.synced.Store(true)
+	return nil
+}
+
+// list is what the reflector gets: all but what has ended and is not kept.
+func (k *keptRuns) list(ctx context.Context, o metav1.ListOptions) (runtime.Object, error) {
+	left := false
+	all, err := listSlim(ctx, k.client(), o, func(run *runObject) bool {
+		if !run.over() || stored(k.Indexer, run.Namespace, run.Name, run.UID) != nil {
+			return true
+		}
+		k.watch.noteRefusal(nil, run)
+		left = left || k.watch.due(run) && !k.watch.isSettled(run)
+		return false
+	})
+	if err == nil && left {
+		k.watch.left()
+	}
+	return all, err
+}
+
+func (k *keptRuns) client() dynamic.NamespaceableResourceInterface {
+	return k.watch.tekton.Resource(tektonV1.WithResource(k.of.resource))
+}
+
+// run watches until the context ends.
+func (k *keptRuns) run(ctx context.Context) {
+	var streams sync.WaitGroup
+	defer streams.Wait()
+	source := &cache.ListWatch{
+		ListWithContextFunc: k.list,
+		WatchFuncWithContext: func(ctx context.Context, o metav1.ListOptions) (watch.Interface, error) {
+			in, err := k.client().Watch(ctx, o)
+			if err != nil {
+				return nil, err
+			}
+			return slimEvents(in, &streams), nil
+		},
+	}
+	cache.NewReflectorWithOptions(pagedSource{source}, &runObject{}, k, cache.ReflectorOptions{
+		Name: k.of.resource,
+	}).RunWithContext(ctx)
+}
+
+// pagedSource is listed page by page. From a stream, client-go's reflector takes all at once.
+type pagedSource struct{ *cache.ListWatch }
+
+// IsWatchListSemanticsUnSupported is what client-go asks for.
+func (pagedSource) IsWatchListSemanticsUnSupported() bool { return true }
+
+// slimEvents makes runObjects of what a watch delivers, until it ends or is stopped.
+func slimEvents(in watch.Interface, streams *sync.WaitGroup) watch.Interface {
+	events := make(chan watch.Event)
+	out := watch.NewProxyWatcher(events)
+	streams.Go(func() {
+		defer close(events)
+		defer in.Stop()
+		for {
+			select {
+			case <-out.StopChan():
+				return
+			case e, open := <-in.ResultChan():
+				if !open {
+					return
+				}
+				if obj, ok := e.Object.(*unstructured.Unstructured); ok && e.Type != watch.Error {
+					e.Object = slimOf(obj) // of a bookmark, the version
+				}
+				select {
+				case <-out.StopChan():
+					return
+				case events <- e:
+				}
+			}
+		}
+	})
+	return out
+}
+
+// noteRefusal hands a refusal on that is another one than before. One of a TaskRun that had ended
+// when it was first seen is an early one.
+func (w *runWatch) noteRefusal(before, run *runObject) {
+	if w.refused == nil || run.refusal == nil {
+		return
+	}
+	if try, ok := w.told.Get(run.UID); ok && try == run.refusal.try {
+		return
+	}
+	w.told.Add(run.UID, run.refusal.try)
+	w.refused(run, before == nil)
+}
+
+// settle lets go of a run that is done, and of its TaskRuns, and remembers what has no mark that says
+// so. Of a run that is not kept, the caller knows that.
+func (w *runWatch) settle(key runKey, unmarked bool) {
+	run := w.get(key)
+	if run != nil && !run.over() {
+		return // it goes on
+	}
+	if unmarked {
+		w.remember(key.uid)
+	}
+	ended := []any{run}
+	if key.owner == pipelineRunOwner {
+		w.pipelineRuns.settle(run)
+		ended, _ = w.taskRuns.ByIndex(byPipelineRun, string(key.uid)) // it fails only without the index
+	}
+	for _, o := range ended {
+		if task := o.(*runObject); task != nil && task.key() == key {
+			w.taskRuns.settle(task)
+		}
+	}
+}
+
+// settle lets go of one that has ended, or of nil.
+func (k *keptRuns) settle(run *runObject) {
+	if run == nil || !run.over() {
+		return
+	}
+	k.mu.Lock()
+	if stored(k.Indexer, run.Namespace, run.Name, "") == run { // and has not changed
+		k.drop(run)
+	}
+	k.mu.Unlock()
+	if !marked(run) { // a mark is the better memory
+		k.watch.remember(run.UID)
+	}
+}
+
+// remember notes that a run that has ended is done.
+func (w *runWatch) remember(uid types.UID) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for other := range w.settled {
+		if len(w.settled) < maxSettled {
+			break
+		}
+		delete(w.settled, other) // any
+	}
+	w.settled[sumOf(uid)] = struct{}{}
+}
+
+func (w *runWatch) isSettled(run *runObject) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	_, is := w.settled[sumOf(run.UID)]
+	return is
+}
+
+func (w *runWatch) unsettle(run *runObject) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	delete(w.settled, sumOf(run.UID))
 }
 
 // slimList is a list of what is kept of objects. None of them keeps the others in memory, as items of a typed list do.
@@ -290,16 +532,21 @@ func (l *slimList) DeepCopyObject() runtime.Object {
 	return &c
 }
 
-// listSlim lists all runs page by page, so that no more than a page of whole runs is in memory. An API server that streams lists (Kubernetes 1.34 and newer) is not asked so. An older one sends all at once to
-// whoever takes what its cache holds: hundreds of megabytes where there are 10,000 runs.
-func listSlim(ctx context.Context, client dynamic.ResourceInterface, o metav1.ListOptions) (*slimList, error) {
+// listSlim lists runs page by page, so that no more than a page of whole runs is in memory, and
+// returns those that are to be kept.
+func listSlim(
+	ctx context.Context, client dynamic.ResourceInterface, o metav1.ListOptions,
+	keep func(*runObject) bool,
+) (*slimList, error) {
 	return listPages(o, func(o metav1.ListOptions, all *slimList) (metav1.ListInterface, error) {
 		page, err := client.List(ctx, o)
 		if err != nil {
 			return nil, err
 		}
 		for i := range page.Items {
-			all.Items = append(all.Items, slimOf(&page.Items[i]))
+			if run := slimOf(&page.Items[i]); keep(run) {
+				all.Items = append(all.Items, run)
+			}
 		}
 		return page, nil
 	})
@@ -324,29 +571,42 @@ func listPages(o metav1.ListOptions, list func(metav1.ListOptions, *slimList) (m
 // run watches until the context ends.
 func (w *runWatch) run(ctx context.Context) {
 	var group sync.WaitGroup
-	for _, informer := range w.informers {
-		group.Go(func() { informer.RunWithContext(ctx) })
-	}
+	group.Go(func() { w.pipelineRuns.run(ctx) })
+	group.Go(func() { w.taskRuns.run(ctx) })
 	group.Wait()
 }
 
-// synced says whether all runs are known.
-func (w *runWatch) synced() bool {
-	for _, informer := range w.informers {
-		if !informer.HasSynced() {
-			return false
-		}
+// synced says whether all runs that have not ended are known.
+func (w *runWatch) synced() bool { return w.pipelineRuns.synced.Load() && w.taskRuns.synced.Load() }
+
+func (w *runWatch) kept(o owner) *keptRuns {
+	if o == pipelineRunOwner {
+		return w.pipelineRuns
 	}
-	return true
+	return w.taskRuns
 }
 
-// get returns the run, or nil.
+// get returns the run if it is kept, or nil.
 func (w *runWatch) get(k runKey) *runObject {
-	store := w.taskRuns
-	if k.owner == pipelineRunOwner {
-		store = w.pipelineRuns
+	return stored(w.kept(k.owner).Indexer, k.namespace, k.name, k.uid)
+}
+
+// find returns the run, or nil if there is none. It asks for one that is not kept.
+func (w *runWatch) find(ctx context.Context, k runKey) (*runObject, error) {
+	if run := w.get(k); run != nil {
+		return run, nil
 	}
-	return stored(store, k.namespace, k.name, k.uid)
+	obj, err := w.kept(k.owner).client().Namespace(k.namespace).Get(ctx, k.name, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("get %s %s/%s: %w", k.kind, k.namespace, k.name, err)
+	}
+	if run := slimOf(obj); run.key() == k {
+		return run, nil
+	}
+	return nil, nil
 }
 
 // stored looks one up. An empty UID stands for any.
@@ -362,8 +622,9 @@ func stored(store cache.Store, namespace, name string, uid types.UID) *runObject
 	return run
 }
 
-// tasks returns the TaskRuns of a run that are there: those of a PipelineRun, or the TaskRun itself. The watch of TaskRuns may be behind that of PipelineRuns, so those that the PipelineRun names and that are not known are
-// asked for.
+// tasks returns the TaskRuns of a run that are there: those of a PipelineRun, or the TaskRun itself.
+// Those that the PipelineRun names and that are not kept are asked for: they are done, or had ended
+// before this process watched, or the watch of TaskRuns is behind that of PipelineRuns.
 func (w *runWatch) tasks(ctx context.Context, run *runObject) ([]*runObject, error) {
 	if run.owner == taskRunOwner {
 		return []*runObject{run}, nil
@@ -383,9 +644,9 @@ func (w *runWatch) tasks(ctx context.Context, run *runObject) ([]*runObject, err
 		if slices.ContainsFunc(tasks, func(t *runObject) bool { return t.Name == name }) {
 			continue
 		}
-		task := stored(w.taskRuns, run.Namespace, name, "") // it may have come since the look above
+		task := stored(w.taskRuns.Indexer, run.Namespace, name, "") // it may have come since the look above
 		if task == nil {
-			obj, err := w.tekton.Resource(tektonV1.WithResource(taskRunOwner.resource)).Namespace(run.Namespace).Get(ctx, name, metav1.GetOptions{})
+			obj, err := w.taskRuns.client().Namespace(run.Namespace).Get(ctx, name, metav1.GetOptions{})
 			if apierrors.IsNotFound(err) {
 				continue
 			}

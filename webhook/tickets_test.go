@@ -242,6 +242,13 @@ func (m *memoryStore) Get(_ context.Context, key string) (io.ReadCloser, error) 
 	return io.NopCloser(strings.NewReader(body)), nil
 }
 
+// readCount is how often something was asked for.
+func (m *memoryStore) readCount() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.reads
+}
+
 // List lists what is there when it is called. What reads a run's tree needs no more of it than the prefix.
 func (m *memoryStore) List(_ context.Context, prefix, _, startAfter string, limit int) iter.Seq2[objectstore.Entry, error] {
 	m.mu.Lock()

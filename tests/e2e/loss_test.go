@@ -348,12 +348,20 @@ func TestLossWebhookRestart(t *testing.T) {
 // scaleWebhook waits until there are as many replicas as asked for.
 func scaleWebhook(t *testing.T, replicas string) {
 	t.Helper()
-	kubectl(t, "-n", "shiplog-system", "scale", "deployment/shiplog-webhook", "--replicas="+replicas)
+	scale(t, "webhook", replicas)
+}
+
+// scale is scaleWebhook for another part, too.
+func scale(t *testing.T, part, replicas string) {
+	t.Helper()
+	deployment := "deployment/shiplog-" + part
+	kubectl(t, "-n", "shiplog-system", "scale", deployment, "--replicas="+replicas)
 	if replicas == "0" {
-		kubectl(t, "-n", "shiplog-system", "wait", "--for=delete", "pod", "-l", "app.kubernetes.io/component=webhook", "--timeout=5m")
+		kubectl(t, "-n", "shiplog-system", "wait", "--for=delete", "pod",
+			"-l", "app.kubernetes.io/component="+part, "--timeout=5m")
 		return
 	}
-	kubectl(t, "-n", "shiplog-system", "rollout", "status", "deployment/shiplog-webhook", "--timeout=5m")
+	kubectl(t, "-n", "shiplog-system", "rollout", "status", deployment, "--timeout=5m")
 }
 
 // TestLossWebhookGone takes all replicas away in the middle of the run.

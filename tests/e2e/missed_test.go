@@ -90,12 +90,12 @@ func awaitMissed(t *testing.T, tr *tekton.TaskRun, why string) {
 	}
 }
 
-// missedSteps is the webhook's own count, of both replicas.
+// missedSteps is the annotator's own count, of both replicas.
 func missedSteps(t *testing.T) (sum float64) {
 	t.Helper()
 	var pods corev1.PodList
 	err := env.client.List(t.Context(), &pods, client.InNamespace("shiplog-system"),
-		client.MatchingLabels{"app.kubernetes.io/component": "webhook"})
+		client.MatchingLabels{"app.kubernetes.io/component": "annotator"})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -191,6 +191,26 @@ pipelineSpec:
 	// A run that begins now is captured.
 	next := awaitSealed(t, finishRun(t, newPipelineRun(t, nsOn, "webhook-back", greets, nil)))
 	checkSealed(t, next, contract.Page{Namespace: nsOn, UID: string(next.UID)}, pageURL(t))
+}
+
+// TestAnnotatorAway runs a pipeline while there is no annotator. Its pod is captured, and it has the
+// address of its logs, as ever. It is sealed when there is an annotator again.
+func TestAnnotatorAway(t *testing.T) {
+	defer scale(t, "annotator", "2")
+	scale(t, "annotator", "0")
+	run := finishRun(t, newPipelineRun(t, nsOn, "annotator-away", "pipelineSpec: {tasks: [{name: a, "+
+		"taskSpec: {steps: [{name: s, image: busybox, script: echo hi}]}}]}", nil))
+	page := contract.Page{Namespace: nsOn, UID: string(run.UID)}
+	got := ours(run.Annotations)
+	if got[contract.LogsAnnotation] != page.Address(pageURL(t)) || got[contract.SealedAnnotation] != "" {
+		t.Errorf("without an annotator the run has %v, want the address of its logs alone", got)
+	}
+	scale(t, "annotator", "2")
+	checkSealed(t, awaitSealed(t, run), page, pageURL(t))
+	text, err := archivedText(t.Context(), nsOn, string(run.UID), "step-s")
+	if err != nil || text != "hi\n" {
+		t.Errorf("the archive has %q, %v", text, err)
+	}
 }
 
 // TestMissedStep runs a pod of which one step has too little memory for tee: that step's log is in
