@@ -197,13 +197,15 @@ func TestLossDiskLow(t *testing.T) {
 				if err := unix.Statfs(p.Volume(), &s); err != nil {
 					t.Error(err)
 				}
-				least.Store(min(least.Load(), int64(100*s.Bavail/s.Blocks)))
+				if s.Blocks > 0 { // not where the test has failed and the disk is gone
+					least.Store(min(least.Load(), int64(100*s.Bavail/s.Blocks)))
+				}
 			})
 			// All three together print far more than the disk holds.
 			rate, lasts := sequence.Rate{Bytes: 10e6}, 12*time.Second
 			all := []*rig.Step{
 				p.Start(steps[0], rig.StepOptions{Options: sequence.Options{Rate: slow, Duration: lasts}}),
-				p.Start(steps[1], rig.StepOptions{Options: sequence.Options{Rate: rate, Duration: lasts}}),
+				p.Start(steps[1], rig.StepOptions{Options: sequence.Options{Rate: rate, Bytes: 120e6}}),
 				p.Start(steps[2], rig.StepOptions{Options: sequence.Options{Rate: fast, Bytes: 150e6}, Exit: 3}),
 			}
 			rig.Until(t, "the fast step's output", enough, func() bool {
@@ -256,7 +258,8 @@ func TestLossInodes(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			parallel(t)
 			m := budget.Begin(t, "disk-inodes")
-			p := rig.New(t, rig.Options{Containers: steps, Limit: 64 << 20, Mount: mount})
+			// A share cannot be changed without an inode, so each is large enough from the beginning.
+			p := rig.New(t, rig.Options{Containers: steps, Limit: 256 << 20, Mount: mount})
 			p.StartShipper()
 			// The second one would begin several files meanwhile.
 			all := []*rig.Step{

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -274,7 +275,8 @@ func (p *Pod) Stop(grace time.Duration) (drained bool, took time.Duration) {
 	}
 }
 
-// running says that a shipper's process watches the spool.
+// running says that a shipper's process has one of the spool's folders open, which it does when it
+// catches signals. One that a step has closed to it is not.
 func (s *shipperProcess) running() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -285,16 +287,13 @@ func (s *shipperProcess) running() bool {
 	if err != nil {
 		return false
 	}
-	// A container's folder is open twice: for its reader at first, and when all else is set up for
-	// who watches it.
-	folder := s.pod.Folder(s.pod.Config.Containers[0])
-	open := 0
-	for _, fd := range fds {
-		if to, err := os.Readlink(fd); err == nil && to == folder {
-			open++
-		}
-	}
-	return open > 1
+	return slices.ContainsFunc(s.pod.Config.Containers, func(container string) bool {
+		folder := s.pod.Folder(container)
+		return slices.ContainsFunc(fds, func(fd string) bool {
+			to, err := os.Readlink(fd)
+			return err == nil && to == folder
+		})
+	})
 }
 
 // ShipperPeak is the most memory in bytes that a process of the shipper's had resident.
