@@ -28,10 +28,6 @@ func messageBytes(containers int) int {
 	return min(containerMessageBytes, podMessageBytes/max(containers, 1))
 }
 
-// maxEnvBytes is the longest string that Linux takes in an environment, with its name, "=" and the
-// zero behind it: MAX_ARG_STRLEN of execve(2), 32 pages. Pages are of 4 KiB or more.
-const maxEnvBytes = 32 * 4096
-
 // What the API server takes of an object. A pod that comes close is left alone: it would be refused
 // for what we add, whatever our failurePolicy.
 const (
@@ -86,7 +82,7 @@ func replaceable(spec *corev1.PodSpec) *replaced {
 	}
 	encoded, err := json.Marshal(c)
 	// What the API server sent may be longer than this, by the fields that we do not know.
-	if err != nil || len(encoded) > maxEnvBytes/8*7 || refers(string(encoded)) {
+	if err != nil || len(encoded) > contract.MaxEnv/8*7 || refers(string(encoded)) {
 		return nil
 	}
 	return &replaced{index: i, mount: c.VolumeMounts[m]}
@@ -103,7 +99,7 @@ func (r *replaced) asEnv(raw []byte) (corev1.EnvVar, error) {
 		return corev1.EnvVar{}, fmt.Errorf("decode init containers: %w", err)
 	}
 	value := string(pod.Spec.InitContainers[r.index])
-	if len(contract.PlaceScriptsEnv)+1+len(value)+1 > maxEnvBytes || refers(value) {
+	if len(contract.PlaceScriptsEnv)+1+len(value) > contract.MaxEnv || refers(value) {
 		return corev1.EnvVar{}, fmt.Errorf("init container %s has fields that shiplog does not know, "+
 			"and with them it fits no environment variable", placescripts.Container)
 	}

@@ -120,7 +120,7 @@ func TestReplacePlaceScripts(t *testing.T) {
 			}
 			shipper := after.Spec.InitContainers[0]
 			i := slices.IndexFunc(shipper.Env, func(e corev1.EnvVar) bool { return e.Name == contract.PlaceScriptsEnv })
-			if i < 0 || len(contract.PlaceScriptsEnv)+1+len(shipper.Env[i].Value)+1 > maxEnvBytes {
+			if i < 0 || len(contract.PlaceScriptsEnv)+1+len(shipper.Env[i].Value) > contract.MaxEnv {
 				t.Fatalf("variable %d of %d", i, len(shipper.Env))
 			}
 			text, err := contract.PlacedScripts(shipper.Env[i].Value)

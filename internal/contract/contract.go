@@ -82,9 +82,9 @@ const (
 	TeeSource     = "/tee"
 )
 
-// maxEnv is the longest "NAME=value" that Linux starts a process with (MAX_ARG_STRLEN, execve(2)),
+// MaxEnv is the longest "NAME=value" that Linux starts a process with (MAX_ARG_STRLEN, execve(2)),
 // less the NUL behind it. A container with a longer one cannot be started, nor can its pod.
-const maxEnv = 128<<10 - 1
+const MaxEnv = 128<<10 - 1
 
 // ConfigEnv is the environment variable that holds the shipper's Config as JSON.
 const ConfigEnv = "SHIPLOG_CONFIG"
@@ -158,10 +158,10 @@ func (c Config) Encode() (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("encode %s: %w", ConfigEnv, err)
 	}
-	if n := len(ConfigEnv) + len("=") + len(b); n > maxEnv {
+	if n := len(ConfigEnv) + len("=") + len(b); n > MaxEnv {
 		return "", fmt.Errorf("encode %s: it has %d bytes, of which %d are the CA bundle, "+
 			"and no container can be started with more than %d: make the CA bundle smaller",
-			ConfigEnv, n, len(c.CABundle), maxEnv)
+			ConfigEnv, n, len(c.CABundle), MaxEnv)
 	}
 	return string(b), nil
 }
@@ -234,7 +234,7 @@ func isHostPort(address string) bool {
 // Tee is tee's command line: "--spool DIR --limit BYTES --grace DURATION [--quiet] -- command args…".
 type Tee struct {
 	Spool string        // the container's own folder
-	Limit int64         // the most unshipped bytes of the whole pod; tee has its share
+	Limit int64         // the most unshipped bytes that tee leaves; its share of the pod's may be less
 	Grace time.Duration // the pod's own grace period: tee kills its child this long after SIGTERM
 	Quiet bool          // tee says nothing in the container's log of trouble with the copy
 	Argv  []string      // the container's command and arguments

@@ -75,7 +75,7 @@ func TestConfigLength(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	room := maxEnv - len(ConfigEnv+"="+text)
+	room := MaxEnv - len(ConfigEnv+"="+text)
 	for name, c := range map[string]struct {
 		bundle int
 		ok     bool
