@@ -1008,6 +1008,7 @@ func TestDeletedRun(t *testing.T) {
 		down := errors.New("no route to the store")
 		w.addRun("r", "build")
 		w.archive("r", "build")
+		after(time.Second) // one that ended before the watch knew it is found by its object alone
 		w.store.fail(down, down)
 		w.endRun("r", "build")
 		after(time.Second)
