@@ -98,7 +98,7 @@ func (s *settings) bind(flags *flag.FlagSet) {
 	flags.DurationVar(&s.drainGrace, "drain-grace", s.drainGrace, "time for the shipper on top of the pod's own grace period")
 	flags.BoolVar(&s.kubernetesSidecar, "tekton-kubernetes-sidecar", s.kubernetesSidecar, "Tekton runs with enable-kubernetes-sidecar: bound the drain, since TaskRuns wait for it")
 	flags.DurationVar(&s.boundedDrain, "bounded-drain", s.boundedDrain, "longest drain where TaskRuns wait for it")
-	flags.BoolVar(&s.openShift, "openshift", s.openShift, "name no UID in the shipper's container")
+	flags.BoolVar(&s.openShift, "openshift", s.openShift, "name no UID in the shipper's container, and no seccomp profile unless all of the pod's own do")
 	flags.BoolVar(&s.repairRestartPolicy, "repair-restart-policy", s.repairRestartPolicy,
 		"put restartPolicy: Always back where another webhook has dropped it; the API server refuses the pod if that webhook has reinvocationPolicy IfNeeded")
 	flags.BoolVar(&s.resultsAtRisk, "capture-results-at-risk", s.resultsAtRisk,

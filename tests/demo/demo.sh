@@ -145,7 +145,7 @@ if [ -n "$local" ]; then
   # shellcheck disable=SC2016 # for the reader's shell
   printf '\nThe cluster stays up. Look around: eval "$(go run ./tests/cluster env)"; bin/shiplog logs -n %s demo; $KUBECTL get pods -A\nThe page: $KUBECTL -n shiplog-system port-forward service/shiplog-backend 8443:443, then https://localhost:8443/ui/ with the token of $KUBECTL -n %s create token log-reader\nTake it down: make cluster-down\n' "$ns" "$ns"
 else
-  printf '\nTake it away: kubectl delete namespace %s shiplog-system; kubectl delete mutatingwebhookconfiguration shiplog; kubectl delete clusterrole,clusterrolebinding shiplog-webhook shiplog-annotator;%s\n' "$ns" "$takeaway"
+  printf '\nTake it away: kubectl delete namespace %s shiplog-system; kubectl delete mutatingwebhookconfiguration shiplog; kubectl delete clusterrole,clusterrolebinding shiplog-webhook shiplog-annotator shiplog-backend;%s\n' "$ns" "$takeaway"
 fi
 [ "$bad" -eq 0 ] || fail "$printed bytes printed, $stored bytes in S3, the logs differ"
 printf '\ndemo: PASS  %d bytes printed, %d bytes in S3, %d lost\n' "$printed" "$stored" "$lost"
