@@ -70,12 +70,12 @@ type recordStore interface {
 // Every replica does all of it, and none leads. All that is done has the same outcome whoever does it and however often: a run.json has the same bytes, an event the same name, an annotation the same value. A leader would
 // need rights to a Lease and leave gaps when it changes, to save what little is done twice: the replicas look at different moments, and who comes second sees in its watch that it is done.
 //
-// The address comes from the process that gives the tickets, by a linker: an annotator that does that
-// alone. It keeps the runs that have not ended, which that process needs anyway.
+// The address comes from the process that gives the tickets, by a linker: an annotator that does
+// that alone. It keeps the runs that have not ended, which that process needs anyway.
 //
 // Nobody waits for it. It has goroutines and clients of its own; where the API server or the store is away, runs wait in its queue, and pods and tickets do not notice.
 type annotator struct {
-	linker  bool   // it does what ticketIssued says, and nothing else
+	linker  bool   // it does what ticketIssued says, and nothing else; see newLinker
 	pageURL string // empty: no addresses
 	store   recordStore
 	archive *backend.Archive
@@ -127,6 +127,16 @@ func newAnnotator(config *rest.Config, store recordStore, pageURL string, regist
 	}
 	a.store, a.archive = store, backend.New(store)
 	a.watch = newRunWatch(a.tekton, a.due, a.changed, a.left)
+	a.done = prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "shiplog_runs_sealed_total",
+		Help: "Runs that this replica annotated when no more of their logs was to come, " +
+			"by the annotation's value: true, partial, or missed.",
+	}, []string{"sealed"})
+	a.missed = prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "shiplog_steps_missed_total",
+		Help: "Steps of runs that this replica annotated whose logs should be in the archive, " +
+			"which has nothing of them.",
+	})
 	for _, s := range []standing{durable, missed, damaged} {
 		a.done.WithLabelValues(s.sealed())
 	}
@@ -173,18 +183,10 @@ func makeAnnotator(
 		pending: map[runKey]*pendingRun{}, forbidden: map[string]bool{},
 		walks: make(chan struct{}, 1), room: maxPending,
 		queue: workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[runKey](retryFirst, retryMost)),
-		done: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "shiplog_runs_sealed_total",
-			Help: "Runs that this replica annotated when no more of their logs was to come, " +
-				"by the annotation's value: true, partial, or missed.",
-		}, []string{"sealed"}),
-		missed: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "shiplog_steps_missed_total",
-			Help: "Steps of runs that this replica annotated whose logs should be in the archive and " +
-				"are not, since their pods were not captured.",
-		}),
 		failures: prometheus.NewCounter(prometheus.CounterOpts{
-			Name: "shiplog_run_annotation_failures_total", Help: "Failed attempts to annotate a run or to record its state. They are repeated.",
+			Name: "shiplog_run_annotation_failures_total",
+			Help: "Failed attempts to list runs, to annotate one or to record its state. " +
+				"They are repeated.",
 		}),
 		refused: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "shiplog_run_annotations_refused_total", Help: "PipelineRuns and TaskRuns whose annotations the API server refused for good, such as where the verb patch is missing.",
@@ -205,7 +207,9 @@ func makeAnnotator(
 func (a *annotator) run(ctx context.Context) {
 	var group sync.WaitGroup
 	group.Go(func() { a.watch.run(ctx) })
-	group.Go(func() { a.walk(ctx) })
+	if !a.linker {
+		group.Go(func() { a.walk(ctx) })
+	}
 	for range annotateWorkers {
 		group.Go(func() { a.work(ctx) })
 	}
@@ -283,8 +287,13 @@ func (a *annotator) add(key runKey) {
 
 // left has walk look for runs. It never waits.
 func (a *annotator) left() {
+	wake(a.walks)
+}
+
+// wake has the reader of a channel with room for one look. It never waits.
+func wake(c chan<- struct{}) {
 	select {
-	case a.walks <- struct{}{}:
+	case c <- struct{}{}:
 	default:
 	}
 }
@@ -305,7 +314,7 @@ func (a *annotator) walk(ctx context.Context) {
 				a.log.Warn("the runs that had ended before could not be listed; it is tried again",
 					"resource", of.resource, "error", err)
 				a.left()
-				pauseFor(ctx, walkRetry)
+				_ = pauseFor(ctx, walkRetry) // walk looks itself whether it is to end
 				break
 			}
 		}
@@ -332,13 +341,13 @@ func (a *annotator) walkAll(ctx context.Context, of owner) error {
 				continue
 			}
 			for a.busy() {
-				if pauseFor(ctx, backlogPause); ctx.Err() != nil {
-					return ctx.Err()
+				if err := pauseFor(ctx, backlogPause); err != nil {
+					return err
 				}
 			}
 			a.add(run.key())
-			if pauseFor(ctx, backlogPause); ctx.Err() != nil {
-				return ctx.Err()
+			if err := pauseFor(ctx, backlogPause); err != nil {
+				return err
 			}
 		}
 		if o.Continue = page.GetContinue(); o.Continue == "" {
@@ -355,11 +364,13 @@ func (a *annotator) busy() bool {
 	return a.queue.Len() > 0 || len(a.pending) >= a.room/2
 }
 
-// pauseFor waits, or until the context ends.
-func pauseFor(ctx context.Context, d time.Duration) {
+// pauseFor waits, or until the context ends, which is its error.
+func pauseFor(ctx context.Context, d time.Duration) error {
 	select {
 	case <-ctx.Done():
+		return ctx.Err()
 	case <-time.After(d):
+		return nil
 	}
 }
 
@@ -409,8 +420,8 @@ func final(err error) bool {
 	return apierrors.IsInvalid(err) || apierrors.IsBadRequest(err) || apierrors.IsForbidden(err)
 }
 
-// lookSafely is look, where a fault of ours costs the run's annotations and not the process: all other
-// runs are in it, and with a linker admission.
+// lookSafely is look, where a fault of ours costs the run's annotations and not the process: all
+// other runs are in it, and with a linker admission.
 func (a *annotator) lookSafely(ctx context.Context, key runKey) (again time.Duration, err error) {
 	ctx, cancel := context.WithTimeout(ctx, lookTimeout)
 	defer cancel()

@@ -11,6 +11,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/shiplog-dev/shiplog/internal/contract"
+	"github.com/shiplog-dev/shiplog/internal/record"
 )
 
 // action is what is done to a pod.
@@ -29,7 +30,7 @@ type reason string
 
 const (
 	// The pod is none of ours; it stays untouched.
-	optedOut       reason = "opted-out"
+	optedOut       reason = record.SkippedOptedOut
 	notTekton      reason = "not-tekton"
 	notPodCreation reason = "not-a-pod-creation"
 
@@ -164,7 +165,9 @@ func decide(pod *corev1.Pod, s settings, sidecars nativeSidecars) decision {
 		return skip(nameCollision)
 	}
 
-	d := decision{action: actionInject, replaced: replaceable(&pod.Spec), at: behindSidecars(&pod.Spec)}
+	d := decision{
+		action: actionInject, replaced: replaceable(&pod.Spec), at: behindSidecars(&pod.Spec),
+	}
 	if d.replaced == nil && !s.resultsAtRisk && shortensResults(&pod.Spec) {
 		return skip(resultsAtRisk)
 	}
@@ -193,8 +196,8 @@ func decide(pod *corev1.Pod, s settings, sidecars nativeSidecars) decision {
 }
 
 // behindSidecars is the index among the init containers behind the native sidecars of others that
-// begin before Tekton's own containers. The kubelet stops sidecars in the opposite order, and such a
-// one may be a mesh's proxy, without which our container reaches nothing.
+// begin before Tekton's own containers. The kubelet stops sidecars in the opposite order, and such
+// a one may be a mesh's proxy, without which our container reaches nothing.
 func behindSidecars(spec *corev1.PodSpec) (at int) {
 	for i, c := range spec.InitContainers {
 		switch {
@@ -250,15 +253,23 @@ func runsOnWindows(spec *corev1.PodSpec) bool {
 // usesOurNames says whether the pod has a container or volume by our names, or a container that mounts a volume which only we will add. The
 // latter is how a Task could get at the shipper's token: the API server checks mounts against volumes after admission.
 func usesOurNames(spec *corev1.PodSpec) bool {
-	ours := func(volume string) bool { return volume == contract.SpoolVolume || volume == contract.TokenVolume }
-	if slices.ContainsFunc(spec.Volumes, func(v corev1.Volume) bool { return ours(v.Name) }) {
+	if slices.ContainsFunc(spec.Volumes, func(v corev1.Volume) bool { return ourVolume(v.Name) }) {
 		return true
 	}
 	return slices.ContainsFunc(placedContainers(spec), func(c placedContainer) bool {
 		return c.Name == contract.ShipperContainer ||
-			slices.ContainsFunc(c.VolumeMounts, func(m corev1.VolumeMount) bool { return ours(m.Name) }) ||
-			slices.ContainsFunc(c.VolumeDevices, func(d corev1.VolumeDevice) bool { return ours(d.Name) })
+			slices.ContainsFunc(c.VolumeMounts, func(m corev1.VolumeMount) bool {
+				return ourVolume(m.Name)
+			}) ||
+			slices.ContainsFunc(c.VolumeDevices, func(d corev1.VolumeDevice) bool {
+				return ourVolume(d.Name)
+			})
 	})
+}
+
+// ourVolume says whether a volume is one that we add.
+func ourVolume(name string) bool {
+	return name == contract.SpoolVolume || name == contract.TokenVolume
 }
 
 // placedContainers are the pod's containers in its order, init containers first. Ephemeral containers are added to a running pod only.

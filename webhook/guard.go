@@ -34,7 +34,7 @@ const (
 	replacedTasks = 16 << 10
 )
 
-// guard stops injecting where our container cannot be started, or is refused. Nothing of a pod
+// guard stops injecting where our container cannot be started, or is refused. No step of a pod
 // starts before it, so an image that cannot be pulled would hold every build back until its
 // timeout.
 //
@@ -479,7 +479,12 @@ func (g *guard) pauses() (nowhere bool, namespaces, nodes int) {
 			nodes++
 		}
 	}
-	return g.nowhere(now), len(g.namespaces), nodes
+	for _, p := range g.namespaces {
+		if now.Before(p.until) {
+			namespaces++
+		}
+	}
+	return g.nowhere(now), namespaces, nodes
 }
 
 // shipperStatus is the status of our container, or nil.
@@ -619,7 +624,7 @@ func startFailure(status corev1.ContainerStatus) (record.Waiting, bool) {
 	if w == nil {
 		return record.Waiting{}, false
 	}
-	failure := record.Waiting{Reason: w.Reason, Message: w.Message[:min(len(w.Message), maxFailure)]}
+	failure := record.Waiting{Reason: w.Reason, Message: cut(w.Message, maxFailure)}
 	switch w.Reason { // pkg/kubelet/container/sync_result.go and pkg/kubelet/kuberuntime/kuberuntime_container.go in Kubernetes
 	case "CreateContainerConfigError", "CreateContainerError", "RunContainerError", "PreCreateHookError", "PreStartHookError", "PostStartHookError", "CrashLoopBackOff":
 		return failure, true

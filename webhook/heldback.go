@@ -35,9 +35,10 @@ const (
 	settle = 3 * time.Second
 	// replaceRetry is the pause after a failed attempt.
 	replaceRetry = 10 * time.Second
-	// eventsRetry is the pause between looks at the events of a pod. The other two are how many
-	// pods' events are asked for at a time, and how many of one namespace's.
-	eventsRetry  = 15 * time.Second
+	// eventsRetry is the pause between looks at the events of a pod.
+	eventsRetry = 15 * time.Second
+	// eventsAtOnce is of how many pods the events are asked for in one look, and eventsOfOne of how
+	// many of one namespace.
 	eventsAtOnce = 10
 	eventsOfOne  = 3
 	// replaceAtOnce is how many pods of a namespace are dealt with at a time, so that one namespace
@@ -77,8 +78,6 @@ type heldPods struct {
 	// exists says whether there is such a run. A pod whose owner is none is not Tekton's, whatever
 	// it says. Nil: all are taken to exist.
 	exists func(runKey) bool
-	// image is the shipper's. A policy's message may name it.
-	image string
 	// defaults are the settings of pods whose namespace has none of its own.
 	defaults settings
 	// record takes failures of other containers than ours. It may be nil.
@@ -252,7 +251,9 @@ func slimPodOf(pod *corev1.Pod) *corev1.Pod {
 			s := corev1.ContainerStatus{Name: c.Name, Started: c.Started}
 			switch {
 			case c.State.Waiting != nil:
-				s.State.Waiting = &corev1.ContainerStateWaiting{Reason: c.State.Waiting.Reason, Message: c.State.Waiting.Message[:min(len(c.State.Waiting.Message), maxFailure)]}
+				s.State.Waiting = &corev1.ContainerStateWaiting{
+					Reason: c.State.Waiting.Reason, Message: cut(c.State.Waiting.Message, maxFailure),
+				}
 			case c.State.Running != nil:
 				s.State.Running = &corev1.ContainerStateRunning{
 					StartedAt: c.State.Running.StartedAt,
@@ -350,8 +351,8 @@ func (w *waitingPods) look(ctx context.Context) {
 	w.handled = still
 }
 
-// hanging returns of which pods that wait for our container it is known that they would go on
-// without us. Where the pod does not say so itself, its events do.
+// hanging finds the pods that wait for our container and would go on without it, where only their
+// events say so.
 func (w *waitingPods) hanging(
 	ctx context.Context, pods []*corev1.Pod,
 ) map[types.UID]record.Waiting {
@@ -375,7 +376,12 @@ func (w *waitingPods) hanging(
 			asked++
 			of[pod.Namespace]++
 			h.next = now.Add(eventsRetry)
-			h.failure, h.ours = w.askEvents(ctx, pod)
+			if failure, ours, err := w.askEvents(ctx, pod); err != nil { // what was known stays
+				w.log.Warn("the events of a pod that does not start could not be read",
+					"namespace", pod.Namespace, "pod", pod.Name, "error", err)
+			} else {
+				h.failure, h.ours = failure, ours
+			}
 		}
 		if h.ours {
 			found[pod.UID] = h.failure
@@ -385,19 +391,20 @@ func (w *waitingPods) hanging(
 	return found
 }
 
-// askEvents asks for the events of a pod. Where they cannot be had, it is as if there were none.
-func (w *waitingPods) askEvents(ctx context.Context, pod *corev1.Pod) (record.Waiting, bool) {
+// askEvents reads what the events of a pod say of us.
+func (w *waitingPods) askEvents(
+	ctx context.Context, pod *corev1.Pod,
+) (failure record.Waiting, ours bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, kubernetesTimeout)
 	defer cancel()
 	list, err := w.core.CoreV1().Events(pod.Namespace).List(ctx, metav1.ListOptions{
 		FieldSelector: "involvedObject.uid=" + string(pod.UID), Limit: mostEvents,
 	})
 	if err != nil {
-		w.log.Warn("the events of a pod that does not start could not be read",
-			"namespace", pod.Namespace, "pod", pod.Name, "error", err)
-		return record.Waiting{}, false
+		return record.Waiting{}, false, err
 	}
-	return readEvents(list.Items, w.guard.now())
+	failure, ours = readEvents(list.Items, w.guard.now())
+	return failure, ours, nil
 }
 
 // resolve finds out what has become of a pod that waits no more.
@@ -409,7 +416,8 @@ func (w *waitingPods) resolve(ctx context.Context, ref podRef) {
 		return // it is gone, or not known: the next pod that is let through will tell
 	}
 	if pod.Status.Phase == corev1.PodRunning || pod.Status.Phase == corev1.PodSucceeded || started(shipperStatus(pod)) {
-		w.log.Info("shiplog's container starts again: injecting goes on", "namespace", ref.namespace, "pod", ref.name)
+		w.log.Info("shiplog's container has started in a pod that was watched",
+			"namespace", ref.namespace, "pod", ref.name)
 		w.guard.recovered(ref.namespace, pod.Spec.NodeName)
 	}
 }
@@ -422,8 +430,8 @@ func (w *waitingPods) tell(ctx context.Context, h heldPod) bool {
 	}
 	return w.event(ctx, "shiplog-held-back-"+string(h.uid), "ShiplogHeldBack",
 		corev1.ObjectReference{APIVersion: "v1", Kind: "Pod", Namespace: h.namespace, Name: h.name, UID: h.uid, FieldPath: "spec.initContainers{" + contract.ShipperContainer + "}"},
-		fmt.Sprintf("shiplog's container does not start (%s: %s): %s",
-			h.failure.Reason, h.failure.Message, what))
+		fmt.Sprintf("shiplog's container does not start: %s (%s: %s)",
+			what, h.failure.Reason, h.failure.Message))
 }
 
 // event makes an event, and says whether it is there.
@@ -433,7 +441,8 @@ func (w *waitingPods) event(ctx context.Context, name, reason string, about core
 	err := warn(ctx, w.core, w.guard.now(), name, reason, about, message)
 	if err != nil {
 		w.log.Warn("no event could be made", "namespace", about.Namespace, "about", about.Name, "error", err)
-		return apierrors.IsForbidden(err) // such as in a namespace that is being deleted: it will not get better
+		// Such as in a namespace that is being deleted: it will not get better.
+		return final(err) || apierrors.IsNotFound(err)
 	}
 	return true
 }
@@ -486,10 +495,7 @@ func (w *waitingPods) noteFailures(pod *corev1.Pod) {
 	w.mu.Lock()
 	w.failures[boundPod{pod.Namespace, pod.Name, string(pod.UID)}] = failures
 	w.mu.Unlock()
-	select {
-	case w.wake <- struct{}{}:
-	default:
-	}
+	wake(w.wake)
 }
 
 // recordFailures writes what noteFailures queues.

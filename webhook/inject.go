@@ -92,7 +92,8 @@ func inject(raw []byte, s settings, around surroundings) (decision, []jsonpatch.
 	if err != nil {
 		return decision{}, nil, err
 	}
-	if len(patch) > 0 && (d.action == actionInject || d.action == actionSkip) && outgrows(after, size) {
+	changed := len(patch) > 0 && (d.action == actionInject || d.action == actionSkip)
+	if changed && outgrows(after, size) {
 		return skip(podTooLarge), nil, nil // not even the annotation may fit
 	}
 	return d, patch, nil
@@ -132,8 +133,10 @@ func decodePod(raw []byte) (*corev1.Pod, error) {
 	return &pod, nil
 }
 
-// checkPatch applies the patch as the API server will, with the library that it uses, and returns the pod that comes out, and its size as JSON in bytes. It is an error if that does not hold. The API server refuses the pod,
-// whatever the failurePolicy says, when a patch does not apply (mutating/dispatcher.go: only errors of the call are ignored).
+// checkPatch applies the patch as the API server will, with the library that it uses, and returns
+// the pod that comes out, and its size as JSON in bytes. It is an error if that does not hold. The
+// API server refuses the pod, whatever the failurePolicy says, when a patch does not apply
+// (mutating/dispatcher.go: only errors of the call are ignored).
 func checkPatch(raw []byte, patch []jsonpatch.Operation, d decision) (*corev1.Pod, int, error) {
 	if len(patch) == 0 {
 		return nil, 0, nil
@@ -168,7 +171,6 @@ func repairPatch(d decision) []jsonpatch.Operation {
 // undoPatch takes back what injectionPatch has done. The original command line is behind tee's, all in one list; Kubernetes runs that the same.
 func undoPatch(pod *corev1.Pod, d decision) ([]jsonpatch.Operation, error) {
 	var patch []jsonpatch.Operation
-	ours := func(volume string) bool { return volume == contract.SpoolVolume || volume == contract.TokenVolume }
 	grace := time.Duration(-1)
 	for _, c := range placedContainers(&pod.Spec) {
 		if c.list == "initContainers" && c.index == d.shipper {
@@ -187,13 +189,13 @@ func undoPatch(pod *corev1.Pod, d decision) ([]jsonpatch.Operation, error) {
 			patch = append(patch, op("replace", at+"/command", tee.Argv), op("remove", at+"/args", nil))
 		}
 		for i, m := range slices.Backward(c.VolumeMounts) {
-			if ours(m.Name) {
+			if ourVolume(m.Name) {
 				patch = append(patch, op("remove", at+"/volumeMounts/"+strconv.Itoa(i), nil))
 			}
 		}
 	}
 	for i, v := range slices.Backward(pod.Spec.Volumes) {
-		if ours(v.Name) {
+		if ourVolume(v.Name) {
 			patch = append(patch, op("remove", "/spec/volumes/"+strconv.Itoa(i), nil))
 		}
 	}
@@ -205,8 +207,11 @@ func undoPatch(pod *corev1.Pod, d decision) ([]jsonpatch.Operation, error) {
 	return putBack(patch, pod, d.shipper)
 }
 
-// putBack puts the container whose place the shipper had back into it, behind prepare, which installs what it runs.
-func putBack(patch []jsonpatch.Operation, pod *corev1.Pod, shipper int) ([]jsonpatch.Operation, error) {
+// putBack puts the container whose place the shipper had back into it, behind prepare, which
+// installs what it runs.
+func putBack(
+	patch []jsonpatch.Operation, pod *corev1.Pod, shipper int,
+) ([]jsonpatch.Operation, error) {
 	container, err := replacedContainer(&pod.Spec.InitContainers[shipper])
 	if err != nil || container == nil {
 		return patch, err
@@ -220,7 +225,9 @@ func putBack(patch []jsonpatch.Operation, pod *corev1.Pod, shipper int) ([]jsonp
 }
 
 // injectionPatch makes the patch. Operations on containers come first, while their indices are still those of the pod.
-func injectionPatch(raw []byte, pod *corev1.Pod, d decision, s settings, caBundle string) ([]jsonpatch.Operation, error) {
+func injectionPatch(
+	raw []byte, pod *corev1.Pod, d decision, s settings, caBundle string,
+) ([]jsonpatch.Operation, error) {
 	raised, grace := gracePeriods(&pod.Spec, s.drainGrace)
 	spool := spoolWithin(d.resources, s, int64(len(d.captured)))
 
@@ -254,7 +261,8 @@ func injectionPatch(raw []byte, pod *corev1.Pod, d decision, s settings, caBundl
 			corev1.VolumeMount{Name: d.replaced.mount.Name, MountPath: d.replaced.mount.MountPath})
 		patch = append(patch, op("remove", "/spec/initContainers/"+strconv.Itoa(d.replaced.index), nil))
 	}
-	// Last, since it moves other init containers up by one. In front of those that run tee, which it installs.
+	// Last, since it moves other init containers up by one. In front of those that run tee, which it
+	// installs.
 	if len(pod.Spec.InitContainers) == 0 {
 		return append(patch, op("add", "/spec/initContainers", []corev1.Container{shipper})), nil
 	}
@@ -309,7 +317,9 @@ func shipperContainer(spec *corev1.PodSpec, s settings, resources corev1.Resourc
 	// OpenShift fills in the profile where its SCC demands one. An SCC that names none, such as
 	// Tekton's pipelines-scc, refuses a pod for a container that asks for one.
 	if !s.openShift || everyContainerHasSeccomp(spec) {
-		c.SecurityContext.SeccompProfile = &corev1.SeccompProfile{Type: corev1.SeccompProfileTypeRuntimeDefault}
+		c.SecurityContext.SeccompProfile = &corev1.SeccompProfile{
+			Type: corev1.SeccompProfileTypeRuntimeDefault,
+		}
 	}
 	if !s.openShift {
 		c.SecurityContext.RunAsUser, c.SecurityContext.RunAsGroup = ptr.To[int64](nonRoot), ptr.To[int64](nonRoot)
@@ -339,13 +349,10 @@ func needsOfShipper(spec *corev1.PodSpec, s settings, captured int64) shipperNee
 	// killed.
 	storage := resource.NewQuantity(captured*s.usefulSpool()+spoolOverhead, resource.BinarySI)
 	n := shipperNeeds{least: corev1.ResourceList{
-		corev1.ResourceCPU:              s.guaranteedCPU,
+		corev1.ResourceCPU:              smaller(s.guaranteedCPU, s.cpuLimit),
 		corev1.ResourceMemory:           s.memoryRequest,
 		corev1.ResourceEphemeralStorage: *storage,
 	}}
-	if s.cpuLimit.Cmp(s.guaranteedCPU) < 0 {
-		n.least[corev1.ResourceCPU] = s.cpuLimit
-	}
 	r := corev1.ResourceRequirements{
 		Requests: corev1.ResourceList{corev1.ResourceCPU: s.cpuRequest, corev1.ResourceMemory: s.memoryRequest},
 		Limits:   corev1.ResourceList{corev1.ResourceCPU: s.cpuLimit, corev1.ResourceMemory: s.memoryLimit},

@@ -57,10 +57,8 @@ func (g *versionGate) run(ctx context.Context) {
 		if g.sidecars() == sidecarsUnknown {
 			wait = versionRetry
 		}
-		select {
-		case <-ctx.Done():
+		if pauseFor(ctx, wait) != nil {
 			return
-		case <-time.After(wait):
 		}
 		if err := g.refresh(); err != nil {
 			g.log.Warn("pods are judged by what was known before", "error", err)

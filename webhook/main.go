@@ -1,9 +1,9 @@
 // Command webhook is shiplog's part in the control plane: it injects the native sidecar into TaskRun pods at their admission, and trades pod-bound
 // tokens for upload tickets. It is stateless; two or more replicas run side by side.
 //
-// A pod's way through it: main.go serves, handler.go answers and fails open, decide.go says what to do, inject.go makes the patch. The ticket
-// service begins in tickets.go. What becomes of the runs is told in annotate.go, by a process of its
-// own: --role=annotator.
+// A pod's way through it: main.go serves, handler.go answers and fails open, decide.go says what to
+// do, inject.go makes the patch. The ticket service begins in tickets.go. What becomes of the runs
+// is told in annotate.go, by a process of its own: --role=annotator.
 package main
 
 import (
@@ -63,8 +63,8 @@ type options struct {
 	tektonNamespace string // see tektonGate
 }
 
-// The roles of a process. What the annotator has to look at grows with the cluster's runs and with the
-// archive, so nothing that a pod waits for is in its process.
+// The roles of a process. What the annotator has to look at grows with the cluster's runs and with
+// the archive, so nothing that a pod waits for is in its process.
 const (
 	roleWebhook   = "webhook"
 	roleAnnotator = "annotator"
@@ -125,7 +125,8 @@ func parseFlags(args []string) (options, error) {
 	flags.DurationVar(&o.heldBackRetry, "held-back-retry", 5*time.Minute, "then let one pod through after so long, to see whether it can be started again")
 	flags.BoolVar(&o.replaceHeld, "replace-held-pods", true, "evict pods that wait for the shipper's container and of which nothing has run, so that Tekton makes them anew without it")
 	flags.StringVar(&o.pageURL, "page-url", os.Getenv("SHIPLOG_PAGE_URL"), "address of the web page, such as https://logs.example.com: PipelineRuns and TaskRuns get the annotation shiplog.dev/logs with theirs")
-	flags.StringVar(&o.tektonNamespace, "tekton-namespace", "tekton-pipelines", "namespace of Tekton's ConfigMap feature-flags")
+	flags.StringVar(&o.tektonNamespace, "tekton-namespace", "tekton-pipelines",
+		"namespace of Tekton's ConfigMap feature-flags")
 	flags.DurationVar(&o.shutdownDelay, "shutdown-delay", 5*time.Second, "time to go on serving after SIGTERM, while the Service still routes here")
 	if err := flags.Parse(args); err != nil {
 		return o, err
@@ -194,7 +195,6 @@ func run(ctx, leaving context.Context, o options, registry ctrlmetrics.Registere
 	g := newGuard(o.heldBackAfter, o.heldBackRetry)
 	pods, err := newWaitingPods(config, g, heldPods{
 		replace:  o.replaceHeld,
-		image:    o.shipperImage,
 		defaults: o.settings,
 		exists:   func(k runKey) bool { return !runs.watch.synced() || runs.watch.get(k) != nil },
 		record:   tickets.recordWaiting,
@@ -216,11 +216,12 @@ func run(ctx, leaving context.Context, o options, registry ctrlmetrics.Registere
 		Port:    o.port,
 		TLSOpts: []func(*tls.Config){func(c *tls.Config) { c.GetCertificate = certs.GetCertificate }},
 	})
+	readCA := func() (string, error) { return readCABundle(o.caFile) }
 	server.Register(admissionPath, &podAdmission{
 		settings: pods.namespaces.own,
 		sidecars: gate.sidecars,
 		waited:   tekton.kubernetesSidecar,
-		caBundle: func() (string, error) { return readCABundle(o.caFile) },
+		caBundle: readCA,
 		limits:   fits,
 		guard:    g,
 		metrics:  newAdmissionMetrics(registry),
@@ -230,12 +231,7 @@ func run(ctx, leaving context.Context, o options, registry ctrlmetrics.Registere
 
 	started := server.StartedChecker()
 	group, serving := errgroup.WithContext(ctx) // the first that fails ends all
-	err = serveSide(serving, group, o.metricsAddr, sideRoutes(registry, func(r *http.Request) error {
-		if leaving.Err() != nil {
-			return errLeaving
-		}
-		return started(r)
-	}), log)
+	err = serveSide(serving, group, o.metricsAddr, sideRoutes(registry, leaving, started), log)
 	if err != nil {
 		return err
 	}
@@ -256,7 +252,6 @@ func run(ctx, leaving context.Context, o options, registry ctrlmetrics.Registere
 	group.Go(func() error { pods.run(serving); return nil })
 	group.Go(func() error { fits.run(serving); return nil })
 	group.Go(func() error { runs.run(serving); return nil })
-	readCA := func() (string, error) { return readCABundle(o.caFile) }
 	publisher := &caPublisher{read: readCA, store: store, log: log}
 	group.Go(func() error { publisher.run(serving); return nil })
 	return group.Wait()
@@ -281,12 +276,8 @@ func runAnnotator(
 		return err
 	}
 	group, serving := errgroup.WithContext(ctx)
-	err = serveSide(serving, group, o.metricsAddr, sideRoutes(registry, func(*http.Request) error {
-		if leaving.Err() != nil {
-			return errLeaving
-		}
-		return nil
-	}), log)
+	ready := func(*http.Request) error { return nil }
+	err = serveSide(serving, group, o.metricsAddr, sideRoutes(registry, leaving, ready), log)
 	if err != nil {
 		return err
 	}
@@ -305,9 +296,6 @@ func newConfig(o options) (*rest.Config, error) {
 	config.AcceptContentTypes = runtime.ContentTypeProtobuf + "," + runtime.ContentTypeJSON
 	return config, nil
 }
-
-// errLeaving is why a process that has been told to end is not ready.
-var errLeaving = errors.New("shutting down")
 
 // serveSide serves metrics and health in the group, until the context ends.
 func serveSide(
@@ -384,13 +372,20 @@ func newCertWatcher(dir string, registry prometheus.Registerer) (*certwatcher.Ce
 	return certs, nil
 }
 
-// sideRoutes are what Prometheus and the kubelet ask for, in plain HTTP. Ready means that the TLS server accepts connections.
-func sideRoutes(metrics prometheus.Gatherer, ready func(*http.Request) error) http.Handler {
+// sideRoutes are what Prometheus and the kubelet ask for, in plain HTTP. A process is ready if
+// ready says so, and it has not been told to end.
+func sideRoutes(
+	metrics prometheus.Gatherer, leaving context.Context, ready func(*http.Request) error,
+) http.Handler {
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(metrics, promhttp.HandlerOpts{}))
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { fmt.Fprintln(w, "ok") })
 	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, r *http.Request) {
-		if err := ready(r); err != nil {
+		err := ready(r)
+		if leaving.Err() != nil {
+			err = errors.New("shutting down")
+		}
+		if err != nil {
 			http.Error(w, err.Error(), http.StatusServiceUnavailable)
 			return
 		}

@@ -42,7 +42,7 @@ func TestSideRoutes(t *testing.T) {
 	registry := prometheus.NewRegistry()
 	newAdmissionMetrics(registry)
 	var notReady error
-	routes := sideRoutes(registry, func(*http.Request) error { return notReady })
+	routes := sideRoutes(registry, t.Context(), func(*http.Request) error { return notReady })
 	for _, tc := range []struct {
 		name, method, path string
 		notReady           error

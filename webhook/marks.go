@@ -72,7 +72,8 @@ func (a *annotator) address(o *runObject) string {
 
 // mark annotates a run that has ended and of which no more will come: the TaskRuns first and the
 // run last, since a run that is marked is not looked at again. From those that have opted out it
-// takes away what they may have from elsewhere. It says whether the API server refused the run for good.
+// takes away what they may have from elsewhere. It says whether the API server refused the run for
+// good.
 func (a *annotator) mark(ctx context.Context, run *runObject, tasks []*runObject, v verdict) (refused bool, err error) {
 	for _, t := range tasks {
 		if t == run {
@@ -94,7 +95,8 @@ func (a *annotator) mark(ctx context.Context, run *runObject, tasks []*runObject
 	return false, nil
 }
 
-// marks are the annotations of an object that is done. One without a standing has opted out.
+// marks are the annotations of an object that is done. One without a standing has no log that
+// should be in the archive.
 func (a *annotator) marks(o *runObject, s standing, reason string) map[string]string {
 	want := map[string]string{contract.SealedAnnotation: "", contract.SealedUIDAnnotation: "", contract.SealedReasonAnnotation: "", contract.LogsAnnotation: ""}
 	if s == 0 {
@@ -125,7 +127,7 @@ func (a *annotator) tell(ctx context.Context, run *runObject, v verdict) error {
 		reason, message = "ShiplogLost", "bytes that steps printed are not in the archive: "
 	case v.standing == missed:
 		reason = "ShiplogMissed"
-		message = "logs of steps are not in the archive, and their pods have the only copy: "
+		message = "logs of steps are not in the archive; their pods had the only copy: "
 	default:
 		reason, message = "ShiplogPartial", "the archive of this run is not complete, and will not be: "
 	}

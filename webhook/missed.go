@@ -43,17 +43,20 @@ func (p missedPod) made() time.Time {
 }
 
 // findMissed returns the pods of a run that ran and that the archive has nothing of. A pod of which
-// no step has started has no log that could be missed. Where it does not matter whether a pod is
-// gone, the API server is asked for less.
+// no step has started has no log that could be missed. matters says whether a pod that is gone
+// counts. If not, only what the API server has in memory is asked for.
 func (a *annotator) findMissed(
 	ctx context.Context, run *runObject, tasks []*runObject, tree *backend.Tree, matters bool,
 ) ([]missedPod, error) {
 	var found []missedPod
+	if hasOptedOut(run) {
+		return nil, nil
+	}
 	for _, t := range tasks {
-		if hasOptedOut(run) || hasOptedOut(t) {
+		if hasOptedOut(t) {
 			continue
 		}
-		for try, pod := range t.pods {
+		for _, pod := range t.pods {
 			if !pod.ran {
 				continue
 			}
@@ -69,7 +72,7 @@ func (a *annotator) findMissed(
 			}
 			out := object != nil && object.Annotations[contract.InjectKey] == contract.InjectDisabled
 			if !archived && !out {
-				found = append(found, missedPod{t, try, pod.name, object})
+				found = append(found, missedPod{t, int(pod.try), pod.name, object})
 			}
 		}
 	}
@@ -120,9 +123,9 @@ func inTree(tree *backend.Tree, taskRun, name string, pod *corev1.Pod) bool {
 	return false
 }
 
-// ours says whether shiplog should have captured a run that the archive has nothing of: it is in one
-// of its pods, or one was made since the namespace has shiplog's label. Most runs without an archive
-// are none of ours.
+// ours says whether shiplog should have captured a run that the archive has nothing of: it is in
+// one of its pods, or one was made since the namespace has shiplog's label. Most runs without an
+// archive are none of ours.
 func ours(pods []missedPod, label namespaceLabel) bool {
 	return slices.ContainsFunc(pods, func(p missedPod) bool {
 		return p.captured() || label.on && !p.made().Before(label.since)
@@ -149,9 +152,9 @@ func (a *annotator) labelOf(ctx context.Context, namespace string) (namespaceLab
 	return readLabel(ns), nil
 }
 
-// readLabel reads the label, and when the API server noted that somebody set it, or other fields
-// with the same tool. Where it noted nothing, the label counts as always there: what is said too
-// often is better than a log that is lost in silence.
+// readLabel reads the label, and when the API server noted that somebody set it. That time also
+// moves when the same tool sets other fields. Where it noted nothing, the label counts as always
+// there: what is said too often is better than a log that is lost in silence.
 func readLabel(ns *corev1.Namespace) namespaceLabel {
 	if ns.Labels[contract.InjectKey] != contract.InjectEnabled {
 		return namespaceLabel{}
@@ -188,11 +191,11 @@ func (a *annotator) recordMissed(
 ) error {
 	for _, p := range pods {
 		owned, rec, err := a.missedRecord(ctx, run, p)
-		if apierrors.IsNotFound(err) { // its TaskRun has been deleted, and is none of the run's any more
-			continue
-		}
 		if err != nil {
 			return err
+		}
+		if owned.object == nil { // its TaskRun has been deleted, and is none of the run's any more
+			continue
 		}
 		objects, err := owned.objectsWith(rec)
 		if err != nil {
@@ -209,10 +212,7 @@ func (a *annotator) recordMissed(
 	}
 	// The last, since a run that has this counts as archived.
 	whole, err := a.get(ctx, run)
-	if apierrors.IsNotFound(err) { // it was deleted meanwhile, as were its pods
-		return nil
-	}
-	if err != nil {
+	if err != nil || whole == nil { // nil: it was deleted meanwhile, as were its pods
 		return err
 	}
 	body, err := record.Encode(runRecord(whole, run.owner))
@@ -225,22 +225,18 @@ func (a *annotator) recordMissed(
 	return nil
 }
 
-// get asks for all of a run or TaskRun. Another one of its name is not found.
+// get asks for all of a run or TaskRun. It returns nil if that is gone, also where another one has
+// its name.
 func (a *annotator) get(ctx context.Context, o *runObject) (*unstructured.Unstructured, error) {
-	resource := tektonV1.WithResource(o.resource)
-	client := a.tekton.Resource(resource).Namespace(o.Namespace)
-	whole, err := client.Get(ctx, o.Name, metav1.GetOptions{})
-	if err == nil && whole.GetUID() != o.UID {
-		err = apierrors.NewNotFound(resource.GroupResource(), o.Name)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("get %s %s/%s: %w", o.kind, o.Namespace, o.Name, err)
+	whole, err := a.watch.kept(o.owner).ask(ctx, o.Namespace, o.Name)
+	if err != nil || whole == nil || whole.GetUID() != o.UID {
+		return nil, err
 	}
 	return whole, nil
 }
 
 // missedRecord makes pod.json of a pod that the archive has nothing of. Of one that is gone the
-// TaskRun still has the steps.
+// TaskRun still has the steps; if that is gone too, what it returns has no object.
 func (a *annotator) missedRecord(ctx context.Context, run *runObject, p missedPod) (
 	ownedPod, record.Pod, error,
 ) {
@@ -251,7 +247,7 @@ func (a *annotator) missedRecord(ctx context.Context, run *runObject, p missedPo
 	var rec record.Pod
 	if p.object == nil {
 		whole, err := a.get(ctx, p.task)
-		if err != nil {
+		if err != nil || whole == nil {
 			return owned, rec, err
 		}
 		owned.object = &corev1.Pod{ObjectMeta: metav1.ObjectMeta{
@@ -276,10 +272,10 @@ func missedContainers(all []record.Container, injected bool) []record.Container 
 		switch {
 		case c.Captured:
 			c.Captured, c.Skipped = false, record.SkippedNothingArrived
-		case c.Skipped == reasonUnknown && !injected:
+		case c.Skipped == record.SkippedUnknown && !injected:
 			c.Skipped = record.SkippedNoAnswer
 		case layout.CheckName("reason", c.Skipped) != nil: // a tenant can type the annotation, too
-			c.Skipped = reasonUnknown
+			c.Skipped = record.SkippedUnknown
 		}
 	}
 	return out
@@ -288,7 +284,7 @@ func missedContainers(all []record.Container, injected bool) []record.Container 
 // stepsOf reads the steps of a TaskRun's pod that is gone.
 func stepsOf(taskRun *unstructured.Unstructured, pod string) (steps []record.Container) {
 	status, _ := taskRun.Object["status"].(map[string]any)
-	for try := range triesOf(status) {
+	for _, try := range triesOf(status) {
 		if try["podName"] != pod {
 			continue
 		}

@@ -99,8 +99,8 @@ func TestMissed(t *testing.T) {
 	}{
 		{
 			name: "the webhook was away", sealed: "missed", task: "missed", steps: 1,
-			event: "PipelineRun r ShiplogMissed: logs of steps are not in the archive, and their " +
-				"pods have the only copy: build/a: " + noAnswer,
+			event: "PipelineRun r ShiplogMissed: logs of steps are not in the archive; their " +
+				"pods had the only copy: build/a: " + noAnswer,
 			logs: []string{"build/a missed: " + noAnswer},
 		},
 		{

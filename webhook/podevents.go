@@ -32,8 +32,9 @@ var (
 //
 // The kubelet tells of our container when the pod's volumes and its sandbox are there: that it
 // pulls the image, and that it has made and started the container. Since nothing else of the pod
-// comes before it, a pod that does not go on for hangAfter from then waits for it. Before that, a
-// volume may be missing. It is our fault if volumes of ours are missing and none of the user's.
+// but sidecars of others comes before it, a pod that does not go on for hangAfter from then waits
+// for it. Before that, a volume may be missing. It is our fault if volumes of ours are missing and
+// none of the user's.
 func readEvents(events []corev1.Event, now time.Time) (record.Waiting, bool) {
 	var at time.Time // when the kubelet came to our container
 	var last, volume corev1.Event
@@ -80,11 +81,7 @@ func volumesIn(message string) (ours, others bool) {
 	for _, m := range failedVolume.FindAllStringSubmatch(message, -1) {
 		names = append(names, m[1])
 	}
-	own := func(name string) bool {
-		return name == contract.SpoolVolume || name == contract.TokenVolume
-	}
-	return slices.ContainsFunc(
-		names,
-		own,
-	), slices.ContainsFunc(names, func(name string) bool { return !own(name) })
+	ours = slices.ContainsFunc(names, ourVolume)
+	others = slices.ContainsFunc(names, func(name string) bool { return !ourVolume(name) })
+	return ours, others
 }

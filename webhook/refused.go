@@ -21,24 +21,18 @@ type podRefusal struct {
 // again, with the API server's words in the condition (handlePodCreationError in its
 // pkg/reconciler/taskrun). The same reason stands for a container that cannot be made; then there
 // is a pod.
-func refusalOf(status map[string]any) *podRefusal {
-	retries, _ := status["retriesStatus"].([]any)
-	tries := append(retries[:len(retries):len(retries)], status)
-	for i := len(tries) - 1; i >= 0; i-- {
-		try, _ := tries[i].(map[string]any)
-		conditions, _ := try["conditions"].([]any)
-		for _, c := range conditions {
-			condition, _ := c.(map[string]any)
-			reason, _ := condition["reason"].(string)
-			message, _ := condition["message"].(string)
-			pod, _ := try["podName"].(string)
-			if condition["type"] == "Succeeded" && condition["status"] == "False" && pod == "" &&
-				(reason == "PodCreationFailed" || reason == "PodAdmissionFailed") {
-				return &podRefusal{cut(message, maxFailure), i}
-			}
+func refusalOf(status map[string]any) (latest *podRefusal) {
+	for i, try := range triesOf(status) {
+		condition := succeeded(try)
+		reason, _ := condition["reason"].(string)
+		message, _ := condition["message"].(string)
+		pod, _ := try["podName"].(string)
+		if condition["status"] == "False" && pod == "" &&
+			(reason == "PodCreationFailed" || reason == "PodAdmissionFailed") {
+			latest = &podRefusal{cut(message, maxFailure), i}
 		}
 	}
-	return nil
+	return latest
 }
 
 // policyWords are in the API server's answer where a policy has refused an object: a validating
@@ -46,7 +40,8 @@ func refusalOf(status map[string]any) *podRefusal {
 // Security names the containers that it means.
 var policyWords = []string{"denied the request", "denied request", "security context constraint"}
 
-// shipperWords are what we add to a pod. Our container is the first of its list.
+// shipperWords are what we add to a pod. Our container is the first of its list, but where a mesh's
+// proxy is in front of it: who refuses that refuses the pod without us, too.
 func shipperWords(image string) []string {
 	name, _, _ := strings.Cut(image, "@")
 	if i := strings.LastIndex(name, ":"); i > strings.LastIndex(name, "/") {
@@ -67,7 +62,7 @@ func shipperWords(image string) []string {
 
 // taskRunRefused hears of a TaskRun whose pod was refused.
 func (w *waitingPods) taskRunRefused(run *runObject, early bool) {
-	if inject, _ := run.annotation(contract.InjectKey); inject == contract.InjectDisabled {
+	if hasOptedOut(run) {
 		return
 	}
 	contains := func(words []string) bool {
@@ -78,7 +73,7 @@ func (w *waitingPods) taskRunRefused(run *runObject, early bool) {
 		}
 		return false
 	}
-	r := refusedPod{taskRun: run, ours: contains(shipperWords(w.image)), early: early}
+	r := refusedPod{taskRun: run, ours: contains(shipperWords(w.defaults.shipperImage)), early: early}
 	if !r.ours && !contains(policyWords) {
 		return // such as Tekton's own error, or a service account that is not there
 	}
@@ -87,23 +82,23 @@ func (w *waitingPods) taskRunRefused(run *runObject, early bool) {
 		return
 	}
 	r.until = until
+	w.refused.Inc()
+	w.log.Warn("a pod was refused with shiplog's container in it: injecting stops in the namespace",
+		"namespace", run.Namespace, "taskRun", run.Name,
+		"until", r.until, "certain", r.ours, "message", run.refusal.message)
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.refusals = append(w.refusals, r)
 }
 
-// tellRefusals makes the events of refusals that injecting stopped for.
+// tellRefusals makes the events of refusals that injecting stopped for. It tries again what fails.
 func (w *waitingPods) tellRefusals(ctx context.Context) {
 	w.mu.Lock()
 	refusals := w.refusals
 	w.refusals = nil
 	w.mu.Unlock()
 	for _, r := range refusals {
-		w.refused.Inc()
 		run := r.taskRun
-		w.log.Warn("a pod was refused with shiplog's container in it: injecting stops in the namespace",
-			"namespace", run.Namespace, "taskRun", run.Name,
-			"until", r.until, "certain", r.ours, "message", run.refusal.message)
 		perhaps := ""
 		if !r.ours {
 			perhaps = ", perhaps because of it"
@@ -113,10 +108,15 @@ func (w *waitingPods) tellRefusals(ctx context.Context) {
 			Namespace: run.Namespace, Name: run.Name, UID: run.UID,
 		}
 		name := fmt.Sprintf("shiplog-refused-%s-%d", run.UID, run.refusal.try)
-		w.event(ctx, name, "ShiplogRefused", about, fmt.Sprintf(
+		told := w.event(ctx, name, "ShiplogRefused", about, fmt.Sprintf(
 			"a policy refused this TaskRun's pod with shiplog's container in it%s; "+
 				"new pods of the namespace are made without it until %s: "+
 				"allow the image %s, or take the namespace's label %s away",
-			perhaps, r.until.UTC().Format(time.RFC3339), w.image, contract.InjectKey))
+			perhaps, r.until.UTC().Format(time.RFC3339), w.defaults.shipperImage, contract.InjectKey))
+		if !told {
+			w.mu.Lock()
+			w.refusals = append(w.refusals, r)
+			w.mu.Unlock()
+		}
 	}
 }

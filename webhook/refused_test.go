@@ -135,7 +135,8 @@ func TestTaskRunRefused(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			w := &waitingPods{
 				guard:    newGuard(time.Minute, time.Hour),
-				heldPods: heldPods{image: "shiplog.example/shipper:v1"},
+				heldPods: heldPods{defaults: settings{shipperImage: "shiplog.example/shipper:v1"}},
+				refused:  prometheus.NewCounter(prometheus.CounterOpts{}),
 				log:      slog.New(slog.DiscardHandler),
 			}
 			run := &runObject{
@@ -167,7 +168,7 @@ func podsRefused(t *testing.T, api realAPI) {
 	begin := time.Now()
 	g := newGuard(time.Minute, 5*time.Minute)
 	g.now = func() time.Time { return begin.Add(time.Duration(ahead.Load())) }
-	w, err := newWaitingPods(config, g, heldPods{image: testSettings().shipperImage},
+	w, err := newWaitingPods(config, g, heldPods{defaults: testSettings()},
 		prometheus.NewRegistry(), slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)

@@ -25,9 +25,6 @@ const (
 	pipelineTaskLabel = "tekton.dev/pipelineTask"
 	// stepPrefix begins the name of every container of a step (pkg/pod/pod.go of tektoncd/pipeline).
 	stepPrefix = "step-"
-
-	// reasonUnknown is why a container is not captured where the pod's annotation does not say.
-	reasonUnknown = record.SkippedUnknown
 )
 
 // ownedPod is a pod with what owns it: all that its records are made of.
@@ -235,32 +232,37 @@ func (e ending) in(r *record.Run) {
 // endOf reads how a PipelineRun or TaskRun ended: from its condition Succeeded, which Tekton sets to True or False once (IsDone in pkg/apis/pipeline/v1). While a TaskRun has retries left it stays Unknown.
 func endOf(obj *unstructured.Unstructured) ending {
 	status, _ := obj.Object["status"].(map[string]any)
+	condition := succeeded(status)
+	var e ending
+	e.reason, _ = condition["reason"].(string)
+	switch {
+	case condition["status"] == "True":
+		e.state = record.Succeeded
+	case condition["status"] != "False":
+		return ending{}
+	// PipelineRunReasonCancelled, which a PipelineRun that was stopped gracefully has too, and
+	// TaskRunReasonCancelled.
+	case e.reason == "Cancelled" || e.reason == "TaskRunCancelled":
+		e.state = record.Cancelled
+	default:
+		e.state = record.Failed
+	}
+	e.started, e.completed = statusTime(status["startTime"]), statusTime(status["completionTime"])
+	if e.completed.IsZero() { // a run that was refused before it began has none
+		e.completed = statusTime(condition["lastTransitionTime"])
+	}
+	return e
+}
+
+// succeeded is the condition of a status that says how a run or TaskRun ended, or nil.
+func succeeded(status map[string]any) map[string]any {
 	conditions, _ := status["conditions"].([]any)
 	for _, c := range conditions {
-		condition, _ := c.(map[string]any)
-		if condition["type"] != "Succeeded" {
-			continue
+		if condition, _ := c.(map[string]any); condition["type"] == "Succeeded" {
+			return condition
 		}
-		var e ending
-		e.reason, _ = condition["reason"].(string)
-		switch {
-		case condition["status"] == "True":
-			e.state = record.Succeeded
-		case condition["status"] != "False":
-			return ending{}
-		// PipelineRunReasonCancelled, which a PipelineRun that was stopped gracefully has too, and TaskRunReasonCancelled.
-		case e.reason == "Cancelled" || e.reason == "TaskRunCancelled":
-			e.state = record.Cancelled
-		default:
-			e.state = record.Failed
-		}
-		e.started, e.completed = statusTime(status["startTime"]), statusTime(status["completionTime"])
-		if e.completed.IsZero() { // a run that was refused before it began has none
-			e.completed = statusTime(condition["lastTransitionTime"])
-		}
-		return e
 	}
-	return ending{}
+	return nil
 }
 
 // statusTime reads a time of an object, or gives the zero time.
@@ -313,7 +315,7 @@ func containers(pod *corev1.Pod) []record.Container {
 	describe := func(c corev1.Container, kind record.ContainerKind) record.Container {
 		out := record.Container{Name: c.Name, Kind: kind, Captured: slices.Equal(c.Command, []string{contract.TeePath})}
 		if !out.Captured {
-			out.Skipped = reasonUnknown
+			out.Skipped = record.SkippedUnknown
 			for _, name := range []string{contract.SkippedPod, c.Name} { // the container's own reason is the better one
 				if reason, ok := reasons[name]; ok {
 					out.Skipped = reason

@@ -133,7 +133,7 @@ func TestContainers(t *testing.T) {
 			skipped: contract.FormatSkipped([]contract.Skipped{{Container: "step-a", Reason: "no-command"}, {Container: "step-b", Reason: "memory-limit"}}),
 			others:  []corev1.Container{{Name: "step-a"}, {Name: "step-b", Command: []string{"/bin/sh"}}, {Name: "step-c", Command: []string{"/bin/sh"}}},
 			want: []record.Container{
-				{Name: "step-a", Kind: record.Step, Skipped: "no-command"}, {Name: "step-b", Kind: record.Step, Skipped: "memory-limit"}, {Name: "step-c", Kind: record.Step, Skipped: reasonUnknown},
+				{Name: "step-a", Kind: record.Step, Skipped: "no-command"}, {Name: "step-b", Kind: record.Step, Skipped: "memory-limit"}, {Name: "step-c", Kind: record.Step, Skipped: record.SkippedUnknown},
 			},
 		},
 		{
@@ -153,14 +153,14 @@ func TestContainers(t *testing.T) {
 			exclude: "step-a, step-x",
 			others:  []corev1.Container{{Name: "step-a"}, {Name: "step-b"}},
 			want: []record.Container{
-				{Name: "step-a", Kind: record.Step, Skipped: "opted-out"}, {Name: "step-b", Kind: record.Step, Skipped: reasonUnknown},
+				{Name: "step-a", Kind: record.Step, Skipped: "opted-out"}, {Name: "step-b", Kind: record.Step, Skipped: record.SkippedUnknown},
 			},
 		},
 		{
 			name:    "annotation that is no list",
 			skipped: strings.Repeat("=,", 50),
 			others:  []corev1.Container{{Name: "step-a"}},
-			want:    []record.Container{{Name: "step-a", Kind: record.Step, Skipped: reasonUnknown}},
+			want:    []record.Container{{Name: "step-a", Kind: record.Step, Skipped: record.SkippedUnknown}},
 		},
 	} {
 		t.Run(c.name, func(t *testing.T) {

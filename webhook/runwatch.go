@@ -65,7 +65,8 @@ func (o *runObject) annotation(name string) (value string, ok bool) {
 // taskPod is a pod that a TaskRun's status names.
 type taskPod struct {
 	name string
-	ran  bool // one of its steps has started
+	try  int32 // of the TaskRun, from 0. Tries whose pod was refused have none
+	ran  bool  // one of its steps has started
 }
 
 // DeepCopyObject and GetObjectKind are for runtime.Object, which what a list returns has to be.
@@ -151,21 +152,21 @@ func taskRunsOf(status map[string]any) (names []string) {
 
 // podsOf reads the pods of a TaskRun: retryTaskRun in Tekton's pkg/reconciler/taskrun keeps the status of each try.
 func podsOf(status map[string]any, created time.Time) (pods []taskPod) {
-	for try := range triesOf(status) {
+	for i, try := range triesOf(status) {
 		if name, _ := try["podName"].(string); name != "" {
-			pods = append(pods, taskPod{name, ran(try, created)})
+			pods = append(pods, taskPod{name, int32(i), ran(try, created)})
 		}
 	}
 	return pods
 }
 
-// triesOf yields the status of each try of a TaskRun, the last one's last.
-func triesOf(status map[string]any) iter.Seq[map[string]any] {
-	return func(yield func(map[string]any) bool) {
+// triesOf yields the status of each try of a TaskRun with its number, the last one's last.
+func triesOf(status map[string]any) iter.Seq2[int, map[string]any] {
+	return func(yield func(int, map[string]any) bool) {
 		retries, _ := status["retriesStatus"].([]any)
-		for _, try := range append(retries[:len(retries):len(retries)], any(status)) {
+		for i, try := range append(retries[:len(retries):len(retries)], any(status)) {
 			try, _ := try.(map[string]any)
-			if !yield(try) {
+			if !yield(i, try) {
 				return
 			}
 		}
@@ -204,11 +205,12 @@ const (
 	maxRefusals = 4096
 )
 
-// runWatch knows the PipelineRuns and TaskRuns of all namespaces that have not ended, and those that
-// ended while it watched and are not done. What is done is not kept: a cluster may have hundreds of
-// thousands of them. What has ended and is not here is asked for.
+// runWatch knows the PipelineRuns and TaskRuns of all namespaces that have not ended, and those
+// that ended while it watched and are not done. What is done is not kept: a cluster may have
+// hundreds of thousands of them. What has ended and is not here is asked for.
 //
-// It does not ask which namespaces are labelled. What was captured is in the archive, and stays there when the label is taken away; and what was not is left alone, whatever the label says.
+// It does not ask which namespaces are labelled. What was captured is in the archive, and stays
+// there when the label is taken away. Of what was not captured, inspect asks for the label.
 type runWatch struct {
 	tekton                 dynamic.Interface
 	pipelineRuns, taskRuns *keptRuns
@@ -298,8 +300,8 @@ func (k *keptRuns) Update(o any) error {
 	return nil
 }
 
-// keep puts what is to be kept in place of what was, which it returns. Who reads meanwhile sees one of
-// both.
+// keep puts what is to be kept in place of what was, which it returns. Who reads meanwhile sees one
+// of both.
 func (k *keptRuns) keep(run *runObject) (before *runObject) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -439,8 +441,8 @@ func slimEvents(in watch.Interface, streams *sync.WaitGroup) watch.Interface {
 	return out
 }
 
-// noteRefusal hands a refusal on that is another one than before. One of a TaskRun that had ended
-// when it was first seen is an early one.
+// noteRefusal hands a refusal on that is another one than before. One that is there when the
+// TaskRun is first seen is an early one.
 func (w *runWatch) noteRefusal(before, run *runObject) {
 	if w.refused == nil || run.refusal == nil {
 		return
@@ -452,8 +454,8 @@ func (w *runWatch) noteRefusal(before, run *runObject) {
 	w.refused(run, before == nil)
 }
 
-// settle lets go of a run that is done, and of its TaskRuns, and remembers what has no mark that says
-// so. Of a run that is not kept, the caller knows that.
+// settle lets go of a run that is done, and of its TaskRuns, and remembers those without a mark
+// that says so. unmarked says of a run that is not kept that it has none.
 func (w *runWatch) settle(key runKey, unmarked bool) {
 	run := w.get(key)
 	if run != nil && !run.over() {
@@ -596,17 +598,28 @@ func (w *runWatch) find(ctx context.Context, k runKey) (*runObject, error) {
 	if run := w.get(k); run != nil {
 		return run, nil
 	}
-	obj, err := w.kept(k.owner).client().Namespace(k.namespace).Get(ctx, k.name, metav1.GetOptions{})
-	if apierrors.IsNotFound(err) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("get %s %s/%s: %w", k.kind, k.namespace, k.name, err)
+	obj, err := w.kept(k.owner).ask(ctx, k.namespace, k.name)
+	if err != nil || obj == nil {
+		return nil, err
 	}
 	if run := slimOf(obj); run.key() == k {
 		return run, nil
 	}
 	return nil, nil
+}
+
+// ask asks for all of a run or TaskRun. It returns nil if there is none.
+func (k *keptRuns) ask(
+	ctx context.Context, namespace, name string,
+) (*unstructured.Unstructured, error) {
+	obj, err := k.client().Namespace(namespace).Get(ctx, name, metav1.GetOptions{})
+	if apierrors.IsNotFound(err) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("get %s %s/%s: %w", k.of.kind, namespace, name, err)
+	}
+	return obj, nil
 }
 
 // stored looks one up. An empty UID stands for any.
@@ -622,9 +635,9 @@ func stored(store cache.Store, namespace, name string, uid types.UID) *runObject
 	return run
 }
 
-// tasks returns the TaskRuns of a run that are there: those of a PipelineRun, or the TaskRun itself.
-// Those that the PipelineRun names and that are not kept are asked for: they are done, or had ended
-// before this process watched, or the watch of TaskRuns is behind that of PipelineRuns.
+// tasks returns the TaskRuns of a run that are there: those of a PipelineRun, or the TaskRun
+// itself. Those that the PipelineRun names and that are not kept are asked for: they are done, or
+// had ended before this process watched, or the watch of TaskRuns is behind that of PipelineRuns.
 func (w *runWatch) tasks(ctx context.Context, run *runObject) ([]*runObject, error) {
 	if run.owner == taskRunOwner {
 		return []*runObject{run}, nil
@@ -644,14 +657,15 @@ func (w *runWatch) tasks(ctx context.Context, run *runObject) ([]*runObject, err
 		if slices.ContainsFunc(tasks, func(t *runObject) bool { return t.Name == name }) {
 			continue
 		}
-		task := stored(w.taskRuns.Indexer, run.Namespace, name, "") // it may have come since the look above
+		// It may have come since the look above.
+		task := stored(w.taskRuns.Indexer, run.Namespace, name, "")
 		if task == nil {
-			obj, err := w.taskRuns.client().Namespace(run.Namespace).Get(ctx, name, metav1.GetOptions{})
-			if apierrors.IsNotFound(err) {
-				continue
-			}
+			obj, err := w.taskRuns.ask(ctx, run.Namespace, name)
 			if err != nil {
-				return nil, fmt.Errorf("get TaskRun %s/%s: %w", run.Namespace, name, err)
+				return nil, err
+			}
+			if obj == nil {
+				continue
 			}
 			task = slimOf(obj)
 		}

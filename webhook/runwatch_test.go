@@ -66,7 +66,7 @@ func TestSlimOf(t *testing.T) {
 				owner:       taskRunOwner,
 				pipelineRun: &pipelineRun{"r", "ru"},
 				task:        "build",
-				pods:        []taskPod{{"p1", false}, {"p2", true}, {"p3", false}},
+				pods:        []taskPod{{"p1", 0, false}, {"p2", 1, true}, {"p3", 3, false}},
 			},
 		},
 		{

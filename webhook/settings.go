@@ -65,7 +65,7 @@ func defaultSettings() settings {
 		imagePullPolicy:   corev1.PullIfNotPresent,
 		ticketURL:         "https://shiplog-webhook.shiplog-system.svc" + ticket.Path,
 		spoolLimit:        1 << 30,
-		diskFree:          15, // imagefs.available of the kubelet's defaults, on most nodes the same disk as nodefs
+		diskFree:          15, // imagefs.available of the kubelet's defaults, often nodefs' disk too
 		segmentBytes:      6 << 20,
 		flushInterval:     time.Second,
 		slowFlushInterval: 5 * time.Second,
@@ -88,8 +88,11 @@ func (s *settings) bind(flags *flag.FlagSet) {
 		"host:port of the ticket service for pods that cannot resolve its name, as with dnsPolicy None "+
 			"(default: the Service shiplog-webhook, by its environment variables)")
 	flags.StringVar(&s.ticketURL, "ticket-url", s.ticketURL, "address at which shippers reach the ticket service")
-	flags.Var(bytesFlag{&s.spoolLimit}, "spool-limit", "most unshipped output of one pod that is kept on the node, such as 1Gi")
-	flags.Int64Var(&s.diskFree, "disk-free", s.diskFree, "percent of a node's disk that unshipped output leaves free: the highest threshold at which its kubelet evicts; 0 looks at no disk")
+	flags.Var(bytesFlag{&s.spoolLimit}, "spool-limit",
+		"most unshipped output of one pod that is kept on the node, such as 1Gi")
+	flags.Int64Var(&s.diskFree, "disk-free", s.diskFree,
+		"percent of a node's disk that unshipped output leaves free: the highest threshold at which "+
+			"its kubelet evicts; 0 looks at no disk")
 	flags.Var(bytesFlag{&s.maxSpoolLimit}, "max-spool-limit",
 		"most that a namespace may set "+contract.SpoolLimitAnnotation+" to (default: --spool-limit)")
 	flags.Var(bytesFlag{&s.segmentBytes}, "segment-bytes", "size at which a segment is cut")
@@ -98,7 +101,8 @@ func (s *settings) bind(flags *flag.FlagSet) {
 	flags.DurationVar(&s.drainGrace, "drain-grace", s.drainGrace, "time for the shipper on top of the pod's own grace period")
 	flags.BoolVar(&s.kubernetesSidecar, "tekton-kubernetes-sidecar", s.kubernetesSidecar, "Tekton runs with enable-kubernetes-sidecar: bound the drain, since TaskRuns wait for it")
 	flags.DurationVar(&s.boundedDrain, "bounded-drain", s.boundedDrain, "longest drain where TaskRuns wait for it")
-	flags.BoolVar(&s.openShift, "openshift", s.openShift, "name no UID in the shipper's container, and no seccomp profile unless all of the pod's own do")
+	flags.BoolVar(&s.openShift, "openshift", s.openShift,
+		"name no UID in the shipper's container, and no seccomp profile unless all of the pod's own do")
 	flags.BoolVar(&s.repairRestartPolicy, "repair-restart-policy", s.repairRestartPolicy,
 		"put restartPolicy: Always back where another webhook has dropped it; the API server refuses the pod if that webhook has reinvocationPolicy IfNeeded")
 	flags.BoolVar(&s.resultsAtRisk, "capture-results-at-risk", s.resultsAtRisk,
@@ -187,9 +191,9 @@ func (s *settings) config(caBundle string, containers []string, bounded bool) co
 	return c
 }
 
-// ownService is the address of the Service shiplog-webhook by the variables that the kubelet gives to
-// each pod of its namespace, or nothing.
-// Source: https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables
+// ownService is the address of the Service shiplog-webhook by the variables that the kubelet gives
+// to each pod of its namespace, or nothing. Source:
+// https://kubernetes.io/docs/concepts/services-networking/service/#environment-variables
 func ownService(env func(string) string) string {
 	host, port := env("SHIPLOG_WEBHOOK_SERVICE_HOST"), env("SHIPLOG_WEBHOOK_SERVICE_PORT")
 	if host == "" || port == "" {

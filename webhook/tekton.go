@@ -22,8 +22,8 @@ const (
 	tektonRefresh = time.Minute
 )
 
-// tektonGate knows Tekton's feature flags, as far as they matter. Admission only reads what the last
-// look-up said, so it never waits for the API server.
+// tektonGate knows Tekton's feature flags, as far as they matter. Admission only reads what the
+// last look-up said, so it never waits for the API server.
 type tektonGate struct {
 	lookUp  func(context.Context) (flags map[string]string, err error)
 	log     *slog.Logger
@@ -55,7 +55,8 @@ func (g *tektonGate) refresh(ctx context.Context) {
 	flags, err := g.lookUp(ctx)
 	if err != nil {
 		if !g.failing && ctx.Err() == nil {
-			g.log.Warn("TaskRuns are judged by their pods and --tekton-kubernetes-sidecar alone", "error", err)
+			g.log.Warn("TaskRuns are judged by their pods and --tekton-kubernetes-sidecar alone",
+				"error", err)
 		}
 		g.failing = true
 		return
@@ -67,14 +68,9 @@ func (g *tektonGate) refresh(ctx context.Context) {
 	}
 }
 
-// run refreshes until the context ends.
+// run refreshes from time to time, until the context ends.
 func (g *tektonGate) run(ctx context.Context) {
-	for {
+	for pauseFor(ctx, tektonRefresh) == nil {
 		g.refresh(ctx)
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(tektonRefresh):
-		}
 	}
 }

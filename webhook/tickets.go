@@ -289,9 +289,9 @@ func (s *ticketService) serve(ctx context.Context, r *http.Request) (boundPod, t
 	return pod, t, nil
 }
 
-// enter takes a place for a request, and waits for one if it must. Made-up tokens take none of those
-// for proven ones, so who sends them cannot keep shippers from their tickets, whatever address both
-// are from; nor can a pod that asks more often than it needs to.
+// enter takes a place for a request, and waits for one if it must. Made-up tokens take none of
+// those for proven ones, so who sends them cannot keep shippers from their tickets, whatever
+// address both are from; nor can a pod that asks more often than it needs to.
 func (s *ticketService) enter(ctx context.Context, token string) (leave func(), err error) {
 	pod, proven, err := s.keys.look(ctx, token)
 	if err != nil {

@@ -49,10 +49,10 @@ type tokenKeys struct {
 	asked time.Time
 }
 
-// look returns the pod that a token says it is bound to, and whether it is proven that the API server
-// has signed it. That is not known where the keys cannot be had, or none has the token's name: the
-// API server need not publish all that it takes. What is no token of a pod for our audience, has
-// expired, or is signed by somebody else in a key's name, is a *refusedError.
+// look returns the pod that a token says it is bound to, and whether it is proven that the API
+// server has signed it. That is not known where the keys cannot be had, or none has the token's
+// name: the API server need not publish all that it takes. What is no token of a pod for our
+// audience, has expired, or is signed by somebody else in a key's name, is a *refusedError.
 func (k *tokenKeys) look(ctx context.Context, token string) (pod boundPod, proven bool, err error) {
 	invalid := func(format string, args ...any) (boundPod, bool, error) {
 		return boundPod{}, false, refuse(refusedInvalidToken, format, args...)
