@@ -823,6 +823,10 @@ func podsHeldBack(t *testing.T, api realAPI) {
 
 	for i, w := range []*waitingPods{one, two} {
 		until(t, fmt.Sprintf("replica %d to stop injecting in held-a", i), func() bool { return paused(w, "held-a") })
+		// Those pods too that begin no pause: what is seen after the clock is put ahead waits.
+		until(t, fmt.Sprintf("replica %d to see both pods that are held back", i), func() bool {
+			return testutil.ToFloat64(w.held.WithLabelValues("ImagePullBackOff")) == 2
+		})
 		for _, namespace := range []string{"held-b", "held-c", "unlabelled"} {
 			if paused(w, namespace) {
 				t.Errorf("replica %d has stopped in %s too, where no pod that counts is held", i,
