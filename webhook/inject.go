@@ -26,7 +26,7 @@ const (
 	tokenSeconds = 3600
 	// spoolOverhead is what the spool volume holds beside the logs: tee, the shipper's state, and the lines with which a container overshoots its limit.
 	spoolOverhead = 64 << 20
-	// leastSpool is the least that is worth having in the spool for one container: a minute of 1
+	// leastSpool is the least that is worth having in the spool of a pod: a minute of 1
 	// MB/s while the store is away.
 	leastSpool = 64 << 20
 )
@@ -63,7 +63,7 @@ func inject(raw []byte, s settings, around surroundings) (decision, []jsonpatch.
 	d := decide(pod, s, around.sidecars)
 	if d.action == actionInject {
 		var r reason
-		if d.resources, r = around.hinders(pod, s, len(d.captured)); r != "" {
+		if d.resources, r = around.hinders(pod, s); r != "" {
 			d = skip(r)
 		}
 	}
@@ -101,12 +101,13 @@ func inject(raw []byte, s settings, around surroundings) (decision, []jsonpatch.
 
 // hinders says why a pod that could be injected is left alone for the cluster's sake, or nothing,
 // and what resources the shipper has in it.
-func (around surroundings) hinders(pod *corev1.Pod, s settings,
-	captured int) (corev1.ResourceRequirements, reason) {
+func (around surroundings) hinders(
+	pod *corev1.Pod, s settings,
+) (corev1.ResourceRequirements, reason) {
 	var ours shipperNeeds
 	// A pod's own resources no container's may exceed, and they alone make its QoS class.
 	if pod.Spec.Resources == nil {
-		ours = needsOfShipper(&pod.Spec, s, int64(captured))
+		ours = needsOfShipper(&pod.Spec, s)
 	}
 	resources := ours.wanted
 	if around.fit != nil {
@@ -229,14 +230,14 @@ func injectionPatch(
 	raw []byte, pod *corev1.Pod, d decision, s settings, caBundle string,
 ) ([]jsonpatch.Operation, error) {
 	raised, grace := gracePeriods(&pod.Spec, s.drainGrace)
-	spool := spoolWithin(d.resources, s, int64(len(d.captured)))
+	s.spoolLimit = spoolWithin(d.resources, s)
 
 	var patch []jsonpatch.Operation
 	names := make([]string, len(d.captured))
 	for i, c := range d.captured {
 		names[i] = c.Name
 		patch = append(patch, capture(c, s, contract.Tee{
-			Spool: contract.SpoolMount, Limit: spool, Grace: grace,
+			Spool: contract.SpoolMount, Limit: s.spoolLimit, Grace: grace,
 			// Tekton reads results from all that this container prints, up to the first line that is
 			// none (extractResultsFromLogs in its internal/sidecarlogresults).
 			Quiet: c.Name == tektonResultsSidecar,
@@ -344,10 +345,10 @@ func everyContainerHasSeccomp(spec *corev1.PodSpec) bool {
 
 // needsOfShipper keep a Guaranteed pod Guaranteed, and leave room for the spool where the pod's
 // local storage is limited.
-func needsOfShipper(spec *corev1.PodSpec, s settings, captured int64) shipperNeeds {
+func needsOfShipper(spec *corev1.PodSpec, s settings) shipperNeeds {
 	// With less CPU the start of the pod would take longer, with less memory the shipper could be
 	// killed.
-	storage := resource.NewQuantity(captured*s.usefulSpool()+spoolOverhead, resource.BinarySI)
+	storage := resource.NewQuantity(s.usefulSpool()+spoolOverhead, resource.BinarySI)
 	n := shipperNeeds{least: corev1.ResourceList{
 		corev1.ResourceCPU:              smaller(s.guaranteedCPU, s.cpuLimit),
 		corev1.ResourceMemory:           s.memoryRequest,
@@ -365,7 +366,7 @@ func needsOfShipper(spec *corev1.PodSpec, s settings, captured int64) shipperNee
 		if _, limited := c.Resources.Limits[corev1.ResourceEphemeralStorage]; limited {
 			// The kubelet holds the pod's emptyDirs against the sum of its containers' limits. The request is what the spool holds while the store
 			// keeps up; without it the API server would take the limit, and the pod might fit on no node.
-			r.Limits[corev1.ResourceEphemeralStorage] = *resource.NewQuantity(captured*s.spoolLimit+spoolOverhead, resource.BinarySI)
+			r.Limits[corev1.ResourceEphemeralStorage] = *resource.NewQuantity(s.spoolLimit+spoolOverhead, resource.BinarySI)
 			r.Requests[corev1.ResourceEphemeralStorage] = *resource.NewQuantity(spoolOverhead, resource.BinarySI)
 			break
 		}
@@ -374,14 +375,14 @@ func needsOfShipper(spec *corev1.PodSpec, s settings, captured int64) shipperNee
 	return n
 }
 
-// spoolWithin is how much one container may have in the spool: less than usual where a LimitRange
+// spoolWithin is how much the pod may have in the spool: less than usual where a LimitRange
 // left the shipper less local storage.
-func spoolWithin(resources corev1.ResourceRequirements, s settings, captured int64) int64 {
+func spoolWithin(resources corev1.ResourceRequirements, s settings) int64 {
 	limit, limited := resources.Limits[corev1.ResourceEphemeralStorage]
 	if !limited {
 		return s.spoolLimit
 	}
-	return min(s.spoolLimit, (limit.Value()-spoolOverhead)/captured)
+	return min(s.spoolLimit, limit.Value()-spoolOverhead)
 }
 
 // isGuaranteed says whether the pod's QoS class is Guaranteed, as ComputePodQOS in Kubernetes' pkg/apis/core/v1/helper/qos does: every container

@@ -440,7 +440,7 @@ func checkShipper(t *testing.T, s settings, before, after *corev1.Pod) {
 		return ok
 	})
 	storage, ok := c.Resources.Limits[corev1.ResourceEphemeralStorage]
-	if ok != limited || ok && storage.Value() < int64(len(captured))*s.spoolLimit {
+	if ok != limited || ok && storage.Value() != s.spoolLimit+spoolOverhead {
 		t.Errorf("ephemeral-storage limit %s (set: %t), want one that fits the spool: %t", storage.String(), ok, limited)
 	}
 }

@@ -167,7 +167,7 @@ func (s *settings) validate() error {
 	return errors.Join(errs...)
 }
 
-// usefulSpool is the least that is worth having in the spool for one container.
+// usefulSpool is the least that is worth having in the spool of a pod.
 func (s *settings) usefulSpool() int64 {
 	return min(max(leastSpool, s.segmentBytes), s.spoolLimit)
 }
