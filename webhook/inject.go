@@ -364,10 +364,12 @@ func needsOfShipper(spec *corev1.PodSpec, s settings) shipperNeeds {
 	}
 	for _, c := range placedContainers(spec) {
 		if _, limited := c.Resources.Limits[corev1.ResourceEphemeralStorage]; limited {
-			// The kubelet holds the pod's emptyDirs against the sum of its containers' limits. The request is what the spool holds while the store
-			// keeps up; without it the API server would take the limit, and the pod might fit on no node.
-			r.Limits[corev1.ResourceEphemeralStorage] = *resource.NewQuantity(s.spoolLimit+spoolOverhead, resource.BinarySI)
-			r.Requests[corev1.ResourceEphemeralStorage] = *resource.NewQuantity(spoolOverhead, resource.BinarySI)
+			// The kubelet holds the pod's emptyDirs against the sum of its containers' limits. The
+			// request is what the spool holds while the store keeps up; without it the API server would
+			// take the limit, and the pod might fit on no node.
+			limit, request := s.spoolLimit+spoolOverhead, int64(spoolOverhead)
+			r.Limits[corev1.ResourceEphemeralStorage] = *resource.NewQuantity(limit, resource.BinarySI)
+			r.Requests[corev1.ResourceEphemeralStorage] = *resource.NewQuantity(request, resource.BinarySI)
 			break
 		}
 	}
