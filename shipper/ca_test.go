@@ -75,26 +75,31 @@ func (a authority) pem() string {
 	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: a.cert.Raw}))
 }
 
-// serving is a certificate for a server on this machine.
-func (a authority) serving() tls.Certificate {
+// serving is a certificate for a server of these names, and of no address; without names it is for
+// one on this machine.
+func (a authority) serving(names ...string) tls.Certificate {
 	a.t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		a.t.Fatal(err)
 	}
-	cert := a.sign(&x509.Certificate{
-		SerialNumber: serial(), IPAddresses: []net.IP{net.IPv4(127, 0, 0, 1)},
+	template := &x509.Certificate{
+		SerialNumber: serial(), DNSNames: names,
 		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
 		KeyUsage:    x509.KeyUsageDigitalSignature,
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
-	}, a.cert, key)
+	}
+	if len(names) == 0 {
+		template.IPAddresses = []net.IP{net.IPv4(127, 0, 0, 1)}
+	}
+	cert := a.sign(template, a.cert, key)
 	return tls.Certificate{Certificate: [][]byte{cert.Raw}, PrivateKey: key}
 }
 
 // serve starts a server with such a certificate.
-func (a authority) serve(handler http.HandlerFunc) *httptest.Server {
+func (a authority) serve(handler http.HandlerFunc, names ...string) *httptest.Server {
 	server := httptest.NewUnstartedServer(handler)
-	server.TLS = &tls.Config{Certificates: []tls.Certificate{a.serving()}}
+	server.TLS = &tls.Config{Certificates: []tls.Certificate{a.serving(names...)}}
 	server.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError) // of refusals
 	server.StartTLS()
 	return server

@@ -61,6 +61,21 @@ func (c *theContainer) tee(spooled string) (*spool.Writer, *teeEnd, *net.UnixCon
 	return w, e, conn
 }
 
+// nextLife lets the container begin again, print a text and exit. What its tee has open stays so
+// until the test ends.
+func (c *theContainer) nextLife(text string, exit record.Exit) {
+	c.t.Helper()
+	w, e, conn := c.tee(text)
+	c.t.Cleanup(func() {
+		e.dies()
+		_ = conn.Close()
+	})
+	c.pass()
+	if err := w.End(exit); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
 // pass lets a minute pass.
 func (c *theContainer) pass() {
 	c.t.Helper()
@@ -199,13 +214,7 @@ func TestKilledBeginsAgain(t *testing.T) {
 		c, die := first(t)
 		die()
 		c.passUntil("a seal", c.sealed)
-		w, e, conn := c.tee("three, which is longer than what was cut off\n")
-		defer conn.Close()
-		defer e.dies()
-		c.pass()
-		if err := w.End(record.Exit{Code: 3}); err != nil {
-			t.Fatal(err)
-		}
+		c.nextLife("three, which is longer than what was cut off\n", record.Exit{Code: 3})
 		c.passUntil("its own seal", func() bool { return c.f.seal("step-a").End == record.EndExited })
 		// tee does not know what was shipped, and says that something may be missing.
 		c.expect("one\ntwo\nthree, which is longer than what was cut off\n", record.EndExited, false,
@@ -243,13 +252,7 @@ func TestKilledBeginsAgain(t *testing.T) {
 	t.Run("before the shipper has looked", func(t *testing.T) {
 		c, die := first(t)
 		die()
-		w, e, conn := c.tee("three\n")
-		defer conn.Close()
-		defer e.dies()
-		c.pass()
-		if err := w.End(record.Exit{}); err != nil {
-			t.Fatal(err)
-		}
+		c.nextLife("three\n", record.Exit{})
 		c.passUntil("a seal", c.sealed)
 		if seal := c.f.seal("step-a"); seal.End != record.EndExited || seal.GapCount == 0 {
 			t.Errorf("the seal is %+v, want an end and the gap that tee marks", seal)
@@ -265,13 +268,7 @@ func TestKilledBeginsAgain(t *testing.T) {
 		if err := c.s.logs[0].look(); err != nil || c.s.logs[0].dead == nil {
 			t.Fatalf("the shipper has not seen that it is dead: %v", err)
 		}
-		w, e, conn := c.tee("three\n")
-		defer conn.Close()
-		defer e.dies()
-		c.pass()
-		if err := w.End(record.Exit{}); err != nil {
-			t.Fatal(err)
-		}
+		c.nextLife("three\n", record.Exit{})
 		c.passUntil("a seal", c.sealed)
 		if got := c.printed(); got != "one\nthree\n" || c.f.seal("step-a").GapCount == 0 {
 			t.Errorf("archived are %q, with the seal %+v", got, c.f.seal("step-a"))

@@ -97,16 +97,26 @@ func TestWatcherWakes(t *testing.T) {
 	wake := make(chan struct{}, 1)
 	logs := []*containerLog{{name: "step-a", folder: folder}}
 	group := startWatcher(ctx, logs, newSharing(contract.Config{}, logs, slog.New(slog.DiscardHandler)), wake)
-	for i := range int64(3) {
-		path := filepath.Join(folder, spool.LogName(i))
-		if err := os.WriteFile(path, []byte("x"), 0o644); err != nil {
-			t.Fatal(err)
-		}
+	woken := func() {
+		t.Helper()
 		select {
 		case <-wake:
 		case <-time.After(time.Minute):
 			t.Fatal("it was not woken")
 		}
+	}
+	woken() // by the folder itself
+	elsewhere := t.TempDir()
+	for i := range int64(3) {
+		// Written elsewhere, it is one change: a second one could stand for the next file's.
+		path := filepath.Join(elsewhere, spool.LogName(i))
+		if err := os.WriteFile(path, []byte("x"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.Rename(path, filepath.Join(folder, spool.LogName(i))); err != nil {
+			t.Fatal(err)
+		}
+		woken()
 	}
 	cancel()
 	group.Wait()

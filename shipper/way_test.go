@@ -2,20 +2,13 @@ package main
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"io"
-	"log/slog"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/shiplog-dev/shiplog/internal/ticket"
 )
@@ -30,21 +23,6 @@ func withoutNames(t *testing.T) {
 	}}
 }
 
-// named is a certificate of the CA for a server of a name.
-func (a authority) named(name string) tls.Certificate {
-	a.t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		a.t.Fatal(err)
-	}
-	cert := a.sign(&x509.Certificate{
-		SerialNumber: serial(), DNSNames: []string{name},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
-		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
-	}, a.cert, key)
-	return tls.Certificate{Certificate: [][]byte{cert.Raw}, PrivateKey: key}
-}
-
 // TestNameThatIsNotResolved: the ticket service is reached at its address then, and still has to show
 // a certificate for its name.
 func TestNameThatIsNotResolved(t *testing.T) {
@@ -52,12 +30,9 @@ func TestNameThatIsNotResolved(t *testing.T) {
 	const name = "webhook.shiplog.invalid"
 	ca := newAuthority(t)
 	serve := func(name string) string {
-		server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		server := ca.serve(func(w http.ResponseWriter, r *http.Request) {
 			_, _ = io.WriteString(w, "asked for "+r.Host)
-		}))
-		server.TLS = &tls.Config{Certificates: []tls.Certificate{ca.named(name)}}
-		server.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
-		server.StartTLS()
+		}, name)
 		t.Cleanup(server.Close)
 		return server.Listener.Addr().String()
 	}

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"fmt"
 	"io"
 	"log/slog"
@@ -11,7 +10,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -147,11 +145,9 @@ func runsAreAnnotated(t *testing.T, api realAPI) {
 	}
 	var stops []func()
 	run := func(a *annotator) {
-		ctx, stop := context.WithCancel(t.Context())
-		var group sync.WaitGroup
-		group.Go(func() { a.run(ctx) })
-		stops = append(stops, func() { stop(); group.Wait() })
-		t.Cleanup(stops[len(stops)-1])
+		stop := beside(t, a.run)
+		stops = append(stops, stop)
+		t.Cleanup(stop)
 	}
 	start := func(config *rest.Config) *annotator {
 		a, err := newAnnotator(config, store, testPage, prometheus.NewRegistry(), slog.New(slog.DiscardHandler))

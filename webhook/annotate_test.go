@@ -60,10 +60,7 @@ func (w *world) startLogging(pageURL string, log slog.Handler) *annotator {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	ctx, stop := context.WithCancel(w.t.Context())
-	var group sync.WaitGroup
-	group.Go(func() { a.run(ctx) })
-	w.t.Cleanup(func() { stop(); group.Wait() })
+	w.t.Cleanup(beside(w.t, a.run))
 	return a
 }
 
@@ -1199,11 +1196,7 @@ func TestLinker(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		ctx, stop := context.WithCancel(t.Context())
-		var group sync.WaitGroup
-		group.Go(func() { a.run(ctx) })
-		defer group.Wait()
-		defer stop()
+		defer beside(t, a.run)()
 		w.addRun("r", "build")
 		w.archive("r", "build")
 		w.seal("r", "build")

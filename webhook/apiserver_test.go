@@ -203,6 +203,16 @@ func until(t *testing.T, what string, holds func() bool) {
 	}
 }
 
+// beside runs each until the returned function is called, which waits for their ends.
+func beside(t testing.TB, runs ...func(context.Context)) (stop func()) {
+	ctx, cancel := context.WithCancel(t.Context())
+	var group sync.WaitGroup
+	for _, run := range runs {
+		group.Go(func() { run(ctx) })
+	}
+	return func() { cancel(); group.Wait() }
+}
+
 // TestOnAPIServer asks a real API server what the tests of the same names below can only suppose.
 func TestOnAPIServer(t *testing.T) {
 	api := realAPI{apiserver.Start(t)}
@@ -419,11 +429,7 @@ func shipperIsFitted(t *testing.T, api realAPI) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, stop := context.WithCancel(t.Context())
-	var group sync.WaitGroup
-	group.Go(func() { watch.run(ctx) })
-	defer group.Wait()
-	defer stop()
+	defer beside(t, watch.run)()
 
 	container, podType := corev1.LimitTypeContainer, corev1.LimitTypePod
 	half := requests(list("cpu", "500m", "memory", "512Mi"), list("cpu", "500m", "memory", "512Mi"))
@@ -788,10 +794,7 @@ func podsHeldBack(t *testing.T, api realAPI) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		ctx, stop := context.WithCancel(t.Context())
-		var group sync.WaitGroup
-		group.Go(func() { w.run(ctx) })
-		return w, func() { stop(); group.Wait() }
+		return w, beside(t, w.run)
 	}
 	registry := prometheus.NewRegistry()
 	one, stopOne := start(registry, true)
@@ -972,11 +975,7 @@ func podsThatHang(t *testing.T, api realAPI) {
 			t.Fatal(err)
 		}
 	}
-	ctx, stop := context.WithCancel(t.Context())
-	var group sync.WaitGroup
-	group.Go(func() { w.run(ctx) })
-	defer group.Wait()
-	defer stop()
+	defer beside(t, w.run)()
 	names := func() (all []string) {
 		list, err := api.Core.CoreV1().Pods("hangs").List(t.Context(), metav1.ListOptions{})
 		if err != nil {
@@ -1011,11 +1010,7 @@ func waitingIsRecorded(t *testing.T, api realAPI) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ctx, stop := context.WithCancel(t.Context())
-	var group sync.WaitGroup
-	group.Go(func() { w.run(ctx) })
-	defer group.Wait()
-	defer stop()
+	defer beside(t, w.run)()
 
 	status := shipperRuns()
 	status.ContainerStatuses[0].State = waitingState("ErrImagePull", "not found")

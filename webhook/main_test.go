@@ -124,6 +124,61 @@ shiplog_webhook_certificate_expiry_timestamp_seconds 4e+09
 	}
 }
 
+// processEnv sets the environment of a process whose store does not answer, and returns its
+// kubeconfig for an API server.
+func processEnv(t *testing.T, server string) (kubeconfig string) {
+	t.Helper()
+	for k, v := range map[string]string{
+		"SHIPLOG_S3_BUCKET": "logs", "SHIPLOG_S3_ENDPOINT": "http://127.0.0.1:1",
+		"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b",
+	} {
+		t.Setenv(k, v)
+	}
+	kubeconfig = filepath.Join(t.TempDir(), "kubeconfig")
+	text := fmt.Sprintf(`{"apiVersion":"v1","kind":"Config","current-context":"c",
+		"clusters":[{"name":"c","cluster":{"server":%q}}],
+		"contexts":[{"name":"c","context":{"cluster":"c"}}]}`, server)
+	if err := os.WriteFile(kubeconfig, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return kubeconfig
+}
+
+// ownAddress is an address that no other process takes. controller-runtime takes port 0 for 9443,
+// and every address of 127.0.0.0/8 is this machine.
+func ownAddress() string {
+	pid := os.Getpid()
+	return fmt.Sprintf("127.%d.%d.%d", 64+pid>>16&63, pid>>8&255, pid&255)
+}
+
+// awaitWhile waits for a condition while a process runs, which says in ended how it ended.
+func awaitWhile(t *testing.T, ended <-chan error, what string, holds func() bool) {
+	t.Helper()
+	tick := time.NewTicker(5 * time.Millisecond)
+	defer tick.Stop()
+	for !holds() {
+		select {
+		case err := <-ended:
+			t.Fatalf("ended while waiting for %s: %v", what, err)
+		case <-tick.C:
+		}
+	}
+}
+
+// awaitReadyz waits until the process answers with a status at /readyz.
+func awaitReadyz(t *testing.T, ended <-chan error, host string, status int) {
+	t.Helper()
+	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	awaitWhile(t, ended, fmt.Sprintf("status %d at /readyz", status), func() bool {
+		resp, err := client.Get("http://" + host + ":8080/readyz")
+		if err != nil {
+			return false
+		}
+		resp.Body.Close()
+		return resp.StatusCode == status
+	})
+}
+
 // TestRunAnnotator starts the annotator's process but for main: it needs no certificate and no image,
 // lists the runs, is not ready when told to stop, and ends.
 func TestRunAnnotator(t *testing.T) {
@@ -131,21 +186,7 @@ func TestRunAnnotator(t *testing.T) {
 	runs := &manyRuns{taskRuns: 30, sealed: true}
 	api := httptest.NewServer(runs)
 	defer api.Close()
-	kubeconfig := filepath.Join(t.TempDir(), "kubeconfig")
-	text := fmt.Sprintf(`{"apiVersion":"v1","kind":"Config","current-context":"c",
-		"clusters":[{"name":"c","cluster":{"server":%q}}],
-		"contexts":[{"name":"c","context":{"cluster":"c"}}]}`, api.URL)
-	if err := os.WriteFile(kubeconfig, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	for k, v := range map[string]string{
-		"SHIPLOG_S3_BUCKET": "logs", "SHIPLOG_S3_ENDPOINT": "http://127.0.0.1:1",
-		"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b",
-	} {
-		t.Setenv(k, v)
-	}
-	// As in TestRun, each process has an address of its own.
-	host := fmt.Sprintf("127.%d.%d.%d", 128+os.Getpid()>>16&63, os.Getpid()>>8&255, os.Getpid()&255)
+	kubeconfig, host := processEnv(t, api.URL), ownAddress()
 	o, err := parseFlags([]string{
 		"--role=annotator", "--metrics-address=" + host + ":8080", "--kubeconfig=" + kubeconfig,
 	})
@@ -161,36 +202,13 @@ func TestRunAnnotator(t *testing.T) {
 	go func() {
 		ended <- runAnnotator(serving, leaving, o, registry, slog.New(slog.DiscardHandler))
 	}()
-	client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
-	waitFor := func(what string, holds func() bool) {
-		t.Helper()
-		tick := time.NewTicker(5 * time.Millisecond)
-		defer tick.Stop()
-		for !holds() {
-			select {
-			case err := <-ended:
-				t.Fatalf("ended while waiting for %s: %v", what, err)
-			case <-tick.C:
-			}
-		}
-	}
-	answers := func(status int) func() bool {
-		return func() bool {
-			resp, err := client.Get("http://" + host + ":8080/readyz")
-			if err != nil {
-				return false
-			}
-			resp.Body.Close()
-			return resp.StatusCode == status
-		}
-	}
-	waitFor("readiness", answers(http.StatusOK))
-	waitFor("both lists", func() bool { return runs.lists.Load() >= 2 })
+	awaitReadyz(t, ended, host, http.StatusOK)
+	awaitWhile(t, ended, "both lists", func() bool { return runs.lists.Load() >= 2 })
 	if n, err := testutil.GatherAndCount(registry, "shiplog_runs_sealed_total"); n != 3 || err != nil {
 		t.Errorf("%d counters of sealed runs, %v, want 3", n, err)
 	}
 	leave()
-	waitFor("the end of readiness", answers(http.StatusServiceUnavailable))
+	awaitReadyz(t, ended, host, http.StatusServiceUnavailable)
 	stop()
 	if err := <-ended; err != nil {
 		t.Errorf("runAnnotator: %v", err)
@@ -235,18 +253,14 @@ func TestRun(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for file, content := range map[string]string{"ca.crt": string(ca), "kubeconfig": fmt.Sprintf(`{"apiVersion":"v1","kind":"Config","current-context":"c",
-		"clusters":[{"name":"c","cluster":{"server":%q}}],"contexts":[{"name":"c","context":{"cluster":"c"}}]}`, api.URL)} {
-		if err := os.WriteFile(filepath.Join(dir, file), []byte(content), 0o600); err != nil {
-			t.Fatal(err)
-		}
+	if err := os.WriteFile(filepath.Join(dir, "ca.crt"), ca, 0o600); err != nil {
+		t.Fatal(err)
 	}
-	for k, v := range map[string]string{"SHIPLOG_S3_BUCKET": "logs", "SHIPLOG_S3_ENDPOINT": "http://127.0.0.1:1", "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b"} {
-		t.Setenv(k, v)
-	}
-	// controller-runtime takes port 0 for 9443. Every address of 127.0.0.0/8 is this machine, so each process gets an address of its own instead.
-	host := fmt.Sprintf("127.%d.%d.%d", 64+os.Getpid()>>16&63, os.Getpid()>>8&255, os.Getpid()&255)
-	o, err := parseFlags([]string{"--shipper-image=i", "--cert-dir=" + dir, "--host=" + host, "--metrics-address=" + host + ":8080", "--kubeconfig=" + dir + "/kubeconfig"})
+	kubeconfig, host := processEnv(t, api.URL), ownAddress()
+	o, err := parseFlags([]string{
+		"--shipper-image=i", "--cert-dir=" + dir, "--host=" + host,
+		"--metrics-address=" + host + ":8080", "--kubeconfig=" + kubeconfig,
+	})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -275,25 +289,7 @@ func TestRun(t *testing.T) {
 	defer stop()
 	ended := make(chan error, 1)
 	go func() { ended <- run(serving, leaving, o, registry, slog.New(slog.DiscardHandler)) }()
-	waitFor := func(status int) {
-		t.Helper()
-		for tick := time.NewTicker(5 * time.Millisecond); ; {
-			resp, err := client.Get("http://" + host + ":8080/readyz")
-			if err == nil {
-				resp.Body.Close()
-				if resp.StatusCode == status {
-					tick.Stop()
-					return
-				}
-			}
-			select {
-			case err := <-ended:
-				t.Fatalf("ended: %v", err)
-			case <-tick.C:
-			}
-		}
-	}
-	waitFor(http.StatusOK)
+	awaitReadyz(t, ended, host, http.StatusOK)
 
 	review, err := json.Marshal(map[string]any{"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "request": creation(podWith("", ""))})
 	if err != nil {
@@ -306,7 +302,7 @@ func TestRun(t *testing.T) {
 		t.Errorf("ticket without a token: %d %s, want 401", status, body)
 	}
 	leave()
-	waitFor(http.StatusServiceUnavailable)
+	awaitReadyz(t, ended, host, http.StatusServiceUnavailable)
 	if status, _ := post(admissionPath, review); status != http.StatusOK {
 		t.Errorf("admission while leaving: %d, want 200", status)
 	}

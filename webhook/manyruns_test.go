@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -131,11 +130,7 @@ func (m *manyRuns) watch(tb testing.TB) (kept, peak int64) {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	ctx, stop := context.WithCancel(tb.Context())
-	var group sync.WaitGroup
-	group.Go(func() { a.run(ctx) })
-	defer group.Wait()
-	defer stop()
+	defer beside(tb, a.run)()
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
 	for !a.watch.synced() {

@@ -1,13 +1,11 @@
 package main
 
 import (
-	"context"
 	"encoding/json"
 	"log/slog"
 	"maps"
 	"slices"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -212,19 +210,18 @@ func namespacesAreFollowed(t *testing.T, api realAPI) {
 	}
 	var replicas [2]*namespaces
 	var logs [2]strings.Builder
-	ctx, stop := context.WithCancel(t.Context())
-	var group sync.WaitGroup
-	defer group.Wait()
-	defer stop()
-	p := newTestAdmission()
 	for i := range replicas {
-		n := newNamespaces(client, testSettings(), func(string) {},
+		replicas[i] = newNamespaces(client, testSettings(), func(string) {},
 			slog.New(slog.NewTextHandler(&logs[i], nil)))
-		group.Go(func() { n.run(ctx) })
+	}
+	stop := beside(t, replicas[0].run, replicas[1].run)
+	defer stop()
+	for _, n := range replicas {
 		until(t, "the namespace in the watch",
 			func() bool { return n.informer.HasSynced() && n.injects(namespace) })
-		replicas[i], p.settings = n, n.own
 	}
+	p := newTestAdmission()
+	p.settings = replicas[1].own
 	annotate := func(annotations map[string]any) {
 		t.Helper()
 		patch, err := json.Marshal(map[string]any{
@@ -303,8 +300,7 @@ func namespacesAreFollowed(t *testing.T, api realAPI) {
 	for _, n := range replicas { // what it is told of it hears in order
 		until(t, "every replica to be there", func() bool { return !n.injects(namespace) })
 	}
-	stop()
-	group.Wait() // nothing more is said
+	stop() // nothing more is said
 	events, err = api.Core.CoreV1().Events(namespace).List(t.Context(), metav1.ListOptions{})
 	if err != nil {
 		t.Fatal(err)

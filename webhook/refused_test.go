@@ -1,12 +1,10 @@
 package main
 
 import (
-	"context"
 	"encoding/json"
 	"fmt"
 	"log/slog"
 	"strings"
-	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -180,12 +178,7 @@ func podsRefused(t *testing.T, api realAPI) {
 	runs := newRunWatch(asWebhook,
 		func(*runObject) bool { return false }, func(_, _ *runObject) {}, func() {})
 	runs.refused = w.taskRunRefused
-	ctx, stop := context.WithCancel(t.Context())
-	var group sync.WaitGroup
-	group.Go(func() { w.run(ctx) })
-	group.Go(func() { runs.run(ctx) })
-	defer group.Wait()
-	defer stop()
+	defer beside(t, w.run, runs.run)()
 	until(t, "the watches to have listed",
 		func() bool {
 			return runs.synced() && w.informer.HasSynced() && w.namespaces.informer.HasSynced()

@@ -816,16 +816,8 @@ func TestTicketOnRealStore(t *testing.T) {
 			}
 			client := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
 			upload := func(tk ticket.Ticket, name string) int {
-				req, err := tk.NewRequest(t.Context(), name, []byte("a segment"))
-				if err != nil {
-					t.Fatal(err)
-				}
-				resp, err := client.Do(req)
-				if err != nil {
-					t.Fatal(err)
-				}
-				resp.Body.Close()
-				return resp.StatusCode
+				t.Helper()
+				return s3test.Upload(t, client, tk, name, []byte("a segment"))
 			}
 			if got := upload(tk, "step-build/x.log.zst"); got != 204 {
 				t.Errorf("upload: status %d, want 204", got)

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"log/slog"
 	"strings"
@@ -31,10 +30,7 @@ func TestCAPublisher(t *testing.T) {
 			return bundle, fault
 		}
 		p := &caPublisher{read: read, store: store, log: slog.New(slog.NewTextHandler(&log, nil))}
-		var group sync.WaitGroup
-		ctx, cancel := context.WithCancel(t.Context())
-		defer cancel()
-		group.Go(func() { p.run(ctx) })
+		stop := beside(t, p.run)
 		has := func(after time.Duration, want string, puts int) {
 			t.Helper()
 			time.Sleep(after)
@@ -59,8 +55,7 @@ func TestCAPublisher(t *testing.T) {
 		has(publishInterval, "second", 3)
 		store.fail(nil, nil)
 		has(publishLook, "third", 4)
-		cancel()
-		group.Wait()
+		stop()
 		says := func(what string) bool { return strings.Contains(log.String(), what) }
 		if n := strings.Count(log.String(), "\n"); n != 2 || !says("no such file") || !says("down") {
 			t.Errorf("want a line for each trouble:\n%s", log.String())

@@ -94,16 +94,8 @@ func TestRotatedKeys(t *testing.T) {
 			t.Cleanup(store.Close)
 			client := &http.Client{Transport: transport}
 			upload := func(tk ticket.Ticket) int {
-				req, err := tk.NewRequest(t.Context(), "x", []byte("a segment"))
-				if err != nil {
-					t.Fatal(err)
-				}
-				resp, err := client.Do(req)
-				if err != nil {
-					t.Fatal(err)
-				}
-				resp.Body.Close()
-				return resp.StatusCode
+				t.Helper()
+				return s3test.Upload(t, client, tk, "x", []byte("a segment"))
 			}
 			works := func() (tk ticket.Ticket) {
 				t.Helper()

@@ -65,14 +65,41 @@ func changeWebhook(t *testing.T, change func(*corev1.Container)) {
 	}
 }
 
+// shipperImage is where the webhook's container names the shipper's image.
+func shipperImage(webhook *corev1.Container) *string {
+	i := slices.IndexFunc(webhook.Env, func(e corev1.EnvVar) bool {
+		return e.Name == "SHIPLOG_SHIPPER_IMAGE"
+	})
+	return &webhook.Env[i].Value
+}
+
+// expectEvent waits for an event of this reason among those of a field selector.
+func expectEvent(t *testing.T, namespace, selector, reason string) {
+	t.Helper()
+	var events string
+	ask := func(ctx context.Context) (bool, error) {
+		got, err := command(ctx, "", nil, env.kubectl, "-n", namespace, "get", "events",
+			"--field-selector", selector, "-o",
+			"jsonpath={range .items[*]}{.reason}: {.message}{\"\\n\"}{end}")
+		if err != nil {
+			return false, err
+		}
+		events = got
+		return strings.Contains("\n"+events, "\n"+reason+": "), nil
+	}
+	if err := poll(t.Context(), "an event "+reason+" of "+selector, ask); err != nil {
+		t.Fatalf("%v\n%s", err, events)
+	}
+	t.Logf("events:\n%s", events)
+}
+
 // TestShipperImageMissing takes the shipper's image away. Builds must go on without shiplog, those that wait already too, and with it when the image is there again.
 func TestShipperImageMissing(t *testing.T) {
 	missing := fmt.Sprintf("e2e/shipper-%d:v1", time.Now().UnixNano())
 	var real string
 	changeWebhook(t, func(c *corev1.Container) {
-		i := slices.IndexFunc(c.Env, func(e corev1.EnvVar) bool { return e.Name == "SHIPLOG_SHIPPER_IMAGE" })
-		real = c.Env[i].Value
-		c.Env[i].Value = "localhost:5000/" + missing
+		image := shipperImage(c)
+		real, *image = *image, "localhost:5000/"+missing
 		c.Args = append(c.Args, "--held-back-after=5s", "--held-back-retry=20s")
 	})
 	spec := taskSpec(t, "taskSpec: {steps: [{name: s, image: busybox, script: echo hi}]}")
@@ -98,14 +125,7 @@ func TestShipperImageMissing(t *testing.T) {
 		t.Errorf("its pod %s (before %s) has the annotation %q", second.UID, first.UID, second.Annotations[contract.SkippedAnnotation])
 	}
 	awaitMissed(t, done, "not captured in pod "+second.Name+": shipper-cannot-start")
-	events, err := command(t.Context(), "", nil, env.kubectl, "-n", nsOn, "get", "events", "--field-selector", "involvedObject.uid="+string(first.UID), "-o", "jsonpath={range .items[*]}{.reason}: {.message}{\"\\n\"}{end}")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !strings.Contains(events, "hiplog") {
-		t.Errorf("no event of the pod tells of shiplog:\n%s", events)
-	}
-	t.Logf("events:\n%s", events)
+	expectEvent(t, nsOn, "involvedObject.uid="+string(first.UID), "ShiplogHeldBack")
 
 	later := finish(t, newTaskRun(t, nsOn, "image-missing-later", spec, nil))
 	if pod := podOf(t, later); shipperOf(pod) != nil || !later.Status.GetCondition("Succeeded").IsTrue() {
@@ -168,8 +188,7 @@ func TestShipperHangs(t *testing.T) {
 		t.Fatal(err)
 	}
 	changeWebhook(t, func(c *corev1.Container) {
-		i := slices.IndexFunc(c.Env, func(e corev1.EnvVar) bool { return e.Name == "SHIPLOG_SHIPPER_IMAGE" })
-		c.Env[i].Value = "localhost:5000/" + name
+		*shipperImage(c) = "localhost:5000/" + name
 	})
 	spec := taskSpec(t, "taskSpec: {steps: [{name: s, image: busybox, script: echo hi}]}")
 	done := finish(t, newTaskRun(t, nsOn, "shipper-hangs", spec, nil))
@@ -180,16 +199,7 @@ func TestShipperHangs(t *testing.T) {
 			pod.Annotations[contract.SkippedAnnotation])
 	}
 	t.Logf("it took %s", took(done))
-	events, err := command(t.Context(), "", nil, env.kubectl, "-n", nsOn, "get", "events",
-		"--field-selector", "involvedObject.kind=Pod,involvedObject.name="+pod.Name, "-o",
-		"jsonpath={range .items[*]}{.reason}: {.message}{\"\\n\"}{end}")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !strings.Contains(events, "ShiplogHeldBack") {
-		t.Errorf("no event tells of it:\n%s", events)
-	}
-	t.Logf("events:\n%s", events)
+	expectEvent(t, nsOn, "involvedObject.kind=Pod,involvedObject.name="+pod.Name, "ShiplogHeldBack")
 	later := finish(t, newTaskRun(t, nsOn, "shipper-hangs-later", spec, nil))
 	if pod := podOf(t, later); shipperOf(pod) != nil {
 		t.Error("the next TaskRun's pod is injected")
@@ -288,15 +298,7 @@ spec:
 		t.Fatalf("the TaskRun failed with %+v, want that its pod was refused", got)
 	}
 	t.Logf("Tekton says: %s", refused.Status.GetCondition("Succeeded").Message)
-	err = poll(t.Context(), "an event on the TaskRun", func(ctx context.Context) (bool, error) {
-		events, err := command(ctx, "", nil, env.kubectl, "-n", ns.Name, "get", "events",
-			"--field-selector", "involvedObject.name="+refused.Name, "-o",
-			"jsonpath={.items[*].reason}")
-		return strings.Contains(events, "ShiplogRefused"), err
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	expectEvent(t, ns.Name, "involvedObject.name="+refused.Name, "ShiplogRefused")
 	for range 3 {
 		done := next()
 		if !done.Status.GetCondition("Succeeded").IsTrue() {

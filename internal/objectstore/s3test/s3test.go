@@ -27,6 +27,7 @@ import (
 	"time"
 
 	"github.com/shiplog-dev/shiplog/internal/objectstore"
+	"github.com/shiplog-dev/shiplog/internal/ticket"
 )
 
 // Server is an S3 server.
@@ -111,6 +112,23 @@ func Start(t testing.TB, s Server) objectstore.Config { return start(t, s, false
 
 // StartTLS is Start with a certificate of the server's own, which the Config's CABundle holds.
 func StartTLS(t testing.TB, s Server) objectstore.Config { return start(t, s, true) }
+
+// Upload posts an object with a ticket, as a shipper does, and returns the status of the answer.
+func Upload(
+	t testing.TB, client *http.Client, tk ticket.Ticket, name string, body []byte,
+) (status int) {
+	t.Helper()
+	req, err := tk.NewRequest(t.Context(), name, body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	return resp.StatusCode
+}
 
 func start(t testing.TB, s Server, withTLS bool) objectstore.Config {
 	t.Helper()
