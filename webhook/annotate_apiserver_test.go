@@ -268,6 +268,8 @@ func runsAreAnnotated(t *testing.T, api realAPI) {
 			stop()
 		}
 		three := start(api.withoutPatch(t))
+		// What ends before it is listed is found by its PipelineRun's status, which this one has not.
+		until(t, "the runs to be listed", three.watch.synced)
 		pr := runs.create("PipelineRun", "unpatched", object{})
 		tr := runs.create("TaskRun", "unpatched-build", object{
 			"ownerReferences": []any{object{"apiVersion": "tekton.dev/v1", "kind": "PipelineRun", "name": "unpatched", "uid": string(pr.GetUID()), "controller": true}},
