@@ -31,6 +31,7 @@ type tickets struct {
 	caBundle  string // of the pod's configuration
 	at        string // the same: where the service is if its name cannot be resolved
 	client    *http.Client
+	learned   string // the certificates of the store that the client trusts, too
 	retry     retrier
 	log       *slog.Logger
 
@@ -338,12 +339,15 @@ func (t *tickets) learnCA(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("get its CA from the store: %w", err)
 	}
+	if bundle == t.learned {
+		return errors.New("the store has no other CA")
+	}
 	client, err := newHTTPClient(t.caBundle+"\n"+bundle, "", t.at)
 	if err != nil {
 		return fmt.Errorf("get its CA from the store: %w", err)
 	}
 	t.client.CloseIdleConnections()
-	t.client = client
+	t.client, t.learned = client, bundle
 	t.log.Info("the ticket service may have another CA; read it from the store")
 	return nil
 }
