@@ -41,17 +41,14 @@ type tickets struct {
 
 	hurried chan struct{} // closed at SIGTERM, when there is little time left
 
-	mu       sync.Mutex // guards what follows
-	current  ticket.Ticket
-	renewAt  time.Time
-	renewing chan struct{} // closed when the renewal in flight has ended; nil if there is none
-	refused  bool          // S3 has refused the current ticket, and renewAt is set for that
-	wait     backoff       // between tickets that S3 refuses
-	had      bool          // there has been a ticket
-	caURL    string        // of the last ticket, which may be forgotten
-	storeCA  string        // the same
-	proxy    string        // the same
-	last     error         // of the last request to the ticket service
+	mu        sync.Mutex // guards what follows
+	current   ticket.Ticket
+	renewAt   time.Time
+	renewing  chan struct{} // closed when the renewal in flight has ended; nil if there is none
+	refused   bool          // S3 has refused the current ticket, and renewAt is set for that
+	forgotten bool          // the current ticket is not used any more
+	wait      backoff       // between tickets that S3 refuses
+	last      error         // of the last request to the ticket service
 }
 
 const (
@@ -116,7 +113,7 @@ func (t *tickets) get(ctx context.Context) (ticket.Ticket, error) {
 func (t *tickets) look(now time.Time) (ticket.Ticket, <-chan struct{}) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	good := now.Before(t.current.Expires)
+	good := !t.forgotten && now.Before(t.current.Expires)
 	if t.renewing == nil && (!good || now.After(t.renewAt)) {
 		done := make(chan struct{})
 		t.renewing = done
@@ -166,9 +163,9 @@ func (t *tickets) refuse(refused ticket.Ticket) {
 	defer t.mu.Unlock()
 	now := time.Now()
 	switch {
-	case !t.current.Issued.Equal(refused.Issued) || t.refused:
+	case !t.current.Issued.Equal(refused.Issued) || t.refused || t.forgotten:
 	case now.After(t.renewAt) || now.Sub(t.current.Issued) >= maxRefusalWait:
-		t.current, t.wait = ticket.Ticket{}, 0
+		t.forgotten, t.wait = true, 0
 	default:
 		t.refused = true
 		wait := t.wait.within(firstRefusalWait, maxRefusalWait)
@@ -199,7 +196,7 @@ func (t *tickets) hurry() {
 	}
 	close(t.hurried)
 	if t.refused {
-		t.current = ticket.Ticket{}
+		t.forgotten = true
 	}
 }
 
@@ -242,7 +239,7 @@ func (t *tickets) first(ctx context.Context, patience time.Duration) error {
 func (t *tickets) heard() (had bool, last error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.had, t.last
+	return !t.current.Expires.IsZero(), t.last
 }
 
 // laterError says that the ticket service is there, and may give a ticket later.
@@ -255,8 +252,7 @@ func (t *tickets) use(fresh ticket.Ticket) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	life := fresh.Expires.Sub(fresh.Issued)
-	t.current, t.refused, t.had = fresh, false, true
-	t.caURL, t.storeCA, t.proxy = fresh.CAURL, fresh.CABundle, fresh.Proxy
+	t.current, t.refused, t.forgotten = fresh, false, false
 	t.renewAt = fresh.Issued.Add(life/2 + rand.N(life/4+1))
 }
 
@@ -330,12 +326,12 @@ func (t *tickets) fetch(ctx context.Context) (ticket.Ticket, error) {
 // write them there holds the store's keys, and could read every log.
 func (t *tickets) learnCA(ctx context.Context) error {
 	t.mu.Lock()
-	from, storeCA, proxy := t.caURL, t.storeCA, t.proxy
+	last := t.current
 	t.mu.Unlock()
-	if from == "" || t.caBundle == "" {
+	if last.CAURL == "" || t.caBundle == "" {
 		return errors.New("no earlier ticket says where its CA is")
 	}
-	bundle, err := fetchCA(ctx, from, storeCA, proxy)
+	bundle, err := fetchCA(ctx, last.CAURL, last.CABundle, last.Proxy)
 	if err != nil {
 		return fmt.Errorf("get its CA from the store: %w", err)
 	}
