@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/credentials"
 )
 
 // The files of a credentials folder, named as the variables that hold the same.
@@ -28,14 +29,25 @@ type keyFiles struct {
 
 // Retrieve implements aws.CredentialsProvider.
 func (k *keyFiles) Retrieve(ctx context.Context) (aws.Credentials, error) {
+	provider, err := k.provider()
+	if err != nil {
+		return aws.Credentials{}, err
+	}
+	return provider.Retrieve(ctx)
+}
+
+// provider returns who has the keys now: the files, or the chain where there are none.
+func (k *keyFiles) provider() (aws.CredentialsProvider, error) {
 	creds, ok, err := k.read()
-	if err != nil || ok {
-		return creds, err
+	switch {
+	case err != nil:
+		return nil, err
+	case ok:
+		return credentials.StaticCredentialsProvider{Value: creds}, nil
+	case k.chain == nil:
+		return nil, errNoCredentials
 	}
-	if k.chain == nil {
-		return creds, errNoCredentials
-	}
-	return k.chain.Retrieve(ctx)
+	return k.chain, nil
 }
 
 // keyReads is how often the keys are read at most where they change meanwhile.
