@@ -98,7 +98,7 @@ func (s *Store) proxyTo(address string) string {
 		return ""
 	}
 	proxy, err := s.transport.Proxy(&http.Request{URL: to})
-	if err != nil || proxy == nil || proxy.User != nil || !strings.HasPrefix(proxy.Scheme, "http") {
+	if err != nil || proxy == nil || !ticket.IsProxy(proxy.String()) {
 		return ""
 	}
 	return proxy.String()
