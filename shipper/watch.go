@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"math"
 	"os"
@@ -95,10 +94,11 @@ func (w *watched) look(now time.Time) (changed bool) {
 		return false
 	}
 	if st.Mtim != w.changedAt || now.Sub(time.Unix(st.Mtim.Unix())) < settled {
-		changed = st.Mtim != w.changedAt
-		w.changedAt = st.Mtim
-		if err := w.names(); err != nil {
-			w.first, w.last, w.endless = -1, -1, false
+		if w.names() {
+			changed = st.Mtim != w.changedAt
+			w.changedAt = st.Mtim
+		} else {
+			w.changedAt = unix.Timespec{} // what is known stays, and the next look reads it again
 		}
 	}
 	size := int64(0)
@@ -130,6 +130,7 @@ func (w *watched) open() bool {
 		return false
 	}
 	w.dir = os.NewFile(uintptr(fd), w.path)
+	w.first, w.last = -1, -1
 	return true
 }
 
@@ -139,14 +140,15 @@ func (w *watched) close() {
 	}
 }
 
-// names finds the first and the last log file.
-func (w *watched) names() error {
+// names finds the first and the last log file. Where the folder cannot be read, it changes nothing.
+func (w *watched) names() (ok bool) {
 	if _, err := w.dir.Seek(0, io.SeekStart); err != nil {
-		return fmt.Errorf("read spool %s: %w", w.path, err)
+		return false
 	}
 	names, err := w.dir.Readdirnames(mostNames)
-	if err != nil && !errors.Is(err, io.EOF) {
-		return fmt.Errorf("read spool %s: %w", w.path, err)
+	// One that is removed has no names.
+	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, os.ErrNotExist) {
+		return false
 	}
 	w.first, w.last = -1, -1
 	for _, name := range names {
@@ -162,5 +164,5 @@ func (w *watched) names() error {
 		}
 	}
 	w.endless = len(names) == mostNames
-	return nil
+	return true
 }
