@@ -129,23 +129,17 @@ const newShare, firstShare = "limit.new", "limit.first"
 // writeShare writes a share into a container's folder, which can be hostile: it follows no link.
 // As the first one, it leaves one that is there as it is.
 func writeShare(folder string, share spool.Share, first bool) error {
-	const dir = unix.O_RDONLY | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
-	parent, err := unix.Open(folder, dir, 0)
-	if err != nil {
-		return fmt.Errorf("open the spool folder %s: %w", folder, err)
+	fail := func(err error) error {
+		return fmt.Errorf("write %s in %s: %w", spool.ShareFile, folder, err)
 	}
-	defer unix.Close(parent)
-	fd, err := unix.Openat(parent, spool.OfferFolder, dir, 0)
+	fd, err := openOfferFolder(folder)
 	if err != nil {
-		return fmt.Errorf("open the folder %s in %s: %w", spool.OfferFolder, folder, err)
+		return fail(err)
 	}
 	defer unix.Close(fd)
 	name, flags := newShare, uint(0)
 	if first {
 		name, flags = firstShare, unix.RENAME_NOREPLACE
-	}
-	fail := func(err error) error {
-		return fmt.Errorf("write %s in %s: %w", spool.ShareFile, folder, err)
 	}
 	if err := unix.Unlinkat(fd, name, 0); err != nil && !errors.Is(err, unix.ENOENT) {
 		return fail(err)
