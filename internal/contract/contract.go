@@ -184,12 +184,6 @@ func (c Config) Validate() error {
 	if !strings.HasPrefix(c.TicketURL, "https://") && !strings.HasPrefix(c.TicketURL, "http://") {
 		errs = append(errs, fmt.Errorf("ticketURL %q is not an http(s) address", c.TicketURL))
 	}
-	if c.TicketAddress != "" {
-		if !isHostPort(c.TicketAddress) {
-			errs = append(errs, fmt.Errorf("ticketAddress %q is no host and port such as 10.96.12.7:443",
-				c.TicketAddress))
-		}
-	}
 	if len(c.Containers) == 0 {
 		errs = append(errs, errors.New("containers is empty"))
 	}
@@ -209,26 +203,6 @@ func (c Config) Validate() error {
 		return fmt.Errorf("%s: %w", ConfigEnv, errors.Join(errs...))
 	}
 	return nil
-}
-
-// isHostPort says whether an address has a host and a port, as net.SplitHostPort does. tee, which
-// has this package too, would be larger by all of package net.
-func isHostPort(address string) bool {
-	i := strings.LastIndexByte(address, ':')
-	if i <= 0 {
-		return false
-	}
-	host, bracketed := strings.CutPrefix(address[:i], "[")
-	if bracketed {
-		host, bracketed = strings.CutSuffix(host, "]")
-		if !bracketed {
-			return false
-		}
-	} else if strings.Contains(host, ":") {
-		return false // where does the port begin?
-	}
-	_, err := strconv.ParseUint(address[i+1:], 10, 16)
-	return err == nil && host != "" && !strings.ContainsAny(host, "[]")
 }
 
 // Tee is tee's command line: "--spool DIR --limit BYTES --grace DURATION [--quiet] -- command args…".
