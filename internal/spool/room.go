@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/shiplog-dev/shiplog/internal/criline"
 )
@@ -117,7 +118,8 @@ func (d disk) String() string {
 }
 
 // measure finds out how much room there is for unshipped output.
-func (w *Writer) measure() {
+func (w *Writer) measure(now time.Time) {
+	w.measured = now
 	limit, before := w.most, w.limit
 	share, ok := ReadShare(w.dir)
 	if ok {
