@@ -34,7 +34,8 @@ type share struct {
 	failed       bool  // it could not be written, and that was logged
 }
 
-// newSharing has no limit to divide where the webhook is older than that.
+// newSharing divides the limit of the pod's configuration. Where the webhook is older than
+// SpoolLimit, there is no limit to divide.
 func newSharing(c contract.Config, logs []*containerLog, log *slog.Logger) *sharing {
 	s := &sharing{limit: c.SpoolLimit, free: c.DiskFree, log: log}
 	for _, l := range logs {
@@ -53,7 +54,8 @@ func (s *sharing) divide(measured []int64) {
 		used[i], active[i] = sh.used, sh.active
 	}
 	given := divide(s.limit, used, active)
-	// What becomes less goes first, so that it is never more than the limit in sum.
+	// What becomes less goes first, so that the files never give more than the limit in sum. Each tee
+	// reads its own every 100 ms only, and goes by the one before until then.
 	for _, less := range []bool{true, false} {
 		for i, sh := range s.shares {
 			if given[i] == sh.given || (given[i] < sh.given) != less {

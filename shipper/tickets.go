@@ -210,7 +210,7 @@ func (t *tickets) hurries() bool {
 }
 
 // first waits for the pod's first ticket, if it never had one: until the context ends, where the
-// ticket service has answered that there may be a ticket later, and otherwise for so long.
+// ticket service has answered that there may be a ticket later, and otherwise for patience.
 func (t *tickets) first(ctx context.Context, patience time.Duration) error {
 	timer := time.NewTimer(patience)
 	defer timer.Stop()

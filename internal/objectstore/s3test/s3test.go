@@ -54,9 +54,10 @@ const (
 	answerTimeout = 5 * time.Second
 )
 
-// Binary returns the path of the server's binary: what SHIPLOG_TEST_VERSITYGW or SHIPLOG_TEST_MINIO says, or else what the local test cluster's tool
-// builds, which takes minutes the first time. Ceph's is Debian's. Where there is none, the test fails
-// in CI (the variable CI is set) and is skipped elsewhere.
+// Binary returns the path of the server's binary: what SHIPLOG_TEST_VERSITYGW, SHIPLOG_TEST_MINIO or
+// SHIPLOG_TEST_RADOSGW says, or else what the local test cluster's tool builds, which takes minutes
+// the first time. Ceph's is Debian's. Where there is none, the test fails in CI (the variable CI is
+// set) and is skipped elsewhere.
 func Binary(t testing.TB, s Server) string {
 	t.Helper()
 	env := "SHIPLOG_TEST_" + strings.ToUpper(string(s))
