@@ -16,8 +16,8 @@ import (
 // shareUnits is in how many parts the limit is divided, so that a share is written seldom.
 const shareUnits = 1 << 10
 
-// sharing divides the pod's limit of unshipped output among its containers. A container's share is in
-// its folder, and tee keeps to it, also when the shipper is gone.
+// sharing divides the pod's limit of unshipped output among its containers. A container's share is
+// in its folder, and tee keeps to it, also when the shipper is gone.
 type sharing struct {
 	limit  int64
 	free   int64 // percent of the disk that tee leaves free
@@ -61,7 +61,8 @@ func (s *sharing) divide(measured []int64) {
 			if given[i] == sh.given || (given[i] < sh.given) != less {
 				continue
 			}
-			if err := writeShare(sh.folder, spool.Share{Limit: given[i], DiskFree: s.free}, false); err != nil {
+			to := spool.Share{Limit: given[i], DiskFree: s.free}
+			if err := writeShare(sh.folder, to, false); err != nil {
 				if !sh.failed {
 					s.log.Warn("a container's share of the spool cannot be changed",
 						"container", sh.name, "error", err)

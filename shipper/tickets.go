@@ -384,8 +384,8 @@ func fetchCA(ctx context.Context, from, storeCA, proxy string) (string, error) {
 // lookupTime is how long a name server may take where there is an address to go to without it.
 const lookupTime = 3 * time.Second
 
-// dialer connects to a host by its name, or at an address where the name cannot be resolved, as in a
-// pod that has the node's name servers and not the cluster's.
+// dialer connects to a host by its name, or at an address where the name cannot be resolved, as in
+// a pod that has the node's name servers and not the cluster's.
 func dialer(at string) func(ctx context.Context, network, address string) (net.Conn, error) {
 	d := &net.Dialer{Timeout: 10 * time.Second, KeepAlive: 15 * time.Second}
 	if at == "" {
@@ -409,9 +409,11 @@ func dialer(at string) func(ctx context.Context, network, address string) (net.C
 	}
 }
 
-// newHTTPClient trusts the given certificates, or the system's if there are none. It follows no redirect: neither S3 nor the ticket service is elsewhere than where we were told,
-// and a token or a ticket must not go elsewhere. No proxy is taken from the environment for the same reason: only the one that is given, if one is. Where the host's name cannot be
-// resolved, it is looked for at the address that is given, if one is; what it shows has to be good for its name all the same.
+// newHTTPClient trusts the given certificates, or the system's if there are none. It follows no
+// redirect: neither S3 nor the ticket service is elsewhere than where we were told, and a token or
+// a ticket must not go elsewhere. No proxy is taken from the environment for the same reason: only
+// the one that is given, if one is. Where the host's name cannot be resolved, it is looked for at
+// the address that is given, if one is; what it shows has to be good for its name all the same.
 func newHTTPClient(caBundle, proxy, at string) (*http.Client, error) {
 	var roots *x509.CertPool
 	if caBundle != "" {

@@ -20,16 +20,16 @@ const (
 	// (inotify(7)), but all shippers of a node run as one user, and that user's inotify instances are
 	// few: what shippers have, a step that runs as the same user has not.
 	lookEvery = 250 * time.Millisecond
-	// settled is how old the last change of a folder is when a folder of the same time is taken for the
-	// same: file systems note times in steps of some milliseconds.
+	// settled is how old the last change of a folder is when a folder of the same time is taken for
+	// the same: file systems note times in steps of some milliseconds.
 	settled = time.Second
 	// mostNames is how many names in a container's folder are looked at. A step can make any number.
 	mostNames = 4 << 10
 )
 
 // startWatcher wakes the shipper when a container's folder has changed, and divides the limit anew,
-// until the context ends. It is at work beside the shipper's passes, which may wait for the store. The
-// caller waits for the group.
+// until the context ends. It is at work beside the shipper's passes, which may wait for the store.
+// The caller waits for the group.
 func startWatcher(
 	ctx context.Context, logs []*containerLog, limit *sharing, wake chan<- struct{},
 ) *sync.WaitGroup {
@@ -83,8 +83,8 @@ type watched struct {
 	size        int64  // of the last one
 }
 
-// look measures the folder, and says whether it has changed. In a folder in which nothing happens that
-// costs two system calls.
+// look measures the folder, and says whether it has changed. In a folder in which nothing happens
+// that costs two system calls.
 func (w *watched) look(now time.Time) (changed bool) {
 	if w.dir == nil && !w.open() {
 		return false

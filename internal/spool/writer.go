@@ -369,8 +369,8 @@ func (w *Writer) count(now time.Time) {
 	}
 }
 
-// leaveLarge begins the next file where the present one is too large for a limit that has become less: only what
-// is left can be deleted.
+// leaveLarge begins the next file where the present one is too large for a limit that has become
+// less: only what is left can be deleted.
 func (w *Writer) leaveLarge() {
 	if w.f != nil && !w.torn && w.size > w.maxFile && w.mayBegin() {
 		_ = w.next() // tried again with the next try to write
