@@ -185,3 +185,6 @@ func Worse(a, b Status) Status {
 	}
 	return a
 }
+
+// Lost says whether bytes of the log are missing for good, as far as the archive knows.
+func (s Status) Lost() bool { return s == Gaps || s == Damaged || s == Missed }

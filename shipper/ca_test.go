@@ -233,3 +233,43 @@ func TestStoreCARolled(t *testing.T) {
 		t.Errorf("the log is not there: %v\n%s", err, p.logged)
 	}
 }
+
+// TestCAIsLearnedOnce: while the service's certificate stays untrusted, the same CA at the store
+// is no news. Another one there is.
+func TestCAIsLearnedOnce(t *testing.T) {
+	old, next := newAuthority(t), newAuthority(t)
+	f := newFakeServer(t)
+	f.ca = next.pem()
+	service := newAuthority(t).serve(http.NotFound)
+	defer service.Close()
+	cache, token := filepath.Join(t.TempDir(), "ticket"), newPod(t, f, "a").token
+	logged := &syncBuffer{}
+	tickets, err := newTickets(contract.Config{TicketURL: service.URL, CABundle: old.pem()},
+		token, cache, slog.New(slog.NewJSONHandler(logged, nil)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tickets.close()
+	tickets.use(ticket.Ticket{CAURL: f.URL + "/bucket/ca.pem"})
+	try := func(said int) error {
+		t.Helper()
+		_, err := tickets.fetch(t.Context())
+		if untrusted := (*tls.CertificateVerificationError)(nil); !errors.As(err, &untrusted) {
+			t.Fatalf("the service is trusted: %v", err)
+		}
+		if n := strings.Count(logged.String(), "read it from the store"); n != said {
+			t.Errorf("it is said %d times, want %d:\n%s", n, said, logged)
+		}
+		return err
+	}
+	_ = try(1)
+	learned := tickets.client
+	if err := try(1); !strings.Contains(err.Error(), "the store has no other CA") {
+		t.Errorf("the error does not say why there is nothing to learn: %v", err)
+	}
+	if tickets.client != learned {
+		t.Error("another client of the same certificates")
+	}
+	f.ca = next.renewed().pem()
+	_ = try(2)
+}

@@ -97,8 +97,7 @@ func (l *containerLog) shipDead(ctx context.Context, now time.Time) (time.Durati
 		return tick, nil
 	}
 	// A step can make all of this up, and does not get a seal for each time.
-	pause := time.Duration(l.shipper.config.SlowFlushInterval)
-	if !l.sealedAt.IsZero() && now.Sub(l.sealedAt) < pause {
+	if l.sealedLately(now) {
 		return tick, nil
 	}
 	return tick, l.seal(ctx, now)

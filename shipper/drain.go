@@ -66,12 +66,18 @@ func (s *shipper) drain(ctx context.Context) error {
 // backlog is how many archive bytes are in the spool and not shipped, as far as it can be read.
 func (s *shipper) backlog() (bytes int64) {
 	for _, l := range s.logs {
-		if l.open() == nil {
-			n, _ := l.reader.Backlog(l.state.Position)
-			bytes += n
-		}
+		bytes += l.backlog()
 	}
 	return bytes
+}
+
+// backlog is that of one log. One that cannot be opened or read has none.
+func (l *containerLog) backlog() int64 {
+	if l.open() != nil {
+		return 0
+	}
+	n, _ := l.reader.Backlog(l.state.Position)
+	return n
 }
 
 // drainOnce ships and seals the logs, and returns those of which the store refuses an object.
@@ -79,9 +85,7 @@ func (s *shipper) drainOnce(ctx context.Context, logs []*containerLog) (left []*
 	// If there is not time for everything: what is short first, then the ends of what is long, then the rest.
 	behind := map[*containerLog]int64{}
 	for _, l := range logs {
-		if l.open() == nil { // a log that cannot be opened or read says so below
-			behind[l], _ = l.reader.Backlog(l.state.Position)
-		}
+		behind[l] = l.backlog() // a log that cannot be opened or read says so below
 	}
 	logs = slices.Clone(logs)
 	slices.SortStableFunc(logs, func(a, b *containerLog) int { return cmp.Compare(behind[a], behind[b]) })
@@ -129,7 +133,7 @@ func (l *containerLog) finish(ctx context.Context) error {
 			break
 		}
 	}
-	if l.status.Ended && l.rest == nil || l.rest == nil && !l.beginRest(false) {
+	if l.rest == nil && (l.status.Ended || !l.beginRest(false)) {
 		return nil
 	}
 	for {

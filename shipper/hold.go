@@ -44,6 +44,22 @@ func makeOfferFolder(folder string) {
 	}
 }
 
+// openOfferFolder opens the folder of the socket in a container's folder, which can be hostile. It
+// follows no link. To name the container's folder is the caller's.
+func openOfferFolder(folder string) (fd int, err error) {
+	const dir = unix.O_RDONLY | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
+	parent, err := unix.Open(folder, dir, 0)
+	if err != nil {
+		return -1, fmt.Errorf("open it: %w", err)
+	}
+	defer unix.Close(parent)
+	fd, err = unix.Openat(parent, spool.OfferFolder, dir, 0)
+	if err != nil {
+		return -1, fmt.Errorf("open %s in it: %w", spool.OfferFolder, err)
+	}
+	return fd, nil
+}
+
 // startHolder listens in a container's folder, which can be hostile. The caller ends it with close.
 func startHolder(folder string) (*holder, error) {
 	listener, err := listen(folder)
@@ -60,13 +76,7 @@ const newSocket = spool.OfferSocket + ".new"
 
 // listen makes the socket anew, in the place of an earlier shipper's. It follows no link.
 func listen(folder string) (*net.UnixListener, error) {
-	const dir = unix.O_RDONLY | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
-	parent, err := unix.Open(folder, dir, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer unix.Close(parent)
-	fd, err := unix.Openat(parent, spool.OfferFolder, dir, 0)
+	fd, err := openOfferFolder(folder)
 	if err != nil {
 		return nil, err
 	}

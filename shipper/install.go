@@ -25,15 +25,20 @@ func install(config contract.Config, tee, volume string) error {
 	if err := makeFolders(config.Containers, volume); err != nil {
 		return err
 	}
+	folder := func(name string) string {
+		return filepath.Join(volume, contract.LogsSubPath, name)
+	}
+	for _, name := range config.Containers {
+		_ = spool.Reserve(folder(name)) // tee tries again
+	}
+	if config.SpoolLimit <= 0 {
+		return nil
+	}
 	// Nothing is printed yet. Where this fails, the shipper writes the shares, and has a word for it.
 	n := len(config.Containers)
-	shares := divide(config.SpoolLimit, make([]int64, n), make([]bool, n))
-	for i, name := range config.Containers {
-		folder := filepath.Join(volume, contract.LogsSubPath, name)
-		_ = spool.Reserve(folder) // tee tries again
-		if config.SpoolLimit > 0 {
-			_ = writeShare(folder, spool.Share{Limit: shares[i], DiskFree: config.DiskFree}, true)
-		}
+	for i, given := range divide(config.SpoolLimit, make([]int64, n), make([]bool, n)) {
+		share := spool.Share{Limit: given, DiskFree: config.DiskFree}
+		_ = writeShare(folder(config.Containers[i]), share, true)
 	}
 	return nil
 }

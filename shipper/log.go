@@ -237,7 +237,7 @@ func (l *containerLog) ship(ctx context.Context, now time.Time, hurry bool) (tim
 			return wait, err
 		}
 		// A container that runs again is sealed again, but a step that makes its own end.json at every line does not get a seal for each.
-		if !l.sealedAt.IsZero() && now.Sub(l.sealedAt) < time.Duration(l.shipper.config.SlowFlushInterval) {
+		if l.sealedLately(now) {
 			return tick, nil
 		}
 		if err := l.seal(ctx, now); err != nil {
@@ -245,6 +245,12 @@ func (l *containerLog) ship(ctx context.Context, now time.Time, hurry bool) (tim
 		}
 	}
 	return wait, nil
+}
+
+// sealedLately says whether it is too early for another seal.
+func (l *containerLog) sealedLately(now time.Time) bool {
+	least := time.Duration(l.shipper.config.SlowFlushInterval)
+	return !l.sealedAt.IsZero() && now.Sub(l.sealedAt) < least
 }
 
 // advance ships the pending segment, or cuts the next one and ships that. It returns false if there was nothing to cut. The context's end leaves everything as if the shipper

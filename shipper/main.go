@@ -2,7 +2,8 @@
 //
 // A line's way through it: watch.go wakes, shipper.go looks at each container's log in turn, log.go cuts a segment and records it (state.go), upload.go
 // sends it with a ticket (tickets.go), again and again if it must (retry.go), and drain.go ends it all when the pod ends.
-// share.go divides the spool among the containers.
+// share.go divides the spool among the containers. hold.go holds what outlives a tee that is
+// killed, and dead.go ships it.
 //
 // It holds no S3 key, knows nothing of Kubernetes but a token in a file, and always exits with 0: Tekton ranks a failed init container above the
 // step's own failure (getFailureInfo in its pkg/pod/status.go), so a shipper's trouble would be reported as the build's.

@@ -16,8 +16,8 @@ import (
 // shareUnits is in how many parts the limit is divided, so that a share is written seldom.
 const shareUnits = 1 << 10
 
-// sharing divides the pod's limit of unshipped output among its containers. A container's share is in
-// its folder, and tee keeps to it, also when the shipper is gone.
+// sharing divides the pod's limit of unshipped output among its containers. A container's share is
+// in its folder, and tee keeps to it, also when the shipper is gone.
 type sharing struct {
 	limit  int64
 	free   int64 // percent of the disk that tee leaves free
@@ -34,7 +34,8 @@ type share struct {
 	failed       bool  // it could not be written, and that was logged
 }
 
-// newSharing has no limit to divide where the webhook is older than that.
+// newSharing divides the limit of the pod's configuration. Where the webhook is older than
+// SpoolLimit, there is no limit to divide.
 func newSharing(c contract.Config, logs []*containerLog, log *slog.Logger) *sharing {
 	s := &sharing{limit: c.SpoolLimit, free: c.DiskFree, log: log}
 	for _, l := range logs {
@@ -53,13 +54,15 @@ func (s *sharing) divide(measured []int64) {
 		used[i], active[i] = sh.used, sh.active
 	}
 	given := divide(s.limit, used, active)
-	// What becomes less goes first, so that it is never more than the limit in sum.
+	// What becomes less goes first, so that the files never give more than the limit in sum. Each tee
+	// reads its own every 100 ms only, and goes by the one before until then.
 	for _, less := range []bool{true, false} {
 		for i, sh := range s.shares {
 			if given[i] == sh.given || (given[i] < sh.given) != less {
 				continue
 			}
-			if err := writeShare(sh.folder, spool.Share{Limit: given[i], DiskFree: s.free}, false); err != nil {
+			to := spool.Share{Limit: given[i], DiskFree: s.free}
+			if err := writeShare(sh.folder, to, false); err != nil {
 				if !sh.failed {
 					s.log.Warn("a container's share of the spool cannot be changed",
 						"container", sh.name, "error", err)
@@ -129,23 +132,17 @@ const newShare, firstShare = "limit.new", "limit.first"
 // writeShare writes a share into a container's folder, which can be hostile: it follows no link.
 // As the first one, it leaves one that is there as it is.
 func writeShare(folder string, share spool.Share, first bool) error {
-	const dir = unix.O_RDONLY | unix.O_DIRECTORY | unix.O_NOFOLLOW | unix.O_CLOEXEC
-	parent, err := unix.Open(folder, dir, 0)
-	if err != nil {
-		return fmt.Errorf("open the spool folder %s: %w", folder, err)
+	fail := func(err error) error {
+		return fmt.Errorf("write %s in %s: %w", spool.ShareFile, folder, err)
 	}
-	defer unix.Close(parent)
-	fd, err := unix.Openat(parent, spool.OfferFolder, dir, 0)
+	fd, err := openOfferFolder(folder)
 	if err != nil {
-		return fmt.Errorf("open the folder %s in %s: %w", spool.OfferFolder, folder, err)
+		return fail(err)
 	}
 	defer unix.Close(fd)
 	name, flags := newShare, uint(0)
 	if first {
 		name, flags = firstShare, unix.RENAME_NOREPLACE
-	}
-	fail := func(err error) error {
-		return fmt.Errorf("write %s in %s: %w", spool.ShareFile, folder, err)
 	}
 	if err := unix.Unlinkat(fd, name, 0); err != nil && !errors.Is(err, unix.ENOENT) {
 		return fail(err)

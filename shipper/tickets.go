@@ -31,6 +31,7 @@ type tickets struct {
 	caBundle  string // of the pod's configuration
 	at        string // the same: where the service is if its name cannot be resolved
 	client    *http.Client
+	learned   string // the certificates of the store that the client trusts, too
 	retry     retrier
 	log       *slog.Logger
 
@@ -40,17 +41,14 @@ type tickets struct {
 
 	hurried chan struct{} // closed at SIGTERM, when there is little time left
 
-	mu       sync.Mutex // guards what follows
-	current  ticket.Ticket
-	renewAt  time.Time
-	renewing chan struct{} // closed when the renewal in flight has ended; nil if there is none
-	refused  bool          // S3 has refused the current ticket, and renewAt is set for that
-	wait     backoff       // between tickets that S3 refuses
-	had      bool          // there has been a ticket
-	caURL    string        // of the last ticket, which may be forgotten
-	storeCA  string        // the same
-	proxy    string        // the same
-	last     error         // of the last request to the ticket service
+	mu        sync.Mutex // guards what follows
+	current   ticket.Ticket
+	renewAt   time.Time
+	renewing  chan struct{} // closed when the renewal in flight has ended; nil if there is none
+	refused   bool          // S3 has refused the current ticket, and renewAt is set for that
+	forgotten bool          // the current ticket is not used any more
+	wait      backoff       // between tickets that S3 refuses
+	last      error         // of the last request to the ticket service
 }
 
 const (
@@ -115,7 +113,7 @@ func (t *tickets) get(ctx context.Context) (ticket.Ticket, error) {
 func (t *tickets) look(now time.Time) (ticket.Ticket, <-chan struct{}) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	good := now.Before(t.current.Expires)
+	good := !t.forgotten && now.Before(t.current.Expires)
 	if t.renewing == nil && (!good || now.After(t.renewAt)) {
 		done := make(chan struct{})
 		t.renewing = done
@@ -165,9 +163,9 @@ func (t *tickets) refuse(refused ticket.Ticket) {
 	defer t.mu.Unlock()
 	now := time.Now()
 	switch {
-	case !t.current.Issued.Equal(refused.Issued) || t.refused:
+	case !t.current.Issued.Equal(refused.Issued) || t.refused || t.forgotten:
 	case now.After(t.renewAt) || now.Sub(t.current.Issued) >= maxRefusalWait:
-		t.current, t.wait = ticket.Ticket{}, 0
+		t.forgotten, t.wait = true, 0
 	default:
 		t.refused = true
 		wait := t.wait.within(firstRefusalWait, maxRefusalWait)
@@ -198,7 +196,7 @@ func (t *tickets) hurry() {
 	}
 	close(t.hurried)
 	if t.refused {
-		t.current = ticket.Ticket{}
+		t.forgotten = true
 	}
 }
 
@@ -212,7 +210,7 @@ func (t *tickets) hurries() bool {
 }
 
 // first waits for the pod's first ticket, if it never had one: until the context ends, where the
-// ticket service has answered that there may be a ticket later, and otherwise for so long.
+// ticket service has answered that there may be a ticket later, and otherwise for patience.
 func (t *tickets) first(ctx context.Context, patience time.Duration) error {
 	timer := time.NewTimer(patience)
 	defer timer.Stop()
@@ -241,7 +239,7 @@ func (t *tickets) first(ctx context.Context, patience time.Duration) error {
 func (t *tickets) heard() (had bool, last error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	return t.had, t.last
+	return !t.current.Expires.IsZero(), t.last
 }
 
 // laterError says that the ticket service is there, and may give a ticket later.
@@ -254,8 +252,7 @@ func (t *tickets) use(fresh ticket.Ticket) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	life := fresh.Expires.Sub(fresh.Issued)
-	t.current, t.refused, t.had = fresh, false, true
-	t.caURL, t.storeCA, t.proxy = fresh.CAURL, fresh.CABundle, fresh.Proxy
+	t.current, t.refused, t.forgotten = fresh, false, false
 	t.renewAt = fresh.Issued.Add(life/2 + rand.N(life/4+1))
 }
 
@@ -329,21 +326,24 @@ func (t *tickets) fetch(ctx context.Context) (ticket.Ticket, error) {
 // write them there holds the store's keys, and could read every log.
 func (t *tickets) learnCA(ctx context.Context) error {
 	t.mu.Lock()
-	from, storeCA, proxy := t.caURL, t.storeCA, t.proxy
+	last := t.current
 	t.mu.Unlock()
-	if from == "" || t.caBundle == "" {
+	if last.CAURL == "" || t.caBundle == "" {
 		return errors.New("no earlier ticket says where its CA is")
 	}
-	bundle, err := fetchCA(ctx, from, storeCA, proxy)
+	bundle, err := fetchCA(ctx, last.CAURL, last.CABundle, last.Proxy)
 	if err != nil {
 		return fmt.Errorf("get its CA from the store: %w", err)
+	}
+	if bundle == t.learned {
+		return errors.New("the store has no other CA")
 	}
 	client, err := newHTTPClient(t.caBundle+"\n"+bundle, "", t.at)
 	if err != nil {
 		return fmt.Errorf("get its CA from the store: %w", err)
 	}
 	t.client.CloseIdleConnections()
-	t.client = client
+	t.client, t.learned = client, bundle
 	t.log.Info("the ticket service may have another CA; read it from the store")
 	return nil
 }
@@ -384,8 +384,8 @@ func fetchCA(ctx context.Context, from, storeCA, proxy string) (string, error) {
 // lookupTime is how long a name server may take where there is an address to go to without it.
 const lookupTime = 3 * time.Second
 
-// dialer connects to a host by its name, or at an address where the name cannot be resolved, as in a
-// pod that has the node's name servers and not the cluster's.
+// dialer connects to a host by its name, or at an address where the name cannot be resolved, as in
+// a pod that has the node's name servers and not the cluster's.
 func dialer(at string) func(ctx context.Context, network, address string) (net.Conn, error) {
 	d := &net.Dialer{Timeout: 10 * time.Second, KeepAlive: 15 * time.Second}
 	if at == "" {
@@ -409,9 +409,11 @@ func dialer(at string) func(ctx context.Context, network, address string) (net.C
 	}
 }
 
-// newHTTPClient trusts the given certificates, or the system's if there are none. It follows no redirect: neither S3 nor the ticket service is elsewhere than where we were told,
-// and a token or a ticket must not go elsewhere. No proxy is taken from the environment for the same reason: only the one that is given, if one is. Where the host's name cannot be
-// resolved, it is looked for at the address that is given, if one is; what it shows has to be good for its name all the same.
+// newHTTPClient trusts the given certificates, or the system's if there are none. It follows no
+// redirect: neither S3 nor the ticket service is elsewhere than where we were told, and a token or
+// a ticket must not go elsewhere. No proxy is taken from the environment for the same reason: only
+// the one that is given, if one is. Where the host's name cannot be resolved, it is looked for at
+// the address that is given, if one is; what it shows has to be good for its name all the same.
 func newHTTPClient(caBundle, proxy, at string) (*http.Client, error) {
 	var roots *x509.CertPool
 	if caBundle != "" {

@@ -71,7 +71,8 @@ func (u *uploader) try(ctx context.Context, name string, body []byte) error {
 		u.uploads.Add(1)
 		u.tickets.accept(t)
 		return nil
-	// Versity S3 Gateway says 404 of a key that is gone. So is a bucket, which a ticket cannot help.
+	// Versity S3 Gateway says 404 of a key that is gone. It says so of a missing bucket, too, where
+	// no ticket helps.
 	case resp.StatusCode == http.StatusUnauthorized,
 		resp.StatusCode == http.StatusForbidden,
 		resp.StatusCode == http.StatusNotFound,

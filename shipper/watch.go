@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"math"
 	"os"
@@ -16,21 +15,21 @@ import (
 )
 
 const (
-	// lookEvery is how often the folders are looked at, and so how late a change is noticed at most. A
-	// step that prints 50 MB/s writes 30 MB meanwhile. The kernel would say so at once (inotify(7)), but
-	// all shippers of a node run as one user, and that user's inotify instances are few: what shippers
-	// have, a step that runs as the same user has not.
+	// lookEvery is how often the folders are looked at, and so how late a change is noticed at most.
+	// A step that prints 50 MB/s writes 12.5 MB meanwhile. The kernel would say so at once
+	// (inotify(7)), but all shippers of a node run as one user, and that user's inotify instances are
+	// few: what shippers have, a step that runs as the same user has not.
 	lookEvery = 250 * time.Millisecond
-	// settled is how old the last change of a folder is when a folder of the same time is taken for the
-	// same: file systems note times in steps of some milliseconds.
+	// settled is how old the last change of a folder is when a folder of the same time is taken for
+	// the same: file systems note times in steps of some milliseconds.
 	settled = time.Second
 	// mostNames is how many names in a container's folder are looked at. A step can make any number.
 	mostNames = 4 << 10
 )
 
 // startWatcher wakes the shipper when a container's folder has changed, and divides the limit anew,
-// until the context ends. It is at work beside the shipper's passes, which may wait for the store. The
-// caller waits for the group.
+// until the context ends. It is at work beside the shipper's passes, which may wait for the store.
+// The caller waits for the group.
 func startWatcher(
 	ctx context.Context, logs []*containerLog, limit *sharing, wake chan<- struct{},
 ) *sync.WaitGroup {
@@ -84,8 +83,8 @@ type watched struct {
 	size        int64  // of the last one
 }
 
-// look measures the folder, and says whether it has changed. In a folder in which nothing happens that
-// costs two system calls.
+// look measures the folder, and says whether it has changed. In a folder in which nothing happens
+// that costs two system calls.
 func (w *watched) look(now time.Time) (changed bool) {
 	if w.dir == nil && !w.open() {
 		return false
@@ -95,10 +94,11 @@ func (w *watched) look(now time.Time) (changed bool) {
 		return false
 	}
 	if st.Mtim != w.changedAt || now.Sub(time.Unix(st.Mtim.Unix())) < settled {
-		changed = st.Mtim != w.changedAt
-		w.changedAt = st.Mtim
-		if err := w.names(); err != nil {
-			w.first, w.last, w.endless = -1, -1, false
+		if w.names() {
+			changed = st.Mtim != w.changedAt
+			w.changedAt = st.Mtim
+		} else {
+			w.changedAt = unix.Timespec{} // what is known stays, and the next look reads it again
 		}
 	}
 	size := int64(0)
@@ -130,6 +130,7 @@ func (w *watched) open() bool {
 		return false
 	}
 	w.dir = os.NewFile(uintptr(fd), w.path)
+	w.first, w.last = -1, -1
 	return true
 }
 
@@ -139,14 +140,15 @@ func (w *watched) close() {
 	}
 }
 
-// names finds the first and the last log file.
-func (w *watched) names() error {
+// names finds the first and the last log file. Where the folder cannot be read, it changes nothing.
+func (w *watched) names() (ok bool) {
 	if _, err := w.dir.Seek(0, io.SeekStart); err != nil {
-		return fmt.Errorf("read spool %s: %w", w.path, err)
+		return false
 	}
 	names, err := w.dir.Readdirnames(mostNames)
-	if err != nil && !errors.Is(err, io.EOF) {
-		return fmt.Errorf("read spool %s: %w", w.path, err)
+	// One that is removed has no names.
+	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, os.ErrNotExist) {
+		return false
 	}
 	w.first, w.last = -1, -1
 	for _, name := range names {
@@ -162,5 +164,5 @@ func (w *watched) names() error {
 		}
 	}
 	w.endless = len(names) == mostNames
-	return nil
+	return true
 }

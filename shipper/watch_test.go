@@ -8,6 +8,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/shiplog-dev/shiplog/internal/contract"
 	"github.com/shiplog-dev/shiplog/internal/spool"
 )
@@ -140,4 +142,64 @@ func TestNoInotify(t *testing.T) {
 	if hasInotify(cmd.Process.Pid) {
 		t.Error("it has one")
 	}
+}
+
+// A folder that cannot be read for a moment has what it had, and is read again, also if nothing
+// else happens in it.
+func TestWatchedUnreadable(t *testing.T) {
+	folder := t.TempDir()
+	write := func(base int64, text string) {
+		t.Helper()
+		path := filepath.Join(folder, spool.LogName(base))
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w := &watched{path: folder}
+	defer w.close()
+	look := func(changed bool, used int64) {
+		t.Helper()
+		// The folder's last change is settled by then.
+		if got := w.look(time.Now().Add(time.Hour)); got != changed || w.used != used {
+			t.Errorf("changed is %v, want %v; %d bytes, want %d", got, changed, w.used, used)
+		}
+	}
+	// One that is opened as a path has a time, but no names.
+	fd, err := unix.Open(folder, unix.O_PATH|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	unreadable := os.NewFile(uintptr(fd), folder)
+	defer unreadable.Close()
+
+	write(0, "0123456789")
+	if !w.open() {
+		t.Fatal("the folder cannot be opened")
+	}
+	readable := w.dir
+	w.dir = unreadable
+	look(false, 0)
+	w.dir = readable
+	look(true, 10)
+	look(false, 10)
+
+	old := time.Now().Add(-time.Minute)
+	if err := os.Chtimes(folder, old, old); err != nil {
+		t.Fatal(err)
+	}
+	write(10, "01234")
+	w.dir = unreadable
+	look(false, 10)
+	write(0, "0123456789+") // what is known of it is looked at all the same
+	look(true, 11)
+	write(0, "0123456789")
+	look(true, 10)
+	w.dir = readable
+	look(true, 15)
+	look(false, 15)
+
+	if err := os.RemoveAll(folder); err != nil {
+		t.Fatal(err)
+	}
+	look(true, 0)
 }

@@ -8,6 +8,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
 
@@ -131,6 +132,15 @@ func (s *settings) validate() error {
 	if strings.Contains(s.ticketURL, "$(") {
 		// The kubelet expands such references in the value of an environment variable.
 		bad("--ticket-url %q holds \"$(\"", s.ticketURL)
+	}
+	if s.ticketAddress != "" {
+		host, port, err := net.SplitHostPort(s.ticketAddress)
+		if err == nil {
+			_, err = strconv.ParseUint(port, 10, 16)
+		}
+		if err != nil || host == "" {
+			bad("--ticket-address %q is no host and port such as 10.96.12.7:443", s.ticketAddress)
+		}
 	}
 	if s.spoolLimit < s.segmentBytes || s.spoolLimit > 1<<50 {
 		bad("--spool-limit %d is not between --segment-bytes %d and 1Pi", s.spoolLimit, s.segmentBytes)

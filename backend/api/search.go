@@ -128,10 +128,10 @@ func (f *finding) in(a *api, r *http.Request, place *backend.Place, c backend.Co
 	if place != nil {
 		name, where = nameOf(*place), placeOf(*place)
 	}
-	switch c.Status {
-	case backend.Gaps, backend.Damaged, backend.Missed:
+	switch {
+	case c.Status.Lost():
 		all.Damage = append(all.Damage, name+": "+c.Describe())
-	case backend.Running, backend.Partial:
+	case c.Status == backend.Running, c.Status == backend.Partial:
 		all.Unfinished = append(all.Unfinished, name+": "+c.Describe())
 	}
 	missing, said := 0, ""

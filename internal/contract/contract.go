@@ -127,8 +127,8 @@ type Config struct {
 	// FlushInterval is the age at which a segment is cut in a log that has just begun or resumed; SlowFlushInterval in one that has trickled for long.
 	FlushInterval     Duration `json:"flushInterval"`
 	SlowFlushInterval Duration `json:"slowFlushInterval"`
-	// SpoolLimit is the most unshipped output of all containers together, in bytes, of which each gets a
-	// share. Zero means that each may have as much as its tee's limit.
+	// SpoolLimit is the most unshipped output of all containers together, in bytes, of which each
+	// gets a share. Zero means that each may have as much as its tee's limit.
 	SpoolLimit int64 `json:"spoolLimit,omitempty"`
 	// DiskFree is how many percent of the node's disk the spool leaves free. At zero nobody looks.
 	DiskFree int64 `json:"diskFree,omitempty"`
@@ -184,12 +184,6 @@ func (c Config) Validate() error {
 	if !strings.HasPrefix(c.TicketURL, "https://") && !strings.HasPrefix(c.TicketURL, "http://") {
 		errs = append(errs, fmt.Errorf("ticketURL %q is not an http(s) address", c.TicketURL))
 	}
-	if c.TicketAddress != "" {
-		if !isHostPort(c.TicketAddress) {
-			errs = append(errs, fmt.Errorf("ticketAddress %q is no host and port such as 10.96.12.7:443",
-				c.TicketAddress))
-		}
-	}
 	if len(c.Containers) == 0 {
 		errs = append(errs, errors.New("containers is empty"))
 	}
@@ -198,9 +192,12 @@ func (c Config) Validate() error {
 			errs = append(errs, fmt.Errorf("container %q cannot be a folder's name", name))
 		}
 	}
-	if c.SegmentBytes <= 0 || c.FlushInterval <= 0 || c.SlowFlushInterval < c.FlushInterval || c.DrainTimeout < 0 || c.SpoolLimit < 0 {
-		errs = append(errs, fmt.Errorf("segmentBytes %d, flushInterval %v, slowFlushInterval %v (at least flushInterval) must be positive, drainTimeout %v and spoolLimit %d not negative",
-			c.SegmentBytes, time.Duration(c.FlushInterval), time.Duration(c.SlowFlushInterval), time.Duration(c.DrainTimeout), c.SpoolLimit))
+	if c.SegmentBytes <= 0 || c.FlushInterval <= 0 || c.SlowFlushInterval < c.FlushInterval ||
+		c.DrainTimeout < 0 || c.SpoolLimit < 0 {
+		errs = append(errs, fmt.Errorf("segmentBytes %d, flushInterval %v, slowFlushInterval %v "+
+			"(at least flushInterval) must be positive, drainTimeout %v and spoolLimit %d not negative",
+			c.SegmentBytes, time.Duration(c.FlushInterval), time.Duration(c.SlowFlushInterval),
+			time.Duration(c.DrainTimeout), c.SpoolLimit))
 	}
 	if c.DiskFree < 0 || c.DiskFree > 99 {
 		errs = append(errs, fmt.Errorf("diskFree %d is not between 0 and 99 percent", c.DiskFree))
@@ -211,27 +208,8 @@ func (c Config) Validate() error {
 	return nil
 }
 
-// isHostPort says whether an address has a host and a port, as net.SplitHostPort does. tee, which
-// has this package too, would be larger by all of package net.
-func isHostPort(address string) bool {
-	i := strings.LastIndexByte(address, ':')
-	if i <= 0 {
-		return false
-	}
-	host, bracketed := strings.CutPrefix(address[:i], "[")
-	if bracketed {
-		host, bracketed = strings.CutSuffix(host, "]")
-		if !bracketed {
-			return false
-		}
-	} else if strings.Contains(host, ":") {
-		return false // where does the port begin?
-	}
-	_, err := strconv.ParseUint(address[i+1:], 10, 16)
-	return err == nil && host != "" && !strings.ContainsAny(host, "[]")
-}
-
-// Tee is tee's command line: "--spool DIR --limit BYTES --grace DURATION [--quiet] -- command args…".
+// Tee is tee's command line:
+// "--spool DIR --limit BYTES --grace DURATION [--quiet] -- command args…".
 type Tee struct {
 	Spool string        // the container's own folder
 	Limit int64         // the most unshipped bytes that tee leaves; its share of the pod's may be less
@@ -242,7 +220,8 @@ type Tee struct {
 
 // Args makes the command line behind tee's own path.
 func (t Tee) Args() []string {
-	args := []string{"--spool", t.Spool, "--limit", strconv.FormatInt(t.Limit, 10), "--grace", t.Grace.String()}
+	limit := strconv.FormatInt(t.Limit, 10)
+	args := []string{"--spool", t.Spool, "--limit", limit, "--grace", t.Grace.String()}
 	if t.Quiet {
 		args = append(args, "--quiet")
 	}

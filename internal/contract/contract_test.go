@@ -121,22 +121,10 @@ func TestConfigFaults(t *testing.T) {
 		"negative size":          {func(c *Config) { c.SegmentBytes = -1 }, "segmentBytes"},
 		"no interval":            {func(c *Config) { c.FlushInterval = 0 }, "flushInterval"},
 		"slow is faster":         {func(c *Config) { c.SlowFlushInterval = 1 }, "slowFlushInterval"},
-		"address without port":   {func(c *Config) { c.TicketAddress = "10.0.0.1" }, "ticketAddress"},
-		"address without host":   {func(c *Config) { c.TicketAddress = ":443" }, "ticketAddress"},
-		"address of an empty host": {
-			func(c *Config) { c.TicketAddress = "[]:443" }, "ticketAddress"},
-		"address with an empty port": {
-			func(c *Config) { c.TicketAddress = "10.0.0.1:" }, "ticketAddress"},
-		"address with a port too large": {
-			func(c *Config) { c.TicketAddress = "10.0.0.1:65536" }, "ticketAddress"},
-		"IPv6 address without brackets": {
-			func(c *Config) { c.TicketAddress = "fd00::1:443" }, "ticketAddress"},
-		"IPv6 address with one bracket": {
-			func(c *Config) { c.TicketAddress = "[fd00::1:443" }, "ticketAddress"},
-		"negative drain":  {func(c *Config) { c.DrainTimeout = -1 }, "drainTimeout"},
-		"negative disk":   {func(c *Config) { c.DiskFree = -1 }, "diskFree"},
-		"all of the disk": {func(c *Config) { c.DiskFree = 100 }, "diskFree"},
-		"negative spool":  {func(c *Config) { c.SpoolLimit = -1 }, "spoolLimit"},
+		"negative drain":         {func(c *Config) { c.DrainTimeout = -1 }, "drainTimeout"},
+		"negative disk":          {func(c *Config) { c.DiskFree = -1 }, "diskFree"},
+		"all of the disk":        {func(c *Config) { c.DiskFree = 100 }, "diskFree"},
+		"negative spool":         {func(c *Config) { c.SpoolLimit = -1 }, "spoolLimit"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := testConfig()

@@ -221,7 +221,7 @@ type Reason string
 // The reasons for a gap.
 const (
 	ReasonSpoolLimit Reason = "spool-limit" // unshipped bytes reached the spool limit
-	ReasonDiskLow    Reason = "disk-low"    // the node's disk had too little room for more unshipped bytes
+	ReasonDiskLow    Reason = "disk-low"    // the node's disk had too little room for unshipped bytes
 	ReasonSpoolError Reason = "spool-error" // the spool could not be written, as ENOSPC or EIO
 	ReasonMalformed  Reason = "malformed"   // the spool held bytes that are no CRI lines
 	ReasonTruncated  Reason = "truncated"   // spool bytes vanished before they were shipped

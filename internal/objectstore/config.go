@@ -229,8 +229,8 @@ func (c Config) caBundle() (string, error) {
 		bundle, from = string(b), c.CAFile
 	}
 	if len(bundle) > ticket.MaxCABundle {
-		return "", fmt.Errorf("%s has %d bytes, and each upload ticket carries it, with no more than %d: "+
-			"name a file of only the CA that signs the store's certificate in %s",
+		return "", fmt.Errorf("%s has %d bytes, and each upload ticket carries it, "+
+			"with no more than %d: name a file of only the CA that signs the store's certificate in %s",
 			from, len(bundle), ticket.MaxCABundle, EnvCAFile)
 	}
 	if (bundle != "" || c.CAFile != "") && !x509.NewCertPool().AppendCertsFromPEM([]byte(bundle)) {

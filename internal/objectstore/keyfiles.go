@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/credentials"
 )
 
 // The files of a credentials folder, named as the variables that hold the same.
@@ -28,24 +29,58 @@ type keyFiles struct {
 
 // Retrieve implements aws.CredentialsProvider.
 func (k *keyFiles) Retrieve(ctx context.Context) (aws.Credentials, error) {
-	creds, ok, err := k.read()
-	if err != nil || ok {
-		return creds, err
+	provider, err := k.provider()
+	if err != nil {
+		return aws.Credentials{}, err
 	}
-	if k.chain == nil {
-		return creds, errNoCredentials
-	}
-	return k.chain.Retrieve(ctx)
+	return provider.Retrieve(ctx)
 }
+
+// provider returns who has the keys now: the files, or the chain where there are none.
+func (k *keyFiles) provider() (aws.CredentialsProvider, error) {
+	creds, ok, err := k.read()
+	switch {
+	case err != nil:
+		return nil, err
+	case ok:
+		return credentials.StaticCredentialsProvider{Value: creds}, nil
+	case k.chain == nil:
+		return nil, errNoCredentials
+	}
+	return k.chain, nil
+}
+
+// keyReads is how often the keys are read at most where they change meanwhile.
+const keyReads = 3
 
 // read returns the keys in the folder, if there are any.
 func (k *keyFiles) read() (creds aws.Credentials, ok bool, err error) {
-	// The kubelet changes all files of a Secret at once, by letting ..data point to another folder.
-	// Read by their own names, one file might be of before and the next of after.
+	dir := k.present()
+	for range keyReads {
+		creds, ok, err = k.readFrom(dir)
+		before := dir
+		if dir = k.present(); dir == before {
+			return creds, ok, err
+		}
+	}
+	return aws.Credentials{}, false,
+		fmt.Errorf("read the store's keys: %s changes all the time", k.dir)
+}
+
+// present returns the folder that the files are in now. The kubelet changes all files of a Secret
+// at once: it lets ..data point to another folder, and removes the one before. Read by their own
+// names, one file might be of before and the next of after. Read from a folder that is removed
+// meanwhile, there seem to be none.
+func (k *keyFiles) present() string {
 	dir, err := filepath.EvalSymlinks(filepath.Join(k.dir, "..data"))
 	if err != nil {
-		dir = k.dir
+		return k.dir
 	}
+	return dir
+}
+
+// readFrom returns the keys in one folder, if there are any.
+func (k *keyFiles) readFrom(dir string) (creds aws.Credentials, ok bool, err error) {
 	creds = aws.Credentials{Source: "files in " + k.dir}
 	for name, to := range map[string]*string{
 		keyIDFile:   &creds.AccessKeyID,

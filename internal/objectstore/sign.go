@@ -98,7 +98,7 @@ func (s *Store) proxyTo(address string) string {
 		return ""
 	}
 	proxy, err := s.transport.Proxy(&http.Request{URL: to})
-	if err != nil || proxy == nil || proxy.User != nil || !strings.HasPrefix(proxy.Scheme, "http") {
+	if err != nil || proxy == nil || !ticket.IsProxy(proxy.String()) {
 		return ""
 	}
 	return proxy.String()
@@ -133,11 +133,10 @@ func (s *Store) SignDownload(
 func (s *Store) signingCredentials(ctx context.Context) (aws.Credentials, error) {
 	provider := s.credentials
 	if files, ok := provider.(*keyFiles); ok {
-		creds, found, err := files.read()
-		if err != nil || found {
-			return creds, err
+		var err error
+		if provider, err = files.provider(); err != nil {
+			return aws.Credentials{}, err
 		}
-		provider = files.chain
 	}
 	if provider == nil {
 		return aws.Credentials{}, errNoCredentials
@@ -146,7 +145,7 @@ func (s *Store) signingCredentials(ctx context.Context) (aws.Credentials, error)
 	cache, ok := provider.(*aws.CredentialsCache)
 	if ok && err == nil && creds.CanExpire && time.Until(creds.Expires) < credentialsReserve {
 		cache.Invalidate()
-		creds, err = s.credentials.Retrieve(ctx)
+		creds, err = cache.Retrieve(ctx)
 	}
 	if err != nil {
 		return creds, fmt.Errorf("get credentials: %w", err)

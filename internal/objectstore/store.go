@@ -47,7 +47,7 @@ type Store struct {
 	prefix      string // "" or with a final slash
 	caBundle    string
 	client      *s3.Client
-	credentials aws.CredentialsProvider // the client's, as the chain gave it; nil without any
+	credentials aws.CredentialsProvider // the client's: *keyFiles, or the chain; nil without any
 	transport   *http.Transport
 }
 

@@ -362,6 +362,8 @@ func TestTicketNamesTheProxy(t *testing.T) {
 		"by TLS":          {"https://proxy.invalid", "https://proxy.invalid"},
 		"with a user":     {"http://user:secret@proxy.invalid:3128", ""},
 		"of another kind": {"socks5://proxy.invalid:1080", ""},
+		"nearly one":      {"httpx://proxy.invalid:3128", ""},
+		"without a host":  {"http:proxy.invalid:3128", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := serve(t, Config{}, func(int, http.ResponseWriter, *http.Request) {})

@@ -249,8 +249,8 @@ func (h *Held) Over() bool {
 }
 
 // Begin is for a container whose tee was killed. Kept is how many bytes of each stream are in the
-// log or counted in its gaps, where all of the spool is. It returns how many more tee had counted as
-// lost without marking them. ok is false if it cannot be said what tee had in hand, as where the
+// log or counted in its gaps, where all of the spool is. It returns how many more tee had counted
+// as lost without marking them. ok is false if it cannot be said what tee had in hand, as where the
 // container has run before: then only what is in the pipes is left.
 func (h *Held) Begin(keptStdout, keptStderr int64) (lostStdout, lostStderr int64, ok bool) {
 	kept, lost := [...]int64{keptStdout, keptStderr}, [len(handStreams)]int64{}

@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/shiplog-dev/shiplog/internal/criline"
 )
@@ -28,7 +29,7 @@ type Share struct {
 	DiskFree int64 // percent of the disk that the spool leaves free; at 0 nobody looks at the disk
 }
 
-// Encode makes the bytes of ShareFile: two decimal numbers with a blank between them, and a newline.
+// Encode makes the bytes of ShareFile: two decimal numbers, a blank between them, and a newline.
 func (s Share) Encode() []byte { return fmt.Appendf(nil, "%d %d\n", s.Limit, s.DiskFree) }
 
 // ReadShare reads the ShareFile of a container's folder, which may be hostile. There is none where
@@ -93,8 +94,8 @@ func diskOf(dir string) (disk, error) {
 	}, nil
 }
 
-// limit is the most unshipped output that a container may have on the disk, of which so many percent
-// are to stay free. low says that this is less than it may have elsewhere.
+// limit is the most unshipped output that a container may have on the disk, of which so many
+// percent are to stay free. low says that this is less than it may have elsewhere.
 func (d disk) limit(most, percent int64) (limit int64, low bool) {
 	limit = most
 	// A file system that counts no bytes, as tmpfs without a limit, has enough.
@@ -117,7 +118,8 @@ func (d disk) String() string {
 }
 
 // measure finds out how much room there is for unshipped output.
-func (w *Writer) measure() {
+func (w *Writer) measure(now time.Time) {
+	w.measured = now
 	limit, before := w.most, w.limit
 	share, ok := ReadShare(w.dir)
 	if ok {

@@ -5,7 +5,7 @@
 //	term                       the container got SIGTERM: there is little time left
 //	end.json                   the process ended: how, and what was written
 //	tee/offer                  the shipper's socket, on which tee hands over what outlives it (hand.go)
-//	tee/limit              how many unshipped bytes the container may have, of what the pod may (room.go)
+//	tee/limit                  how many unshipped bytes this container may have (room.go)
 //	end.json.tmp               room for end.json, taken before the container begins: the disk may be full at the end
 //
 // tee appends whole lines, the shipper deletes files that are shipped. Whatever a step may have done to its folder, the reader treats it as hostile: it

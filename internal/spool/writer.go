@@ -88,16 +88,15 @@ type Writer struct {
 // of that run's end are removed.
 func NewWriter(dir string, limit int64) (*Writer, error) {
 	w := &Writer{
-		dir:      dir,
-		most:     limit,
-		open:     create,
-		disk:     diskOf,
-		measured: time.Now(),
-		buf:      make([]byte, 0, batchBytes),
-		full:     make([]byte, 0, criline.PrefixLen),
-		piece:    make([]byte, 0, criline.PrefixLen),
+		dir:   dir,
+		most:  limit,
+		open:  create,
+		disk:  diskOf,
+		buf:   make([]byte, 0, batchBytes),
+		full:  make([]byte, 0, criline.PrefixLen),
+		piece: make([]byte, 0, criline.PrefixLen),
 	}
-	w.measure()
+	w.measure(time.Now())
 	if err := w.resume(); err != nil {
 		return nil, fmt.Errorf("open the spool %s: %w", dir, err)
 	}
@@ -342,8 +341,7 @@ func (w *Writer) flush(s criline.Stream, now, t time.Time) {
 // count says no, and before a gap is closed; but not for every chunk.
 func (w *Writer) room(bytes int64, now time.Time) bool {
 	if now.Sub(w.measured) >= retryAfter {
-		w.measured = now
-		w.measure()
+		w.measure(now)
 	}
 	if (w.unshipped+bytes > w.limit || w.gap.Kind != "") && now.Sub(w.counted) >= retryAfter {
 		w.count(now)
@@ -371,8 +369,8 @@ func (w *Writer) count(now time.Time) {
 	}
 }
 
-// leaveLarge begins the next file where the present one is too large for a limit that has become less: only what
-// is left can be deleted.
+// leaveLarge begins the next file where the present one is too large for a limit that has become
+// less: only what is left can be deleted.
 func (w *Writer) leaveLarge() {
 	if w.f != nil && !w.torn && w.size > w.maxFile && w.mayBegin() {
 		_ = w.next() // tried again with the next try to write

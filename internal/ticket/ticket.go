@@ -78,7 +78,7 @@ func (t Ticket) Validate() error {
 		return fmt.Errorf("ticket: url %q is not an http(s) address", t.URL)
 	case t.CAURL != "" && !isAddress(t.CAURL):
 		return errors.New("ticket: caURL is not an http(s) address")
-	case t.Proxy != "" && !isProxy(t.Proxy):
+	case t.Proxy != "" && !IsProxy(t.Proxy):
 		return errors.New("ticket: proxy is not an http(s) address without a user")
 	case len(t.Fields) == 0:
 		return errors.New("ticket: no form fields")
@@ -94,9 +94,9 @@ func (t Ticket) Validate() error {
 	return nil
 }
 
-// isProxy says whether a text is the address of a proxy. One with a password has no place in a
+// IsProxy says whether a text is the address of a proxy. One with a password has no place in a
 // ticket, which pods of all tenants get.
-func isProxy(text string) bool {
+func IsProxy(text string) bool {
 	u, err := url.Parse(text)
 	return err == nil && isAddress(text) && u.User == nil
 }

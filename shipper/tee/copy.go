@@ -130,7 +130,9 @@ func (c *copying) drain() {
 	c.wg.Wait()
 }
 
-// end ends the log in the spool, when drain has returned, or where nothing can be written there in the hand, if that is held by the shipper. If neither works, the container's own stderr says so, unless tee is to be quiet.
+// end ends the log in the spool, when drain has returned, or where nothing can be written there in
+// the hand, if that is held by the shipper. If neither works, the container's own stderr says so,
+// unless tee is to be quiet.
 func (c *copying) end(w interface{ End(record.Exit) error }, exit record.Exit, held, quiet bool) {
 	say := func(why any) {
 		if quiet {

@@ -365,12 +365,12 @@ var _ io.Writer = afterOutput{}
 
 // exitCode is what a log's state means to a script.
 func exitCode(s backend.Status) int {
-	switch s {
-	case backend.Gaps, backend.Damaged, backend.Missed:
+	switch {
+	case s.Lost():
 		return exitLost
-	case backend.Partial:
+	case s == backend.Partial:
 		return exitPartial
-	case backend.Running:
+	case s == backend.Running:
 		return exitRunning
 	default:
 		return 0

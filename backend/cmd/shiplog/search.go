@@ -197,10 +197,10 @@ func (src *source) searchBucket(ctx context.Context, tree *backend.Tree, sel *se
 				continue
 			}
 			all.Logs++
-			switch c := p.Container; c.Status {
-			case backend.Gaps, backend.Damaged, backend.Missed:
+			switch c := p.Container; {
+			case c.Status.Lost():
 				all.Damage = append(all.Damage, nameOf(p)+": "+c.Describe())
-			case backend.Running, backend.Partial:
+			case c.Status == backend.Running, c.Status == backend.Partial:
 				all.Unfinished = append(all.Unfinished, nameOf(p)+": "+c.Describe())
 			}
 			var missing []*backend.MissingError

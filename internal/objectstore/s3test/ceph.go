@@ -13,22 +13,18 @@ import (
 	"github.com/shiplog-dev/shiplog/internal/objectstore"
 )
 
-// cephTools are the programs that a cluster of Ceph takes, beside radosgw.
+// cephTools are the programs that a cluster of Ceph takes, radosgw last.
 var cephTools = []string{
-	"ceph", "ceph-authtool", "ceph-mon", "ceph-osd", "monmaptool", "radosgw-admin",
+	"ceph", "ceph-authtool", "ceph-mon", "ceph-osd", "monmaptool", "radosgw-admin", string(Ceph),
 }
 
 // findCeph returns the path of radosgw where all of Ceph is there.
-func findCeph() (string, error) {
+func findCeph() (path string, err error) {
 	const install = "as root, run go run ./tests/cluster build ceph"
 	for _, tool := range cephTools {
-		if _, err := exec.LookPath(tool); err != nil {
+		if path, err = exec.LookPath(tool); err != nil {
 			return "", fmt.Errorf("find Ceph: %w (%s)", err, install)
 		}
-	}
-	path, err := exec.LookPath(string(Ceph))
-	if err != nil {
-		return "", fmt.Errorf("find Ceph: %w (%s)", err, install)
 	}
 	return path, nil
 }

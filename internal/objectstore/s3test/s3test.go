@@ -1,5 +1,5 @@
-// Package s3test starts real S3 servers for tests: Versity S3 Gateway, MinIO and Ceph's RADOS Gateway,
-// each on loopback ports, with its data in the test's own folder.
+// Package s3test starts real S3 servers for tests: Versity S3 Gateway, MinIO and Ceph's RADOS
+// Gateway, each on loopback ports, with its data in the test's own folder.
 package s3test
 
 import (
@@ -55,9 +55,10 @@ const (
 	answerTimeout = 5 * time.Second
 )
 
-// Binary returns the path of the server's binary: what SHIPLOG_TEST_VERSITYGW or SHIPLOG_TEST_MINIO says, or else what the local test cluster's tool
-// builds, which takes minutes the first time. Ceph's is Debian's. Where there is none, the test fails
-// in CI (the variable CI is set) and is skipped elsewhere.
+// Binary returns the path of the server's binary: what SHIPLOG_TEST_VERSITYGW, SHIPLOG_TEST_MINIO
+// or SHIPLOG_TEST_RADOSGW says, or else what the local test cluster's tool builds, which takes
+// minutes the first time. Ceph's is Debian's. Where there is none, the test fails in CI (the
+// variable CI is set) and is skipped elsewhere.
 func Binary(t testing.TB, s Server) string {
 	t.Helper()
 	env := "SHIPLOG_TEST_" + strings.ToUpper(string(s))
@@ -69,7 +70,8 @@ func Binary(t testing.TB, s Server) string {
 	}
 	p, err := built(s)
 	if err != nil {
-		msg := fmt.Sprintf("NOT TESTED against a real %s, whose binary is not there (or name one in %s): %v", s, env, err)
+		msg := fmt.Sprintf("NOT TESTED against a real %s, whose binary is not there "+
+			"(or name one in %s): %v", s, env, err)
 		if os.Getenv("CI") != "" {
 			t.Fatal(msg)
 		}
@@ -244,7 +246,9 @@ func (p process) start(ctx context.Context, cfg objectstore.Config) (*running, s
 }
 
 // serve waits until the server answers at its address, or stops it.
-func (p process) serve(ctx context.Context, run *running, cfg objectstore.Config, addr string) (*running, string, error) {
+func (p process) serve(
+	ctx context.Context, run *running, cfg objectstore.Config, addr string,
+) (*running, string, error) {
 	scheme := "http://"
 	if p.cert != "" {
 		scheme = "https://"
