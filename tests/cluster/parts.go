@@ -2,8 +2,10 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"os"
@@ -203,7 +205,21 @@ disabled_plugins = ["io.containerd.nri.v1.nri"]
 // less than its defaults want.
 const evictionPercent = "1"
 
+// eviction is the kubelet's evictionPercent from its next start on. A test that makes the disk small
+// writes another into the file "eviction-percent" of the cluster's folder.
+func (n node) eviction() (string, error) {
+	b, err := os.ReadFile(n.path("eviction-percent"))
+	if errors.Is(err, fs.ErrNotExist) {
+		return evictionPercent, nil
+	}
+	return strings.TrimSpace(string(b)), err
+}
+
 func kubeletCommand(n node) ([]string, []string, error) {
+	eviction, err := n.eviction()
+	if err != nil {
+		return nil, nil, err
+	}
 	config := fmt.Sprintf(`apiVersion: kubelet.config.k8s.io/v1beta1
 kind: KubeletConfiguration
 failCgroupV1: false
@@ -233,9 +249,10 @@ evictionHard:
   nodefs.available: %s%%
   imagefs.available: %[5]s%%
   nodefs.inodesFree: 1%%
+evictionPressureTransitionPeriod: 10s
 imageGCHighThresholdPercent: 99
 imageGCLowThresholdPercent: 98
-`, n.cgroup(), n.dnsIP(), n.path("resolv.conf"), n.path("pki", "ca.crt"), evictionPercent)
+`, n.cgroup(), n.dnsIP(), n.path("resolv.conf"), n.path("pki", "ca.crt"), eviction)
 	if err := writeFile(n.path("kubelet.yaml"), config); err != nil {
 		return nil, nil, err
 	}

@@ -24,6 +24,7 @@ import (
 
 	gocmp "github.com/google/go-cmp/cmp"
 	tekton "github.com/tektoncd/pipeline/pkg/apis/pipeline/v1"
+	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	"k8s.io/apimachinery/pkg/api/resource"
@@ -328,7 +329,9 @@ func kubectl(t *testing.T, args ...string) {
 // clusterPart starts or stops a part of the node.
 func clusterPart(t *testing.T, args ...string) {
 	t.Helper()
-	if _, err := command(t.Context(), "../..", nil, "go", append([]string{"run", "./tests/cluster"}, args...)...); err != nil {
+	// Without its end: cleanups start what a test has stopped.
+	ctx := context.WithoutCancel(t.Context())
+	if _, err := command(ctx, "../..", nil, "go", append([]string{"run", "./tests/cluster"}, args...)...); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -800,6 +803,107 @@ func TestLossEvicted(t *testing.T) {
 		}
 	}
 	lostAtMost(t, m, printers, lastFlush)
+}
+
+// TestLossNodeDiskLow brings the node's disk near to where its kubelet evicts pods, while S3 is away
+// and steps are chatty. The spool stops before that, so that nothing is evicted.
+func TestLossNodeDiskLow(t *testing.T) {
+	m := budget.Begin(t, "disk-low-node")
+	folder := filepath.Dir(env.kubeconfig) // on the disk that the kubelet's is a folder of
+	percent := smallDisk(t, folder, budget.Scale[int64](1<<30, 2<<30))
+	changeWebhook(t, func(c *corev1.Container) {
+		c.Args = slices.DeleteFunc(c.Args, func(arg string) bool { return strings.HasPrefix(arg, "--disk-free=") })
+		c.Args = append(c.Args, fmt.Sprintf("--disk-free=%d", percent))
+	})
+	chatty := sequence.Rate{Bytes: 15e6}
+	printers := startPrinters(t, "disk-low-node", printerOptions{rates: []sequence.Rate{{Lines: 10}, chatty, chatty, chatty}})
+	clusterPart(t, "stop", "versitygw", "9")
+	back := sync.OnceFunc(func() { clusterPart(t, "start", "versitygw") })
+	defer back()
+	least := 100.0
+	lasts := budget.Scale(15*time.Second, time.Minute)
+	for begun := printers[0].printedLines(); printers[0].printedLines() < begun+int64(lasts.Seconds())*printers[0].rate.Lines; {
+		printsFor(t, printers, time.Second)
+		least = min(least, freePercent(t, folder))
+	}
+	back()
+	finishAll(t, printers)
+	m.Note("at least %.1f %% of the disk were free, and the kubelet evicts below %d %%", least, percent)
+
+	a := archive(t)
+	for _, p := range printers {
+		p.settled(t, a)
+		printed := p.printed()
+		report, c := p.read(t, a, printed)
+		lost := report.Lost(printed)
+		m.Add(budget.Log{Rate: p.rate.String(), Printed: printed, Lost: lost, Declared: report.Declared, Told: p.told(t, c)})
+		if !report.Right() || report.End > 0 || report.Unknown > 0 || lost != report.Declared {
+			t.Errorf("%s: %s; the archive is %s %s", p.tr.Name, report, c.Status, c.Why)
+		}
+		if (lost > 0) != (p.rate == chatty) {
+			t.Errorf("%s at %s lost %d bytes", p.tr.Name, p.rate, lost)
+		}
+		for _, gap := range c.Seal.Gaps {
+			if gap.Reason != criline.ReasonDiskLow {
+				t.Errorf("%s: gap %+v", p.tr.Name, gap)
+			}
+		}
+	}
+	// An evicted pod's TaskRun would have failed.
+	node, err := command(t.Context(), "", nil, env.kubectl, "get", "nodes", "-o",
+		`jsonpath={.items[*].status.conditions[?(@.type=="DiskPressure")].status}`)
+	if err != nil || strings.TrimSpace(node) != "False" {
+		t.Errorf("the node's DiskPressure is %q, %v", node, err)
+	}
+}
+
+// smallDisk fills the disk of a folder until a number of bytes are free above a whole number of
+// percent, and has the kubelet evict pods there. At the test's end it undoes both.
+func smallDisk(t *testing.T, folder string, above int64) (percent int64) {
+	t.Helper()
+	var s unix.Statfs_t
+	if err := unix.Statfs(folder, &s); err != nil {
+		t.Fatal(err)
+	}
+	size, free := int64(s.Blocks)*s.Bsize, int64(s.Bavail)*s.Bsize
+	if percent = 100 * (free - above) / size; percent < 1 {
+		t.Fatalf("%d of %d bytes are free at %s: too few for a disk that is not full yet", free, size, folder)
+	}
+	others := filepath.Join(folder, "others")
+	f, err := os.Create(others)
+	if err != nil {
+		t.Fatal(err)
+	}
+	eviction := filepath.Join(folder, "eviction-percent")
+	restart := func() {
+		clusterPart(t, "stop", "kubelet", "9")
+		clusterPart(t, "start", "kubelet")
+	}
+	t.Cleanup(func() {
+		if err := errors.Join(os.Remove(others), os.Remove(eviction)); err != nil {
+			t.Error(err)
+		}
+		restart()
+	})
+	take := free - above - size/100*percent
+	if err := errors.Join(unix.Fallocate(int(f.Fd()), 0, 0, take), f.Close()); err != nil {
+		t.Fatalf("take %d bytes of the disk: %v", take, err)
+	}
+	if err := os.WriteFile(eviction, []byte(strconv.FormatInt(percent, 10)), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	restart()
+	return percent
+}
+
+// freePercent is how much of the disk of a folder is free, as the kubelet counts.
+func freePercent(t *testing.T, folder string) float64 {
+	t.Helper()
+	var s unix.Statfs_t
+	if err := unix.Statfs(folder, &s); err != nil {
+		t.Fatal(err)
+	}
+	return 100 * float64(s.Bavail) / float64(s.Blocks)
 }
 
 // evicted waits until a TaskRun's pod is evicted.

@@ -47,6 +47,7 @@ var Rows = []Row{
 
 	{"disk-eviction", "disk: pod evicted by its ephemeral-storage limit", "step as without shiplog; gap marked"},
 	{"disk-low", "disk: nearly as full as where the kubelet evicts pods, while S3 is down", "step unharmed; gap marked; no eviction for our sake"},
+	{"disk-low-node", "disk: the node's is nearly as full as that, with a real kubelet, while S3 is down", "step unharmed; gap marked; no eviction"},
 	{"disk-full", "disk: emptyDir full (ENOSPC)", "step unharmed; gap marked"},
 	{"disk-full-end", "disk: emptyDir full (ENOSPC) from some moment to the pod's end", "step unharmed; gap marked"},
 	{"disk-inodes", "disk: no inodes left", "step unharmed; gap marked"},
