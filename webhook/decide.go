@@ -57,6 +57,8 @@ const (
 	memoryLimit   reason = "memory-limit"
 	mountConflict reason = "mount-conflict"
 	startsEarlier reason = "starts-earlier"
+	signalsAll    reason = "signals-all"
+	processOne    reason = "process-1"
 )
 
 // explanation completes the sentence "the logs of this pod are not archived: …".
@@ -172,11 +174,12 @@ func decide(pod *corev1.Pod, s settings, sidecars nativeSidecars) decision {
 		return skip(resultsAtRisk)
 	}
 	exclude := contract.ParseExclude(pod.Annotations[contract.ExcludeAnnotation])
+	scripts := scriptsOf(&pod.Spec)
 	for _, c := range placedContainers(&pod.Spec) {
 		if d.replaced != nil && c.list == "initContainers" && c.index == d.replaced.index {
 			continue
 		}
-		r := leaveAlone(c.Container, s)
+		r := leaveAlone(c.Container, scripts, s)
 		switch {
 		case slices.Contains(exclude, c.Name):
 			r = optedOut
@@ -284,8 +287,8 @@ func placedContainers(spec *corev1.PodSpec) []placedContainer {
 	return all
 }
 
-// leaveAlone says why a container cannot be captured, or nothing.
-func leaveAlone(c *corev1.Container, s settings) reason {
+// leaveAlone says why a container cannot be captured, or nothing. scripts are those of the pod.
+func leaveAlone(c *corev1.Container, scripts map[string]string, s settings) reason {
 	limit, limited := c.Resources.Limits[corev1.ResourceMemory]
 	switch {
 	case len(c.Command) == 0:
@@ -299,7 +302,7 @@ func leaveAlone(c *corev1.Container, s settings) reason {
 	case mountsOurPaths(c):
 		return mountConflict
 	}
-	return ""
+	return needsProcessOne(c, scripts)
 }
 
 // mountsOurPaths says whether the container has a mount at, below or above our mounts. One above may be read-only, and then the runtime cannot make

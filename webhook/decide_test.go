@@ -214,7 +214,7 @@ func TestDecideContainer(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			c := taskRunTestPod().Spec.Containers[0]
 			tc.change(&c)
-			if got := leaveAlone(&c, testSettings()); got != tc.want {
+			if got := leaveAlone(&c, nil, testSettings()); got != tc.want {
 				t.Errorf("reason %q, want %q", got, tc.want)
 			}
 		})
@@ -292,7 +292,7 @@ func TestReasons(t *testing.T) {
 			t.Errorf("%s has no explanation", r)
 		}
 	}
-	for _, r := range []reason{kubernetesTooOld, kubernetesUnknown, windows, sharedProcesses, hostProcesses, nameCollision, nothingToCapture, limitRange, resourceQuota, cannotStart, policyDropped, noCommand, hasTTY, hasStdin, memoryLimit, mountConflict} {
+	for _, r := range []reason{kubernetesTooOld, kubernetesUnknown, windows, sharedProcesses, hostProcesses, nameCollision, nothingToCapture, limitRange, resourceQuota, cannotStart, policyDropped, noCommand, hasTTY, hasStdin, memoryLimit, mountConflict, signalsAll, processOne} {
 		one := []contract.Skipped{{Container: "step-a", Reason: string(r)}}
 		if got := contract.ParseSkipped(contract.FormatSkipped(one)); len(got) != 1 || got[0] != one[0] {
 			t.Errorf("%s does not survive the annotation: %v", r, got)

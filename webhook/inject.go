@@ -322,7 +322,9 @@ func shipperContainer(spec *corev1.PodSpec, s settings, resources corev1.Resourc
 			Type: corev1.SeccompProfileTypeRuntimeDefault,
 		}
 	}
-	if !s.openShift {
+	// The kubelet does not begin a container as root that must not be, and Tekton fails the TaskRun
+	// for that. An SCC that lets a pod be root takes any other UID, too.
+	if !s.openShift || isRoot(spec.SecurityContext) {
 		c.SecurityContext.RunAsUser, c.SecurityContext.RunAsGroup = ptr.To[int64](nonRoot), ptr.To[int64](nonRoot)
 	}
 	c.Resources = resources
@@ -333,6 +335,11 @@ func shipperContainer(spec *corev1.PodSpec, s settings, resources corev1.Resourc
 			corev1.EnvVar{Name: "GOMEMLIMIT", Value: strconv.FormatInt(limit.Value()/10*9, 10)})
 	}
 	return c, nil
+}
+
+// isRoot says whether a pod asks for root in each container that asks for nothing else.
+func isRoot(c *corev1.PodSecurityContext) bool {
+	return c != nil && c.RunAsUser != nil && *c.RunAsUser == 0
 }
 
 // everyContainerHasSeccomp says whether the pod's own containers ask for a profile, so that the

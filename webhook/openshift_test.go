@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/utils/ptr"
 )
 
 // scc is what OpenShift holds a pod's containers against, as far as they can differ in it.
@@ -165,6 +166,36 @@ func TestOpenShiftSeccomp(t *testing.T) {
 			shipper := decodeTestPod(t, apply(t, raw, patch)).Spec.InitContainers[0]
 			if got := shipper.SecurityContext.SeccompProfile != nil; got != c.want {
 				t.Errorf("asks for a profile: %t, want %t", got, c.want)
+			}
+		})
+	}
+}
+
+// TestOpenShiftRoot: in a pod that is root the shipper asks for another UID. Where it names none it
+// has the pod's, and must not be root, so the kubelet would not begin it, and Tekton fail the run.
+func TestOpenShiftRoot(t *testing.T) {
+	for name, c := range map[string]struct {
+		pod  *corev1.PodSecurityContext
+		want *int64
+	}{
+		"the pod says nothing": {nil, nil},
+		"it names no UID":      {&corev1.PodSecurityContext{FSGroup: ptr.To[int64](1)}, nil},
+		"another UID":          {&corev1.PodSecurityContext{RunAsUser: ptr.To[int64](1000)}, nil},
+		"root":                 {&corev1.PodSecurityContext{RunAsUser: ptr.To[int64](0)}, ptr.To[int64](nonRoot)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			pod := taskRunTestPod()
+			pod.Spec.SecurityContext = c.pod
+			raw := encoded(t, pod)
+			s := testSettings()
+			s.openShift = true
+			_, patch, err := inject(raw, s, onSupported)
+			if err != nil {
+				t.Fatal(err)
+			}
+			shipper := decodeTestPod(t, apply(t, raw, patch)).Spec.InitContainers[0]
+			if got := shipper.SecurityContext.RunAsUser; !ptr.Equal(got, c.want) {
+				t.Errorf("it runs as %v, want %v", ptr.Deref(got, -1), ptr.Deref(c.want, -1))
 			}
 		})
 	}

@@ -36,9 +36,14 @@ func refusalOf(status map[string]any) (latest *podRefusal) {
 }
 
 // policyWords are in the API server's answer where a policy has refused an object: a validating
-// webhook (also a ValidatingAdmissionPolicy), or OpenShift's SecurityContextConstraints. Pod
-// Security names the containers that it means.
-var policyWords = []string{"denied the request", "denied request", "security context constraint"}
+// webhook (also a ValidatingAdmissionPolicy), OpenShift's SecurityContextConstraints, the plug-in
+// ImagePolicyWebhook, or PodTolerationRestriction: that adds a toleration to a pod that is not
+// BestEffort any more. Pod Security names the containers that it means.
+var policyWords = []string{
+	"denied the request", "denied request", "security context constraint",
+	"image policy webhook backend denied", "images rejected by webhook backend",
+	"pod tolerations (possibly merged with namespace default tolerations) conflict",
+}
 
 // shipperWords are what we add to a pod. Our container is the first of its list, but where a mesh's
 // proxy is in front of it: who refuses that refuses the pod without us, too.

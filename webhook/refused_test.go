@@ -116,6 +116,19 @@ func TestTaskRunRefused(t *testing.T) {
 				`[provider "anyuid": Forbidden: not usable by user or serviceaccount]`,
 			stops: true,
 		},
+		"ImagePolicyWebhook": {
+			message: forbidden + `image policy webhook backend denied one or more images: ask us`,
+			stops:   true,
+		},
+		"ImagePolicyWebhook without a reason": {
+			message: forbidden + `one or more images rejected by webhook backend`,
+			stops:   true,
+		},
+		"PodTolerationRestriction": {
+			message: `pod tolerations (possibly merged with namespace default tolerations) ` +
+				`conflict with its namespace whitelist`,
+			stops: true,
+		},
 		"no service account": {
 			message: forbidden + `error looking up service account a/builder: not found`,
 		},

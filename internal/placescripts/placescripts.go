@@ -46,29 +46,58 @@ func Parse(text string) ([]Script, error) {
 	var scripts []Script
 	seen := map[string]bool{}
 	for text != "" {
-		name, rest, ok := cutBetween(text, `scriptfile="`, "\"\n"+
-			"touch ${scriptfile} && chmod +x ${scriptfile}\n"+
-			"cat > ${scriptfile} << '_EOF_'\n")
-		if !ok {
+		s, rest, ok := first(text)
+		if !ok || seen[s.Path] {
 			return nil, ErrForm
 		}
-		encoded, rest, ok := cutBetween(rest, "",
-			"\n_EOF_\n/tekton/bin/entrypoint decode-script \"${scriptfile}\"\n")
-		if !ok || path.Dir(name) != Dir || path.Clean(name) != name || !plain(name) || seen[name] {
-			return nil, ErrForm
-		}
-		seen[name] = true
-		content, err := base64.StdEncoding.Strict().DecodeString(encoded)
-		if err != nil || strings.ContainsAny(encoded, "\r\n") {
-			return nil, ErrForm
-		}
-		scripts = append(scripts, Script{Path: name, Content: content})
+		seen[s.Path] = true
+		scripts = append(scripts, s)
 		text = rest
 	}
 	if len(scripts) == 0 {
 		return nil, ErrForm
 	}
 	return scripts, nil
+}
+
+// Find reads the scripts in a text that may hold more, such as those of a breakpoint. It stops at
+// one of another form.
+func Find(text string) (scripts []Script) {
+	for {
+		i := strings.Index(text, begin)
+		if i < 0 {
+			return scripts
+		}
+		s, rest, ok := first(text[i:])
+		if !ok {
+			return scripts
+		}
+		scripts = append(scripts, s)
+		text = rest
+	}
+}
+
+// begin is what the text of a script begins with.
+const begin = `scriptfile="`
+
+// first reads the script that a text begins with, and returns what is behind it.
+func first(text string) (s Script, rest string, ok bool) {
+	name, rest, ok := cutBetween(text, begin, "\"\n"+
+		"touch ${scriptfile} && chmod +x ${scriptfile}\n"+
+		"cat > ${scriptfile} << '_EOF_'\n")
+	if !ok {
+		return Script{}, "", false
+	}
+	encoded, rest, ok := cutBetween(rest, "",
+		"\n_EOF_\n/tekton/bin/entrypoint decode-script \"${scriptfile}\"\n")
+	if !ok || path.Dir(name) != Dir || path.Clean(name) != name || !plain(name) {
+		return Script{}, "", false
+	}
+	content, err := base64.StdEncoding.Strict().DecodeString(encoded)
+	if err != nil || strings.ContainsAny(encoded, "\r\n") {
+		return Script{}, "", false
+	}
+	return Script{Path: name, Content: content}, rest, true
 }
 
 // cutBetween returns what is between a prefix and the first end, and what is behind that.

@@ -70,6 +70,33 @@ func TestParse(t *testing.T) {
 	}
 }
 
+func TestFind(t *testing.T) {
+	one, two := text("script-0-a", hard), text("sidecar-script-0-b", "exit 3")
+	const breakpoint = "tmpfile=\"/tekton/debug/scripts/debug-continue\"\ntouch ${tmpfile}\n"
+	for name, c := range map[string]struct {
+		text string
+		want []string
+	}{
+		"nothing":                 {"", nil},
+		"what Parse takes":        {one + two, []string{"script-0-a", "sidecar-script-0-b"}},
+		"a breakpoint in between": {one + breakpoint + two, []string{"script-0-a", "sidecar-script-0-b"}},
+		"a breakpoint alone":      {breakpoint, nil},
+		"another form":            {one + begin + "x\"\n" + two, []string{"script-0-a"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got := Find(c.text)
+			if len(got) != len(c.want) {
+				t.Fatalf("%d scripts, want %d", len(got), len(c.want))
+			}
+			for i, s := range got {
+				if s.Path != Dir+"/"+c.want[i] {
+					t.Errorf("script %d is %s, want %s", i, s.Path, c.want[i])
+				}
+			}
+		})
+	}
+}
+
 // A shell makes the same files of the text as Write does.
 func TestWriteAsAShellDoes(t *testing.T) {
 	all := text("script-0-a", hard, "script-1-b", "exit 3\n", "sidecar-script-0-c", "x")

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -66,7 +67,7 @@ func (c *child) ignoreSignals() {
 	signal.Stop(c.exits)
 }
 
-// wait forwards signals and reaps until the command itself has ended. SIGTERM calls onTerm, if there is one, and begins the grace period, after which the
+// wait forwards signals, those that process 1 would get, and reaps until the command itself has ended. SIGTERM calls onTerm, if there is one, and begins the grace period, after which the
 // command is killed. Forwarding and reaping are one goroutine, so that no signal goes to a process that got the PID after the command.
 func (c *child) wait(grace time.Duration, onTerm func() error) syscall.WaitStatus {
 	var overdue <-chan time.Time
@@ -77,7 +78,10 @@ func (c *child) wait(grace time.Duration, onTerm func() error) syscall.WaitStatu
 				return status
 			}
 		case s := <-c.signals:
-			_ = unix.Kill(c.pid, s.(syscall.Signal)) // it fails only for a child that has ended and is reaped next
+			if os.Getpid() != 1 || cares(c.pid, s.(syscall.Signal)) {
+				// It fails only for a child that has ended and is reaped next.
+				_ = unix.Kill(c.pid, s.(syscall.Signal))
+			}
 			if s == unix.SIGTERM && overdue == nil {
 				overdue = time.After(grace)
 				if onTerm != nil {
@@ -88,6 +92,35 @@ func (c *child) wait(grace time.Duration, onTerm func() error) syscall.WaitStatu
 			_ = unix.Kill(c.pid, unix.SIGKILL)
 		}
 	}
+}
+
+// cares says whether a process would get a signal if it were process 1, as it is without tee: the
+// kernel drops one there that has neither a handler nor is blocked. Of a process that cannot be
+// read it says so, too.
+func cares(pid int, s syscall.Signal) bool {
+	status, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/status")
+	return err != nil || hears(string(status), s)
+}
+
+// hears reads that from /proc/PID/status. SIGCONT wakes process 1 like any other, and an ignored
+// signal does nothing anywhere.
+func hears(status string, s syscall.Signal) bool {
+	if s == unix.SIGCONT {
+		return true
+	}
+	found := false
+	for line := range strings.Lines(status) {
+		name, value, _ := strings.Cut(line, ":")
+		if name != "SigBlk" && name != "SigCgt" {
+			continue
+		}
+		set, err := strconv.ParseUint(strings.TrimSpace(value), 16, 64)
+		if err != nil || set&(1<<(s-1)) != 0 {
+			return true
+		}
+		found = found || name == "SigCgt"
+	}
+	return !found
 }
 
 // reap collects every process that has ended, and says whether the command was among them.

@@ -17,10 +17,20 @@ import (
 func asInit(t *testing.T, r *teeRun, argv ...string) *exec.Cmd {
 	t.Helper()
 	needRoot(t)
-	cmd := exec.Command("sh", append([]string{"-c", `mount -t proc proc /proc && exec "$@"`, "sh", teeBinary}, r.args(argv...)...)...)
+	cmd := initCommand(teeBinary, r.args(argv...)...)
 	r.attach(cmd)
-	// Unshareflags makes the mounts private, too, so that this /proc is seen nowhere else.
-	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWPID, Unshareflags: unix.CLONE_NEWNS}
+	return cmd
+}
+
+// initCommand is a command that is PID 1 of a PID namespace of its own, with its own /proc.
+func initCommand(name string, args ...string) *exec.Cmd {
+	cmd := exec.Command("sh", append([]string{
+		"-c", `mount -t proc proc /proc && exec "$@"`, "sh", name,
+	}, args...)...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{
+		// Unshareflags makes the mounts private, too, so that this /proc is seen nowhere else.
+		Cloneflags: unix.CLONE_NEWPID, Unshareflags: unix.CLONE_NEWNS,
+	}
 	return cmd
 }
 
@@ -65,27 +75,43 @@ func TestInit(t *testing.T) {
 	}
 }
 
-// PID 1 has no default action for signals; the command must get them all the same.
+// The command gets the signals for which it has a handler. Others it does not get, as it would not
+// if it were PID 1 itself, which has no default action for signals: it goes on until it is killed.
 func TestInitForwards(t *testing.T) {
 	for _, tc := range []struct {
 		signal syscall.Signal
+		then   syscall.Signal // sent next; the number is larger, so tee takes it next, too
 		child  string
 		grace  time.Duration
 		code   int
 		stdout string
 	}{
-		{unix.SIGTERM, "signal", time.Hour, 5, "15\n"},
-		{unix.SIGUSR1, "signal", time.Hour, 5, "10\n"},
-		{unix.SIGTERM, "stuck", 20 * time.Millisecond, 137, ""},
+		{unix.SIGTERM, 0, "signal", time.Hour, 5, "15\n"},
+		{unix.SIGUSR1, 0, "signal", time.Hour, 5, "10\n"},
+		{unix.SIGTERM, 0, "stuck", 20 * time.Millisecond, 137, ""},
+		{unix.SIGTERM, 0, "careless", 20 * time.Millisecond, 137, ""},
+		{unix.SIGUSR1, unix.SIGUSR2, "careless", time.Hour, 6, ""},
+		{unix.SIGHUP, unix.SIGUSR2, "careless", time.Hour, 6, ""},
 	} {
 		t.Run(tc.child+" "+tc.signal.String(), func(t *testing.T) {
 			r := newRun(t)
 			r.grace = tc.grace
-			cmd := asInit(t, r, r.asChild(t, tc.child)...)
+			// A shell that has a handler for one signal alone.
+			argv := []string{"sh", "-c",
+				`trap 'exit 6' USR2; echo ready; while :; do sleep 1000 & wait; done`}
+			if tc.child != "careless" {
+				argv = r.asChild(t, tc.child)
+			}
+			cmd := asInit(t, r, argv...)
 			cmd.Env = append(cmd.Env, r.env...)
 			rest := startReady(t, r, cmd)
-			if err := cmd.Process.Signal(tc.signal); err != nil {
-				t.Fatal(err)
+			for _, s := range []syscall.Signal{tc.signal, tc.then} {
+				if s == 0 {
+					continue
+				}
+				if err := cmd.Process.Signal(s); err != nil {
+					t.Fatal(err)
+				}
 			}
 			var got strings.Builder
 			if _, err := rest.WriteTo(&got); err != nil || got.String() != tc.stdout {
@@ -97,5 +123,41 @@ func TestInitForwards(t *testing.T) {
 			r.stdout.WriteString("ready\n" + got.String())
 			r.checkComplete(t)
 		})
+	}
+}
+
+func TestInitCares(t *testing.T) {
+	status := func(blocked, ignored, caught string) string {
+		return "Name:\tsh\nSigQ:\t0/1\nSigPnd:\t0000000000000000\nSigBlk:\t" + blocked +
+			"\nSigIgn:\t" + ignored + "\nSigCgt:\t" + caught + "\nThreads:\t1\n"
+	}
+	const none, term, all = "0000000000000000", "0000000000004000", "ffffffffffffffff"
+	for name, tc := range map[string]struct {
+		status string
+		signal syscall.Signal
+		want   bool
+	}{
+		"neither":              {status(none, none, none), unix.SIGTERM, false},
+		"a handler":            {status(none, none, term), unix.SIGTERM, true},
+		"another's handler":    {status(none, none, term), unix.SIGUSR1, false},
+		"blocked":              {status(term, none, none), unix.SIGTERM, true},
+		"ignored":              {status(none, term, none), unix.SIGTERM, false},
+		"the first signal":     {status(none, none, "0000000000000001"), unix.SIGHUP, true},
+		"the last signal":      {status(none, none, "8000000000000000"), 64, true},
+		"all but the last":     {status(none, none, "7fffffffffffffff"), 64, false},
+		"all":                  {status(none, none, all), 34, true},
+		"SIGCONT wakes anyone": {status(none, none, none), unix.SIGCONT, true},
+		"not a status":         {"", unix.SIGTERM, true},
+		"a line too few":       {"SigBlk:\t" + none + "\n", unix.SIGTERM, true},
+		"not a number":         {status(none, none, "x"), unix.SIGTERM, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if got := hears(tc.status, tc.signal); got != tc.want {
+				t.Errorf("it gets the signal: %t, want %t", got, tc.want)
+			}
+		})
+	}
+	if !cares(-1, unix.SIGTERM) {
+		t.Error("a process that cannot be read does not get the signal")
 	}
 }

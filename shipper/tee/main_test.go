@@ -37,6 +37,8 @@ var children = map[string]func(args []string){
 	"signal": childSignal,
 	"stuck":  childStuck,
 	"echo":   childEcho,
+	"become": childBecome,
+	"copier": childCopier,
 }
 
 func TestMain(m *testing.M) {

@@ -295,12 +295,17 @@ func finishRun(t *testing.T, pr *tekton.PipelineRun) *tekton.PipelineRun {
 	return done
 }
 
-// sealed waits until the run's archive is complete. The exit code 0 of "shiplog logs" says that every log is verified.
-func sealed(t *testing.T, namespace, run string) {
+// sealed waits until the run's archive is complete, or the logs that which selects are. The exit
+// code 0 of "shiplog logs" says that every log is verified.
+func sealed(t *testing.T, namespace, run string, which ...string) {
 	t.Helper()
+	args := append([]string{"logs", "-n", namespace, "--tail", "1"}, which...)
+	if len(which) == 0 {
+		args = append(args, "--all")
+	}
 	var last error
 	err := poll(t.Context(), "the archive of "+run+" to be complete", func(ctx context.Context) (bool, error) {
-		_, last = command(ctx, "", nil, env.cli, "logs", "-n", namespace, "--all", "--tail", "1", run)
+		_, last = command(ctx, "", nil, env.cli, append(args, run)...)
 		return last == nil, nil
 	})
 	if err != nil {

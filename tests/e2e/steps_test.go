@@ -49,6 +49,8 @@ type stepCase struct {
 	want map[string]printed
 	// hashed are the containers that say what they print in a result of their name: "<bytes> <sha256>".
 	hashed []string
+	// alone are the containers that must be left alone, as "<container>=<reason>".
+	alone []string
 	// podGone: Tekton deletes the pod (cancel, timeout), so what the kubelet has of its init containers is read while the pod lives.
 	podGone bool
 }
@@ -155,6 +157,38 @@ taskSpec:
   steps: [{name: s, image: busybox, script: "echo step; sleep 2"}]`,
 		},
 		{
+			// Tekton's entrypoint is spared as process 1, and the step ends as its script does.
+			name: "signals-all-processes", place: open,
+			want:  map[string]printed{"step-before": text("before\n"), "step-after": text("after\n")},
+			alone: []string{"step-trap=signals-all", "step-kills=signals-all"},
+			spec: `
+taskSpec:
+  steps:
+    - {name: before, image: busybox, script: "echo before"}
+    - {name: trap, image: busybox, script: "trap 'kill -- -1' EXIT; echo trapped; exit 0"}
+    - {name: kills, image: busybox, script: "sleep 1000 & kill -9 -1; echo alive"}
+    - {name: after, image: busybox, script: "echo after"}`,
+		},
+		{
+			// The careless one has no handler for SIGTERM: as process 1 it goes on to the end of the
+			// grace period, and is killed then. Tekton reports with what a sidecar ended.
+			name: "sidecars-as-process-1", place: open,
+			want: map[string]printed{
+				"sidecar-careless": text("careless\n"), "step-s": text("step\n"),
+			},
+			alone: []string{"sidecar-first=process-1"},
+			spec: `
+taskSpec:
+  sidecars:
+    - name: first
+      image: busybox
+      script: "[ $$ = 1 ] || exit 100; while true; do sleep 1; done"
+    - name: careless
+      image: busybox
+      script: "echo careless; while true; do sleep 1; done"
+  steps: [{name: s, image: busybox, script: "echo step; sleep 2"}]`,
+		},
+		{
 			name: "stdout-config", place: open, want: map[string]printed{"step-s": text("to both\n")},
 			spec: `
 taskSpec:
@@ -243,7 +277,11 @@ func TestSteps(t *testing.T) {
 			if !c.podGone {
 				podEnded(t, on)
 			}
-			sealed(t, on.Namespace, on.Name)
+			if len(c.alone) == 0 {
+				sealed(t, on.Namespace, on.Name)
+			} else {
+				checkAlone(t, c, off, on)
+			}
 			checkArchive(t, c, on, logs)
 		})
 	}
@@ -381,7 +419,8 @@ func checkArchive(t *testing.T, c stepCase, tr *tekton.TaskRun, logs map[string]
 	}
 	pod := podOf(t, tr)
 	for _, container := range append(pod.Spec.InitContainers, pod.Spec.Containers...) {
-		if _, done := want[container.Name]; done || shipperOf(pod).Name == container.Name {
+		_, done := want[container.Name]
+		if done || shipperOf(pod).Name == container.Name || reasonOf(c, container.Name) != "" {
 			continue
 		}
 		if len(container.Command) == 0 || container.Command[0] != "/shiplog/bin/tee" {
@@ -396,6 +435,60 @@ func checkArchive(t *testing.T, c stepCase, tr *tekton.TaskRun, logs map[string]
 		}
 		sameLines(t, tr, container.Name, kubelet)
 	}
+}
+
+// reasonOf is why a case wants a container left alone, or nothing.
+func reasonOf(c stepCase, container string) string {
+	for _, alone := range c.alone {
+		if name, reason, _ := strings.Cut(alone, "="); name == container {
+			return reason
+		}
+	}
+	return ""
+}
+
+// checkAlone waits for the logs that must be archived, and checks that no more containers are left
+// alone than a case wants, and that all sidecars ended as without shiplog.
+func checkAlone(t *testing.T, c stepCase, off, on *tekton.TaskRun) {
+	t.Helper()
+	podEnded(t, off)
+	pod := podOf(t, on)
+	alone := pod.Annotations[contract.SkippedAnnotation]
+	if alone != strings.Join(c.alone, ",") {
+		t.Errorf("left alone are %q, want %q", alone, c.alone)
+	}
+	if diff := cmp.Diff(sidecarEnds(podOf(t, off)), sidecarEnds(pod)); diff != "" {
+		t.Errorf("sidecars end with other exit codes (-without +with):\n%s", diff)
+	}
+	for _, container := range append(pod.Spec.InitContainers, pod.Spec.Containers...) {
+		reason := reasonOf(c, container.Name)
+		switch {
+		case container.Name == shipperOf(pod).Name:
+		case reason == "":
+			sealed(t, on.Namespace, on.Name, "--container", container.Name)
+		default:
+			if container.Command[0] == contract.TeePath {
+				t.Errorf("%s is captured", container.Name)
+			}
+			said, _ := exitCodeOf(t, "logs", "-n", on.Namespace, "--container", container.Name, on.Name)
+			if !strings.Contains(said, "not captured") || !strings.Contains(said, reason) {
+				t.Errorf("of %s the archive says %q, want that it is not captured: %s",
+					container.Name, said, reason)
+			}
+		}
+	}
+}
+
+// sidecarEnds are the exit codes with which a pod's sidecars ended before Tekton swapped their
+// images.
+func sidecarEnds(pod *corev1.Pod) map[string]int32 {
+	ends := map[string]int32{}
+	for _, s := range pod.Status.ContainerStatuses {
+		if end := s.LastTerminationState.Terminated; end != nil {
+			ends[s.Name] = end.ExitCode
+		}
+	}
+	return ends
 }
 
 // resultNamed reads what a step has said that it printed.
