@@ -67,8 +67,10 @@ func (c *child) ignoreSignals() {
 	signal.Stop(c.exits)
 }
 
-// wait forwards signals, those that process 1 would get, and reaps until the command itself has ended. SIGTERM calls onTerm, if there is one, and begins the grace period, after which the
-// command is killed. Forwarding and reaping are one goroutine, so that no signal goes to a process that got the PID after the command.
+// wait forwards signals, as process 1 those that the command would get in its place, and reaps until
+// the command itself has ended. SIGTERM calls onTerm, if there is one, and begins the grace period,
+// after which the command is killed. Forwarding and reaping are one goroutine, so that no signal goes
+// to a process that got the PID after the command.
 func (c *child) wait(grace time.Duration, onTerm func() error) syscall.WaitStatus {
 	var overdue <-chan time.Time
 	for {
