@@ -132,7 +132,7 @@ func (c *cluster) runExamples(ctx context.Context, o options, r *report) error {
 				return err
 			}
 			result := c.compareExample(ctx, e, o)
-			progress(result)
+			progress(e.name, result.state())
 			mu.Lock()
 			defer mu.Unlock()
 			r.outcomes = append(r.outcomes, result)

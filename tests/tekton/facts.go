@@ -194,19 +194,22 @@ func (c *cluster) gather(ctx context.Context, namespace string) (facts, []corev1
 	for i := range tasks.Items {
 		f.taskRun("TaskRun "+tasks.Items[i].Name, &tasks.Items[i].Status)
 	}
-	var logErr error
 	for i := range pods.Items {
 		pod := &pods.Items[i]
 		f.pod(pod)
 		for _, name := range containers(pod) {
+			if !hasRun(pod, name) {
+				continue
+			}
 			text, err := c.kubeletLog(ctx, pod, name)
-			if err != nil && hasRun(pod, name) {
-				logErr = errors.Join(logErr, err)
+			if err != nil { // as of a container that could not be started: a fact like others
+				f.set(err.Error(), "pod %s: log of %s", pod.Name, name)
+				continue
 			}
 			f.logs[pod.Name+" "+name] = text
 		}
 	}
-	return f, pods.Items, logErr
+	return f, pods.Items, nil
 }
 
 func ended(pod *corev1.Pod) bool {

@@ -48,7 +48,9 @@ func (im images) supply(text string) string {
 // lacking returns the images in a text, once supplied, that the local registry has nothing for.
 func (im images) lacking(text string) []string {
 	text = comment.ReplaceAllString(text, "")
-	found := reference.FindAllString(text, -1)
+	found := slices.DeleteFunc(reference.FindAllString(text, -1), func(ref string) bool {
+		return strings.HasPrefix(ref, "gcr.io/my-project/") // it is in results, and nobody runs it
+	})
 	for _, field := range imageField.FindAllStringSubmatch(text, -1) {
 		// "$" begins a parameter, whose value is found by itself, and "%" and "<" are of Go's source.
 		if name := field[1]; !strings.HasPrefix(name, im.registry) && !strings.ContainsAny(name, "$%<+") {

@@ -18,6 +18,19 @@ type outcome struct {
 	err      error        // why it could not be compared
 }
 
+// state is the outcome in a few words.
+func (o outcome) state() string {
+	switch {
+	case o.err != nil:
+		return "could not be compared: " + o.err.Error()
+	case len(o.differs) > 0:
+		return fmt.Sprintf("%d differences", len(o.differs))
+	case o.unusable != "":
+		return o.unusable
+	}
+	return "the same"
+}
+
 // report is of one half.
 type report struct {
 	half, version string

@@ -27,6 +27,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	admissionv1 "k8s.io/api/admissionregistration/v1"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -90,7 +91,7 @@ func findTests(dir string, im images) ([]suiteTest, error) {
 				text := source[files.Position(f.Pos()).Offset:files.Position(f.End()).Offset]
 				functions[f.Name.Name] = &function{
 					text: string(text), serial: strings.Contains(commentText(f.Doc), "@test:execution=serial"),
-					calls: identifiers(f),
+					calls: functionsIn(f),
 				}
 			}
 		}
@@ -122,13 +123,27 @@ func commentText(group *ast.CommentGroup) (text string) {
 	return text
 }
 
-func identifiers(f *ast.FuncDecl) (names []string) {
-	ast.Inspect(f.Body, func(n ast.Node) bool {
-		if id, ok := n.(*ast.Ident); ok {
-			names = append(names, id.Name)
+// functionsIn names what may be a function of the package in f, so neither fields nor variables.
+func functionsIn(f *ast.FuncDecl) (names []string) {
+	var visit func(ast.Node) bool
+	visit = func(n ast.Node) bool {
+		switch n := n.(type) {
+		case *ast.SelectorExpr:
+			ast.Inspect(n.X, visit)
+			return false
+		case *ast.KeyValueExpr:
+			if _, field := n.Key.(*ast.Ident); field {
+				ast.Inspect(n.Value, visit)
+				return false
+			}
+		case *ast.Ident:
+			if n.Obj == nil || n.Obj.Kind == ast.Fun { // nil is of another file
+				names = append(names, n.Name)
+			}
 		}
 		return true
-	})
+	}
+	ast.Inspect(f.Body, visit)
 	return names
 }
 
@@ -268,6 +283,9 @@ func compareTests(without, with testRun) []difference {
 func (c *cluster) runTests(ctx context.Context, s *suite, tests []suiteTest, side string, o options,
 	then func(suiteTest, testRun),
 ) (map[string]testRun, error) {
+	if len(tests) == 0 {
+		return nil, nil
+	}
 	if err := c.labelSuite(ctx, side == with); err != nil {
 		return nil, err
 	}
@@ -285,12 +303,12 @@ func (c *cluster) runTests(ctx context.Context, s *suite, tests []suiteTest, sid
 		if err != nil {
 			return err
 		}
-		then(t, run)
-		for _, ns := range run.namespaces { // of a test that fails they stay
+		for _, ns := range run.namespaces { // a test that fails leaves its own
 			if err := c.deleteNamespace(ctx, ns); err != nil {
 				return err
 			}
 		}
+		then(t, run)
 		mu.Lock()
 		defer mu.Unlock()
 		runs[t.name] = run
@@ -384,7 +402,7 @@ func (c *cluster) runSuite(ctx context.Context, o options, r *report) (err error
 		default:
 			result.unusable = "it fails here without shiplog too: " + run.why
 		}
-		progress(outcome{name: t.name, unusable: "without shiplog: " + run.states[t.name] + " " + result.unusable})
+		progress(t.name, "without shiplog: "+run.states[t.name])
 		mu.Lock()
 		defer mu.Unlock()
 		outcomes[t.name] = result
@@ -398,12 +416,16 @@ func (c *cluster) runSuite(ctx context.Context, o options, r *report) (err error
 		var found outcome
 		found.name = t.name
 		found.differs = compareTests(first[t.name], run)
-		found.verified, found.err = c.verifyAll(ctx, run.namespaces)
-		progress(found)
+		differs := len(found.differs) > 0
+		if differs {
+			found.differs = append(found.differs, difference{"what it printed", first[t.name].file, run.file})
+		}
+		found.err = c.verifyAll(ctx, run.namespaces, &found)
+		progress(t.name, found.state())
 		mu.Lock()
 		defer mu.Unlock()
 		*outcomes[t.name] = found
-		if len(found.differs) > 0 {
+		if differs {
 			differ = append(differ, t)
 		}
 	})
@@ -419,6 +441,9 @@ func (c *cluster) runSuite(ctx context.Context, o options, r *report) (err error
 			noise[d.what] = true
 		}
 		result.differs = slices.DeleteFunc(result.differs, func(d difference) bool { return noise[d.what] })
+		if len(result.differs) == 1 { // only where to read what it printed
+			result.differs, result.unusable = nil, "without shiplog it is not always the same either"
+		}
 	})
 	for _, result := range outcomes {
 		r.outcomes = append(r.outcomes, *result)
@@ -426,40 +451,87 @@ func (c *cluster) runSuite(ctx context.Context, o options, r *report) (err error
 	return err
 }
 
-// verifyAll verifies every log of the runs of namespaces, which may be gone by now.
-func (c *cluster) verifyAll(ctx context.Context, namespaces []string) (verified int, err error) {
+// verifyAll verifies every log of the runs of namespaces that are being deleted. It waits until they
+// are gone: then nothing more comes.
+func (c *cluster) verifyAll(ctx context.Context, namespaces []string, o *outcome) error {
 	for _, ns := range namespaces {
-		out, lsErr := c.shiplog(ctx, "ls", "-n", ns, "--limit", "0", "-o", "json")
-		if lsErr != nil {
-			err = errors.Join(err, lsErr)
-			continue
+		err := poll(ctx, settleLimit, "namespace "+ns+" to be deleted", func(ctx context.Context) (bool, error) {
+			err := c.client.Get(ctx, client.ObjectKey{Name: ns}, &corev1.Namespace{})
+			return apierrors.IsNotFound(err), client.IgnoreNotFound(err)
+		})
+		if err != nil {
+			return err
+		}
+		out, err := c.shiplog(ctx, "ls", "-n", ns, "--limit", "0", "-o", "json")
+		if err != nil {
+			return err
 		}
 		decoder := json.NewDecoder(strings.NewReader(out))
 		for decoder.More() {
 			var run struct{ Name string }
 			if err := decoder.Decode(&run); err != nil {
-				return verified, err
+				return fmt.Errorf("runs of %s: %w", ns, err)
 			}
-			n, runErr := c.verifyRun(ctx, ns, run.Name)
-			verified += n
-			err = errors.Join(err, runErr)
+			if err := c.verifyRun(ctx, ns, run.Name, o); err != nil {
+				return err
+			}
 		}
 	}
-	return verified, err
+	return nil
 }
 
-// verifyRun waits until every log of a run is verified, and counts them.
-func (c *cluster) verifyRun(ctx context.Context, namespace, name string) (int, error) {
-	var out string
+// emptyLimit is how long a run without any log is asked for: most such had no pod.
+const emptyLimit = 15 * time.Second
+
+// verifyRun waits until every log of a run is verified. One that never is, is a difference.
+func (c *cluster) verifyRun(ctx context.Context, namespace, name string, o *outcome) error {
+	var v verification
 	var last error
-	err := poll(ctx, settleLimit, "the archive of "+namespace+"/"+name, func(ctx context.Context) (bool, error) {
+	begin := time.Now()
+	err := poll(ctx, settleLimit, "the archive", func(ctx context.Context) (bool, error) {
+		var out string
 		out, last = c.shiplog(ctx, "verify", "-n", namespace, name)
-		return last == nil, nil
+		v = parseVerify(out)
+		some := v.verified+len(v.notCaptured) > 0
+		return len(v.other) == 0 && (last == nil || some || time.Since(begin) > emptyLimit), nil
 	})
-	if err != nil {
-		return 0, fmt.Errorf("%w: %w\n%s", err, last, out)
+	if err != nil && !errors.Is(err, context.DeadlineExceeded) {
+		return err
 	}
-	return strings.Count(out, "verified"), nil
+	o.verified += v.verified
+	o.skipped = append(o.skipped, v.notCaptured...)
+	what := "archive of " + namespace + "/" + name
+	if v.verified+len(v.notCaptured)+len(v.other) == 0 && last != nil {
+		o.skipped = append(o.skipped, what+": "+last.Error())
+	}
+	for _, line := range v.other {
+		o.differs = append(o.differs, difference{what, "a verified log", line})
+	}
+	return nil
+}
+
+// verification is what "shiplog verify" says of a run's logs.
+type verification struct {
+	verified    int
+	notCaptured []string // each with its reason
+	other       []string
+}
+
+func parseVerify(out string) (v verification) {
+	for line := range strings.Lines(out) {
+		line = strings.TrimSpace(line)
+		_, status, _ := strings.Cut(line, "  ")
+		switch status = strings.TrimSpace(status); {
+		case line == "":
+		case strings.HasPrefix(status, "verified "):
+			v.verified++
+		case strings.HasPrefix(status, "not captured "):
+			v.notCaptured = append(v.notCaptured, line)
+		default:
+			v.other = append(v.other, line)
+		}
+	}
+	return v
 }
 
 // labelSuite has the namespaces of the suite made with shiplog's label, or no longer. It waits until

@@ -161,6 +161,24 @@ func TestParseTest(t *testing.T) {
 	}
 }
 
+func TestParseVerify(t *testing.T) {
+	got := parseVerify(`build/prepare        verified      9 bytes  71df
+build/step-compile   gaps          30 bytes  6e7e  gaps: 1, bytes lost: 17
+build/sidecar-db     not captured  0 bytes   -     no-command
+build/step-verified  running       0 bytes   -
+`)
+	want := verification{
+		verified: 1, notCaptured: []string{"build/sidecar-db     not captured  0 bytes   -     no-command"},
+		other: []string{
+			"build/step-compile   gaps          30 bytes  6e7e  gaps: 1, bytes lost: 17",
+			"build/step-verified  running       0 bytes   -",
+		},
+	}
+	if diff := cmp.Diff(want, got, cmp.AllowUnexported(verification{})); diff != "" {
+		t.Errorf("verification (-want +got):\n%s", diff)
+	}
+}
+
 func TestFindTests(t *testing.T) {
 	dir := t.TempDir()
 	write := func(name, text string) {
@@ -178,6 +196,9 @@ func TestSerial() { _ = "mirror.gcr.io/busybox" }
 // @test:execution=parallel
 func TestIndirect() { helper() }
 
+// A variable and a field with the name of a function are none.
+func TestNamesOfVariables() { helper := x; y.helper(helper); _ = z{helper: 1} }
+
 func TestMain() {}
 `)
 	write("helper.go", "package test\n\nfunc helper() { _ = `image: mirror.gcr.io/python`; TestSerial() }\n")
@@ -186,7 +207,7 @@ func TestMain() {}
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := []suiteTest{{name: "TestIndirect", leftOut: "needs mirror.gcr.io/python"}, {name: "TestSerial", serial: true}}
+	want := []suiteTest{{name: "TestIndirect", leftOut: "needs mirror.gcr.io/python"}, {name: "TestNamesOfVariables"}, {name: "TestSerial", serial: true}}
 	if diff := cmp.Diff(want, got, cmp.AllowUnexported(suiteTest{})); diff != "" {
 		t.Errorf("tests (-want +got):\n%s", diff)
 	}
