@@ -62,7 +62,7 @@ test-e2e: ## End-to-end tests on the local cluster.
 	@tests/run.sh e2e
 
 .PHONY: test-tekton
-test-tekton: ## Tekton's own examples and end-to-end suite, with shiplog and without. RUN=regexp for some, FLAGS=-help for more.
+test-tekton: ## Tekton's own tests, with shiplog and without. RUN=regexp, FLAGS=-help.
 	@$(CLUSTER) build tekton-tests
 	@$(CLUSTER) up
 	@$(GO) run ./tests/tekton -run '$(or $(RUN),.)' $(FLAGS)

@@ -213,7 +213,9 @@ func (c *cluster) cleanUp(ctx context.Context) error {
 }
 
 // kubeletLog is what the kubelet has of a container.
-func (c *cluster) kubeletLog(ctx context.Context, pod *corev1.Pod, container string) (string, error) {
+func (c *cluster) kubeletLog(
+	ctx context.Context, pod *corev1.Pod, container string,
+) (string, error) {
 	options := &corev1.PodLogOptions{Container: container}
 	r, err := c.pods.CoreV1().Pods(pod.Namespace).GetLogs(pod.Name, options).Stream(ctx)
 	if err != nil {

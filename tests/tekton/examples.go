@@ -37,7 +37,7 @@ var (
 	defaultNS = regexp.MustCompile(`(?m)namespace: default\b`)
 )
 
-// findExamples reads the examples that Tekton's own tests run: those in no-ci are left out there too.
+// findExamples reads the examples that Tekton's own tests run: those in no-ci are not.
 func findExamples(dir string, im images) ([]example, error) {
 	var found []example
 	root := filepath.Join(dir, "examples", "v1")
@@ -74,8 +74,8 @@ func newExample(name, text string, im images) example {
 	return e
 }
 
-// objects are what an example consists of, for a namespace. A generated name gets a fixed end, so that
-// it is the same on all sides.
+// objects are what an example consists of, for a namespace. A generated name gets a fixed end, so
+// that it is the same on all sides.
 func (e example) objects(namespace string) ([]*unstructured.Unstructured, error) {
 	text := defaultNS.ReplaceAllString(e.text, "namespace: "+namespace)
 	decoder := utilyaml.NewYAMLOrJSONDecoder(bytes.NewReader([]byte(text)), 4096)
@@ -142,9 +142,13 @@ func (c *cluster) runExamples(ctx context.Context, o options, r *report) error {
 	return g.Wait()
 }
 
+// normal are the side's facts without what differs in each run.
+func (s *side) normal() facts { return s.facts.normalise(s.ns) }
+
 // compareExample runs an example on three sides at once.
 func (c *cluster) compareExample(ctx context.Context, e example, o options) outcome {
-	sides := []*side{{prefix: "tekton-off-"}, {prefix: "tekton-off-"}, {prefix: "tekton-on-", shiplog: true}}
+	off, on := "tekton-off-", "tekton-on-"
+	sides := []*side{{prefix: off}, {prefix: off}, {prefix: on, shiplog: true}}
 	g, gctx := errgroup.WithContext(ctx)
 	for _, s := range sides {
 		g.Go(func() error { return c.runExample(gctx, e, s, o) })
@@ -152,14 +156,11 @@ func (c *cluster) compareExample(ctx context.Context, e example, o options) outc
 	result := outcome{name: e.name, err: g.Wait()}
 	if result.err == nil {
 		without, again, with := sides[0], sides[1], sides[2]
-		result.differs = compare(
-			without.facts.normalise(without.ns), again.facts.normalise(again.ns), with.facts.normalise(with.ns))
+		result.differs = compare(without.normal(), again.normal(), with.normal())
 		if without.facts.fields[allEnded] == "false" && again.facts.fields[allEnded] == "false" {
 			result.unusable = "it does not end here without shiplog either"
 		}
-		var bad []difference
-		result.verified, result.skipped, bad = c.checkArchive(ctx, with)
-		result.differs = append(result.differs, bad...)
+		c.checkArchive(ctx, with, &result)
 	}
 	if !o.keep {
 		for _, s := range sides {
@@ -211,7 +212,7 @@ func (c *cluster) runExample(ctx context.Context, e example, s *side, o options)
 
 const allEnded = "all runs have ended"
 
-// runsDone says whether all runs of a namespace have ended, which are at least as many as were made.
+// runsDone says whether all runs of a namespace have ended, which are at least those made here.
 func (c *cluster) runsDone(ctx context.Context, namespace string, made int) (bool, error) {
 	var runs tekton.PipelineRunList
 	var tasks tekton.TaskRunList
@@ -219,20 +220,28 @@ func (c *cluster) runsDone(ctx context.Context, namespace string, made int) (boo
 	if err := errors.Join(c.client.List(ctx, &runs, in), c.client.List(ctx, &tasks, in)); err != nil {
 		return false, err
 	}
-	running := slices.ContainsFunc(runs.Items, func(r tekton.PipelineRun) bool { return !r.IsDone() }) ||
-		slices.ContainsFunc(tasks.Items, func(r tekton.TaskRun) bool { return !r.IsDone() })
-	return !running && len(runs.Items)+len(tasks.Items) >= made, nil
+	for i := range runs.Items {
+		if !runs.Items[i].IsDone() {
+			return false, nil
+		}
+	}
+	for i := range tasks.Items {
+		if !tasks.Items[i].IsDone() {
+			return false, nil
+		}
+	}
+	return len(runs.Items)+len(tasks.Items) >= made, nil
 }
 
 // checkArchive waits until each captured container's log is verified, and compares it with what the
-// kubelet has. It returns how many are, which containers are not captured, and what is wrong.
-func (c *cluster) checkArchive(ctx context.Context, s *side) (verified int, skipped []string, bad []difference) {
+// kubelet has.
+func (c *cluster) checkArchive(ctx context.Context, s *side, o *outcome) {
 	for i := range s.pods {
 		pod := &s.pods[i]
 		if !slices.ContainsFunc(pod.Spec.InitContainers, func(container corev1.Container) bool {
 			return container.Name == contract.ShipperContainer
 		}) {
-			skipped = append(skipped, pod.Name+": "+pod.Annotations[contract.SkippedAnnotation])
+			o.skipped = append(o.skipped, pod.Name+": "+pod.Annotations[contract.SkippedAnnotation])
 			continue
 		}
 		for _, container := range slices.Concat(pod.Spec.InitContainers, pod.Spec.Containers) {
@@ -240,20 +249,21 @@ func (c *cluster) checkArchive(ctx context.Context, s *side) (verified int, skip
 			switch {
 			case container.Name == contract.ShipperContainer:
 			case !captured(&container):
-				skipped = append(skipped, what+": "+pod.Annotations[contract.SkippedAnnotation])
+				o.skipped = append(o.skipped, what+": "+pod.Annotations[contract.SkippedAnnotation])
 			case hasRun(pod, container.Name):
 				text, err := c.archived(ctx, pod, container.Name)
 				if err != nil {
-					bad = append(bad, difference{what + ": archive", "a verified log", err.Error()})
+					what += ": archive"
+					o.differs = append(o.differs, difference{what, "a verified log", err.Error()})
 					continue
 				}
-				verified++
+				o.verified++
 				kubelet := s.facts.logs[what]
-				bad = append(bad, compareLogs(what+", the archive's beside the kubelet's", kubelet, kubelet, text)...)
+				what += ", the archive's beside the kubelet's"
+				o.differs = append(o.differs, compareLogs(what, kubelet, kubelet, text)...)
 			}
 		}
 	}
-	return verified, skipped, bad
 }
 
 // captured says whether a container's command is shiplog's tee.
@@ -261,13 +271,16 @@ func captured(container *corev1.Container) bool {
 	return len(container.Command) > 0 && strings.HasPrefix(container.Command[0], contract.TeeMount+"/")
 }
 
-// archived is a container's log from the archive, once that is verified: only then is the CLI's exit
-// code 0.
-func (c *cluster) archived(ctx context.Context, pod *corev1.Pod, container string) (string, error) {
+// archived is a container's log from the archive, once that is verified: only then is the exit code
+// of the CLI 0.
+func (c *cluster) archived(
+	ctx context.Context, pod *corev1.Pod, container string,
+) (string, error) {
 	var text string
 	var last error
 	err := poll(ctx, settleLimit, "the archive", func(ctx context.Context) (bool, error) {
-		text, last = c.shiplog(ctx, "logs", "-n", pod.Namespace, "--raw", "--container", container, pod.Name)
+		text, last = c.shiplog(ctx,
+			"logs", "-n", pod.Namespace, "--raw", "--container", container, pod.Name)
 		return last == nil, nil
 	})
 	if err != nil {

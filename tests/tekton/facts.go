@@ -95,7 +95,8 @@ func compare(without, again, with facts) []difference {
 		case inFirst != inThird:
 			found = append(found, difference{what + ": log", thereIs(inFirst), thereIs(inThird)})
 		default:
-			found = append(found, compareLogs(what, without.logs[what], again.logs[what], with.logs[what])...)
+			a, b, c := without.logs[what], again.logs[what], with.logs[what]
+			found = append(found, compareLogs(what, a, b, c)...)
 		}
 	}
 	return found
@@ -118,13 +119,12 @@ func compareLogs(what, without, again, with string) []difference {
 		stable[line] = min(n, b[line])
 		noise += n - stable[line]
 	}
-	var missing []string
+	var missing, more []string
 	for line, n := range stable {
 		if c[line] < n {
 			missing = append(missing, line)
 		}
 	}
-	var more []string
 	others := 0
 	for line, n := range c {
 		if n > stable[line] {
@@ -132,8 +132,9 @@ func compareLogs(what, without, again, with string) []difference {
 			more = append(more, line)
 		}
 	}
-	again2 := total(b) - total(stable)
-	if len(missing) == 0 && others >= min(noise, again2) && others <= max(noise, again2) {
+	otherNoise := total(b) - total(stable)
+	fewest, most := min(noise, otherNoise), max(noise, otherNoise)
+	if len(missing) == 0 && fewest <= others && others <= most {
 		return nil
 	}
 	slices.Sort(missing)

@@ -12,7 +12,7 @@ type images struct {
 	digest   string // of the image that stands for those of distributions
 }
 
-// Images of whose contents the tests use a shell and what belongs to it. One of busybox and bash does.
+// Images of which the tests use a shell and what belongs to it: one of busybox and bash will do.
 var shells = []string{
 	"mirror.gcr.io/alpine", "mirror.gcr.io/bash", "mirror.gcr.io/busybox", "mirror.gcr.io/ubuntu",
 	"cgr.dev/chainguard/busybox",
@@ -20,7 +20,7 @@ var shells = []string{
 
 // A reference to an image of a public registry, with its tag and digest.
 var reference = regexp.MustCompile(
-	`\b((?:[a-z0-9-]*mirror\.gcr|gcr|ghcr|quay|docker|registry\.k8s|k8s\.gcr)\.io|cgr\.dev|mcr\.microsoft\.com)` +
+	`\b((?:(?:mirror\.|k8s\.)?gcr|ghcr|quay|docker|registry\.k8s)\.io|cgr\.dev|mcr\.microsoft\.com)` +
 		`(/[a-zA-Z0-9_-][a-zA-Z0-9._/-]*)(:[a-zA-Z0-9_][a-zA-Z0-9._-]*)?(@sha256:[0-9a-f]{64})?`)
 
 // A field that names an image, and what it names.

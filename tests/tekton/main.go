@@ -1,8 +1,8 @@
-// Command tekton runs Tekton's own examples and its own end-to-end suite on the local cluster, without
-// shiplog and with it, and prints what differs. It exits with 1 if anything does.
+// Command tekton runs Tekton's own examples and its own end-to-end suite on the local cluster,
+// without shiplog and with it, and prints what differs. It exits with 1 if anything does.
 //
-// Both come from Tekton's Go module, of the version that runs on the cluster. What a run prints twice
-// in different ways without shiplog is noise. What cannot run here is named, with the reason.
+// Both come from Tekton's Go module, of the version that runs on the cluster. What differs between
+// two runs without shiplog is noise. What cannot run here is named, with the reason.
 package main
 
 import (

@@ -39,14 +39,16 @@ type report struct {
 }
 
 func (r *report) differs() bool {
-	return slices.ContainsFunc(r.outcomes, func(o outcome) bool { return len(o.differs) > 0 || o.err != nil })
+	return slices.ContainsFunc(r.outcomes, func(o outcome) bool {
+		return len(o.differs) > 0 || o.err != nil
+	})
 }
 
 // print writes the counts, then what is behind each of them.
 func (r *report) print(w io.Writer) {
 	slices.SortFunc(r.outcomes, func(a, b outcome) int { return strings.Compare(a.name, b.name) })
 	var leftOut, unusable, skipped, differs, failed []string
-	same, verified := 0, 0
+	same, different, verified := 0, 0, 0
 	for _, o := range r.outcomes {
 		verified += o.verified
 		for _, s := range o.skipped {
@@ -58,9 +60,11 @@ func (r *report) print(w io.Writer) {
 		case o.err != nil:
 			failed = append(failed, o.name+": "+o.err.Error())
 		case len(o.differs) > 0:
+			different++
 			differs = append(differs, o.name)
 			for _, d := range o.differs {
-				differs = append(differs, "  "+d.what, "    without: "+shown(d.without), "    with:    "+shown(d.with))
+				differs = append(differs, "  "+d.what,
+					"    without: "+shown(d.without), "    with:    "+shown(d.with))
 			}
 		case o.unusable != "":
 			unusable = append(unusable, o.name+": "+o.unusable)
@@ -68,11 +72,11 @@ func (r *report) print(w io.Writer) {
 			same++
 		}
 	}
-	fmt.Fprintf(w, "\n%s of Tekton %s: %d, of which %d are left out\n", r.half, r.version, len(r.outcomes), len(leftOut))
+	fmt.Fprintf(w, "\n%s of Tekton %s: %d, of which %d are left out\n",
+		r.half, r.version, len(r.outcomes), len(leftOut))
 	if !r.list {
-		different := r.count(func(o outcome) bool { return o.err == nil && len(o.differs) > 0 })
-		fmt.Fprintf(w, "  %d the same with shiplog, %d different, %d say nothing, %d could not be compared\n"+
-			"  %d logs archived and verified, %d containers not captured\n",
+		fmt.Fprintf(w, "  %d the same with shiplog, %d different, %d say nothing, "+
+			"%d could not be compared\n  %d logs archived and verified, %d containers not captured\n",
 			same, different, len(unusable), len(failed), verified, len(skipped))
 	}
 	for _, part := range []struct {
@@ -86,15 +90,6 @@ func (r *report) print(w io.Writer) {
 			fmt.Fprintf(w, "\n%s:\n  %s\n", part.title, strings.Join(part.lines, "\n  "))
 		}
 	}
-}
-
-func (r *report) count(is func(outcome) bool) (n int) {
-	for _, o := range r.outcomes {
-		if is(o) {
-			n++
-		}
-	}
-	return n
 }
 
 // shown is a value on one line, and not too long a one.

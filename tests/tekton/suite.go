@@ -55,9 +55,9 @@ var outside = []struct {
 	pattern *regexp.Regexp
 	reason  string
 }{
-	{regexp.MustCompile(`https://(github|raw\.githubusercontent|hub|artifacthub)\b`), "needs the network"},
+	{regexp.MustCompile(`https://(github|raw\.githubusercontent|hub)\b`), "needs the network"},
 	{regexp.MustCompile(`\b[gG]itea[A-Z.]|gitea\.yaml`), "needs Gitea"},
-	{regexp.MustCompile(`\b(registryImage|kanikoImage|dockerizeImage)\b`), "needs an image that is not here"},
+	{regexp.MustCompile(`\b(registry|kaniko|dockerize)Image\b`), "needs an image that is not here"},
 	{regexp.MustCompile(`exec\.Command(Context)?\([^)]*"(ko|docker)"`), "needs ko"},
 	{regexp.MustCompile(`\bspire\b|enforce-nonfalsifiability": "spire`), "needs SPIRE"},
 }
@@ -100,7 +100,8 @@ func findTests(dir string, im images) ([]suiteTest, error) {
 	for _, name := range slices.Sorted(maps.Keys(functions)) {
 		if strings.HasPrefix(name, "Test") && name != "TestMain" {
 			f := functions[name]
-			tests = append(tests, suiteTest{name: name, serial: f.serial, leftOut: lacks(im, functions, name)})
+			leftOut := lacks(im, functions, name)
+			tests = append(tests, suiteTest{name: name, serial: f.serial, leftOut: leftOut})
 		}
 	}
 	return tests, nil
@@ -176,7 +177,8 @@ func lacks(im images, functions map[string]*function, test string) string {
 	return ""
 }
 
-// buildSuite builds the suite with images that the local registry has, beside the cluster's binaries.
+// buildSuite builds the suite with images that the local registry has. Its binary is kept beside
+// the cluster's.
 func (c *cluster) buildSuite(ctx context.Context) (*suite, error) {
 	s := &suite{dir: filepath.Join(c.module.Dir, "test")}
 	var err error
@@ -210,7 +212,8 @@ func (c *cluster) buildSuite(ctx context.Context) (*suite, error) {
 		}
 	}
 	cache := filepath.Dir(filepath.Dir(c.vars["CRANE"])) // where the cluster's binaries are
-	s.binary = filepath.Join(cache, "tekton-suite-"+hex.EncodeToString(key.Sum(nil))[:16], "suite.test")
+	folder := "tekton-suite-" + hex.EncodeToString(key.Sum(nil))[:16]
+	s.binary = filepath.Join(cache, folder, "suite.test")
 	if _, err := os.Stat(s.binary); err == nil || !errors.Is(err, fs.ErrNotExist) {
 		return s, err
 	}
@@ -227,7 +230,8 @@ func (c *cluster) buildSuite(ctx context.Context) (*suite, error) {
 		return nil, err
 	}
 	half := s.binary + ".half"
-	_, err = c.output(ctx, c.module.Dir, "env", "GOFLAGS=", "GOWORK=off", "CGO_ENABLED=0", "go", "test", "-c", "-tags", "e2e",
+	_, err = c.output(ctx, c.module.Dir, "env", "GOFLAGS=", "GOWORK=off", "CGO_ENABLED=0",
+		"go", "test", "-c", "-trimpath", "-tags", "e2e",
 		"-overlay", filepath.Join(work, "overlay.json"), "-o", half, "./test")
 	if err != nil {
 		return nil, fmt.Errorf("build Tekton's end-to-end suite: %w", err)
@@ -246,7 +250,8 @@ type testRun struct {
 var (
 	stateLine     = regexp.MustCompile(`(?m)^\s*--- (PASS|FAIL|SKIP): (\S+) \(`)
 	namespaceLine = regexp.MustCompile(`Create namespace (\S+) to deploy to`)
-	reasonLine    = regexp.MustCompile(`(?m)^\s+\w+_test\.go:\d+: (.*(?i:fail|error|skip|expect|timed out|want|wait).*)$`)
+	reasonLine    = regexp.MustCompile(
+		`(?m)^\s+\w+\.go:\d+: (.*(?i:fail|error|skip|expect|timed out|want|wait).*)$`)
 )
 
 func parseTest(name, output string) testRun {
@@ -279,7 +284,7 @@ func compareTests(without, with testRun) []difference {
 	return found
 }
 
-// runTests runs tests on one side, with a process for each, so that one that hangs or panics is one.
+// runTests runs tests on one side, each in a process of its own: one that hangs or panics is one.
 func (c *cluster) runTests(ctx context.Context, s *suite, tests []suiteTest, side string, o options,
 	then func(suiteTest, testRun),
 ) (map[string]testRun, error) {
@@ -334,11 +339,14 @@ func (c *cluster) runTests(ctx context.Context, s *suite, tests []suiteTest, sid
 	return runs, nil
 }
 
-func (c *cluster) runTest(ctx context.Context, s *suite, t suiteTest, file string, o options) (testRun, error) {
+func (c *cluster) runTest(
+	ctx context.Context, s *suite, t suiteTest, file string, o options,
+) (testRun, error) {
 	limited, cancel := context.WithTimeout(ctx, o.limit)
 	defer cancel()
 	var output bytes.Buffer
-	cmd := exec.CommandContext(limited, s.binary, "-test.v", "-test.run", "^"+t.name+"$", "-kubeconfig", c.vars["KUBECONFIG"])
+	cmd := exec.CommandContext(limited, s.binary,
+		"-test.v", "-test.run", "^"+t.name+"$", "-kubeconfig", c.vars["KUBECONFIG"])
 	cmd.Dir = s.dir
 	path := filepath.Dir(c.vars["KUBECTL"]) + ":" + os.Getenv("PATH")
 	cmd.Env = append(c.environ(), "SYSTEM_NAMESPACE=tekton-pipelines", "PATH="+path)
@@ -418,7 +426,8 @@ func (c *cluster) runSuite(ctx context.Context, o options, r *report) (err error
 		found.differs = compareTests(first[t.name], run)
 		differs := len(found.differs) > 0
 		if differs {
-			found.differs = append(found.differs, difference{"what it printed", first[t.name].file, run.file})
+			printed := difference{"what it printed", first[t.name].file, run.file}
+			found.differs = append(found.differs, printed)
 		}
 		found.err = c.verifyAll(ctx, run.namespaces, &found)
 		progress(t.name, found.state())
@@ -440,7 +449,9 @@ func (c *cluster) runSuite(ctx context.Context, o options, r *report) (err error
 		for _, d := range compareTests(first[t.name], run) {
 			noise[d.what] = true
 		}
-		result.differs = slices.DeleteFunc(result.differs, func(d difference) bool { return noise[d.what] })
+		result.differs = slices.DeleteFunc(result.differs, func(d difference) bool {
+			return noise[d.what]
+		})
 		if len(result.differs) == 1 { // only where to read what it printed
 			result.differs, result.unusable = nil, "without shiplog it is not always the same either"
 		}
@@ -451,11 +462,12 @@ func (c *cluster) runSuite(ctx context.Context, o options, r *report) (err error
 	return err
 }
 
-// verifyAll verifies every log of the runs of namespaces that are being deleted. It waits until they
-// are gone: then nothing more comes.
+// verifyAll verifies every log of the runs of namespaces that are being deleted. It waits until
+// they are gone: then nothing more comes.
 func (c *cluster) verifyAll(ctx context.Context, namespaces []string, o *outcome) error {
 	for _, ns := range namespaces {
-		err := poll(ctx, settleLimit, "namespace "+ns+" to be deleted", func(ctx context.Context) (bool, error) {
+		what := "namespace " + ns + " to be deleted"
+		err := poll(ctx, settleLimit, what, func(ctx context.Context) (bool, error) {
 			err := c.client.Get(ctx, client.ObjectKey{Name: ns}, &corev1.Namespace{})
 			return apierrors.IsNotFound(err), client.IgnoreNotFound(err)
 		})
@@ -534,8 +546,8 @@ func parseVerify(out string) (v verification) {
 	return v
 }
 
-// labelSuite has the namespaces of the suite made with shiplog's label, or no longer. It waits until
-// that is so.
+// labelSuite has the namespaces of the suite made with shiplog's label, or no longer. It waits
+// until that is so.
 func (c *cluster) labelSuite(ctx context.Context, on bool) error {
 	name := "shiplog-tekton-tests"
 	policy := &admissionv1.MutatingAdmissionPolicy{ObjectMeta: metav1.ObjectMeta{Name: name}}
@@ -547,25 +559,28 @@ func (c *cluster) labelSuite(ctx context.Context, on bool) error {
 	}
 	if on {
 		fail, never := admissionv1.Fail, admissionv1.NeverReinvocationPolicy
-		policy.ResourceVersion, policy.UID = "", ""
+		namespaces := admissionv1.RuleWithOperations{
+			Operations: []admissionv1.OperationType{admissionv1.Create},
+			Rule: admissionv1.Rule{
+				APIGroups: []string{""}, APIVersions: []string{"v1"}, Resources: []string{"namespaces"},
+			},
+		}
 		policy.Labels = map[string]string{runLabel: "true"}
 		policy.Spec = admissionv1.MutatingAdmissionPolicySpec{
 			FailurePolicy: &fail, ReinvocationPolicy: never,
 			MatchConstraints: &admissionv1.MatchResources{
-				ResourceRules: []admissionv1.NamedRuleWithOperations{{RuleWithOperations: admissionv1.RuleWithOperations{
-					Operations: []admissionv1.OperationType{admissionv1.Create},
-					Rule: admissionv1.Rule{
-						APIGroups: []string{""}, APIVersions: []string{"v1"}, Resources: []string{"namespaces"},
-					},
-				}}},
+				ResourceRules: []admissionv1.NamedRuleWithOperations{{RuleWithOperations: namespaces}},
 			},
 			MatchConditions: []admissionv1.MatchCondition{{
-				Name: "of-the-suite", Expression: fmt.Sprintf("%q in object.metadata.?labels.orValue({})", suiteLabel),
+				Name:       "of-the-suite",
+				Expression: fmt.Sprintf("%q in object.metadata.?labels.orValue({})", suiteLabel),
 			}},
 			Mutations: []admissionv1.Mutation{{
 				PatchType: admissionv1.PatchTypeApplyConfiguration,
 				ApplyConfiguration: &admissionv1.ApplyConfiguration{Expression: fmt.Sprintf(
-					"Object{metadata: Object.metadata{labels: {%q: %q}}}", contract.InjectKey, contract.InjectEnabled)},
+					"Object{metadata: Object.metadata{labels: {%q: %q}}}",
+					contract.InjectKey, contract.InjectEnabled,
+				)},
 			}},
 		}
 		binding.Spec = admissionv1.MutatingAdmissionPolicyBindingSpec{PolicyName: name}
@@ -575,7 +590,8 @@ func (c *cluster) labelSuite(ctx context.Context, on bool) error {
 			}
 		}
 	}
-	return poll(ctx, settleLimit, "the label of the suite's namespaces", func(ctx context.Context) (bool, error) {
+	what := "the label of the suite's namespaces"
+	return poll(ctx, settleLimit, what, func(ctx context.Context) (bool, error) {
 		probe := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{
 			GenerateName: "tekton-probe-", Labels: map[string]string{suiteLabel: "true"},
 		}}
