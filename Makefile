@@ -61,6 +61,12 @@ test-unit: ## Static checks, unit and integration tests.
 test-e2e: ## End-to-end tests on the local cluster.
 	@tests/run.sh e2e
 
+.PHONY: test-tekton
+test-tekton: ## Tekton's own tests, with shiplog and without. RUN=regexp, FLAGS=-help.
+	@$(CLUSTER) build tekton-tests
+	@$(CLUSTER) up
+	@$(GO) run ./tests/tekton -run '$(or $(RUN),.)' $(FLAGS)
+
 .PHONY: fuzz
 fuzz: ## Each fuzz test for FUZZTIME (30s).
 	@tests/fuzz.sh '$(or $(FUZZTIME),30s)'

@@ -64,9 +64,10 @@ var components = []component{
 
 // tools are what tests alone take from Debian, by the name that "build" has for them.
 var tools = map[string][]string{
-	"chromium": {"chromium", "fonts-dejavu-core"},
-	"ceph":     {"ceph-common", "ceph-mon", "ceph-osd", "radosgw"},  // OpenShift's store
-	"bench":    {"awscli", "curl", "ripgrep", "util-linux", "zstd"}, // what shiplog is measured beside
+	"chromium":     {"chromium", "fonts-dejavu-core"},
+	"ceph":         {"ceph-common", "ceph-mon", "ceph-osd", "radosgw"},  // OpenShift's store
+	"tekton-tests": {"bash-static"},                                     // what Tekton's own examples are written for
+	"bench":        {"awscli", "curl", "ripgrep", "util-linux", "zstd"}, // what shiplog is measured beside
 }
 
 // debianPackages are what the node needs beside Go binaries, and what tests need: strace, to kill processes at one system call, and zstd, to read the archive as docs/format.md says.
