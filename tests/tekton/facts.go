@@ -15,6 +15,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/shiplog-dev/shiplog/internal/contract"
+	"github.com/shiplog-dev/shiplog/internal/placescripts"
 )
 
 // facts are what a user sees of the runs of a namespace.
@@ -217,11 +218,17 @@ func ended(pod *corev1.Pod) bool {
 	return pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed
 }
 
-// containers names a pod's containers without shiplog's.
+// expected says whether a container is there with shiplog alone, or without it alone: what
+// docs/transparency.md says of it is no finding.
+func expected(container string) bool {
+	return container == contract.ShipperContainer || container == placescripts.Container
+}
+
+// containers names a pod's containers, but for those.
 func containers(pod *corev1.Pod) []string {
 	var names []string
 	for _, container := range slices.Concat(pod.Spec.InitContainers, pod.Spec.Containers) {
-		if container.Name != contract.ShipperContainer {
+		if !expected(container.Name) {
 			names = append(names, container.Name)
 		}
 	}
@@ -313,11 +320,13 @@ func (f facts) pod(pod *corev1.Pod) {
 	what := "pod " + pod.Name
 	f.set(string(pod.Status.Phase), "%s: phase", what)
 	f.set(pod.Status.Reason, "%s: reason", what)
-	f.set(string(pod.Status.QOSClass), "%s: QoS class", what)
+	if pod.Status.QOSClass == corev1.PodQOSGuaranteed { // the others are one with shiplog
+		f.set(string(pod.Status.QOSClass), "%s: QoS class", what)
+	}
 	f.set(strings.Join(containers(pod), " "), "%s: containers", what)
 	statuses := slices.Concat(pod.Status.InitContainerStatuses, pod.Status.ContainerStatuses)
 	for _, status := range statuses {
-		if status.Name == contract.ShipperContainer {
+		if expected(status.Name) {
 			continue
 		}
 		what := what + ": container " + status.Name
