@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -56,7 +58,11 @@ func (c *fakeCluster) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		found(list)
 	case kind == "pods" && strings.HasSuffix(name, "/log"):
 		pod := strings.TrimSuffix(name, "/log")
-		for line := range strings.Lines(c.logs[pod+"/"+r.URL.Query().Get("container")]) {
+		lines := slices.Collect(strings.Lines(c.logs[pod+"/"+r.URL.Query().Get("container")]))
+		if tail, err := strconv.Atoi(r.URL.Query().Get("tailLines")); err == nil {
+			lines = lines[max(0, len(lines)-tail):]
+		}
+		for _, line := range lines {
 			fmt.Fprintf(w, "2026-11-23T12:00:00.000000000Z %s", line)
 		}
 		return
