@@ -95,7 +95,8 @@ func themes(t *testing.T) map[string]map[string]string {
 	return map[string]map[string]string{"light": all[light], "dark": all[dark]}
 }
 
-// The colours that are behind text, and those of a log's text, which stands before the last two alone.
+// The colours that are behind text, and those of a log's text, which stands before the last two
+// alone.
 var (
 	backs    = []string{"back", "panel", "log", "pick"}
 	logText  = regexp.MustCompile(`^c\d+$`)
@@ -103,8 +104,8 @@ var (
 	coloured = regexp.MustCompile(`var\(--(\w+)\)|#[0-9a-f]{3,6}\b`)
 )
 
-// TestContrast: all text can be read, and what shows where a control is can be seen, in each theme. Not
-// looked at is text whose two colours a log has asked for.
+// TestContrast: all text can be read, and what shows where a control is can be seen, in each theme.
+// Not looked at is text whose two colours a log has asked for.
 func TestContrast(t *testing.T) {
 	pairs := 0
 	for theme, variables := range themes(t) {
@@ -118,7 +119,8 @@ func TestContrast(t *testing.T) {
 			t.Helper()
 			pairs++
 			if got := contrast(t, value(front), value(back)); got < least {
-				t.Errorf("%s: %s: %s on %s has a contrast of %.2f, want %.1f", theme, what, front, back, got, least)
+				t.Errorf("%s: %s: %s on %s has a contrast of %.2f, want %.1f",
+					theme, what, front, back, got, least)
 			}
 		}
 		for _, r := range rules(t) {
@@ -169,9 +171,12 @@ func TestContrast(t *testing.T) {
 // seen is JavaScript that returns what on the page has too little contrast to what is behind it.
 const seen = `(() => {
 	const colour = (s) => s.match(/[\d.]+/g).map(Number);
-	const luminance = ([r, g, b]) => [r, g, b].map((v) => v / 255).map((v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
-		.reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
-	const contrast = (a, b) => { const [x, y] = [luminance(a), luminance(b)].sort((p, q) => q - p); return (x + 0.05) / (y + 0.05); };
+	const linear = (v) => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+	const luminance = ([r, g, b]) => 0.2126 * linear(r / 255) + 0.7152 * linear(g / 255) + 0.0722 * linear(b / 255);
+	const contrast = (a, b) => {
+		const [x, y] = [luminance(a), luminance(b)].sort((p, q) => q - p);
+		return (x + 0.05) / (y + 0.05);
+	};
 	const behind = (e) => {
 		for (; e; e = e.parentElement) {
 			const c = colour(getComputedStyle(e).backgroundColor);
@@ -181,14 +186,16 @@ const seen = `(() => {
 	};
 	const bad = [];
 	for (const e of document.body.querySelectorAll("*")) {
-		if (!e.checkVisibility() || /\bg\d/.test(e.className) && /\bf\d/.test(e.className) || e.style.color) continue;
-		const style = getComputedStyle(e);
-		const text = [...e.childNodes].some((n) => n.nodeType === Node.TEXT_NODE && n.data.trim()) || e.matches("input[type=search], input[type=password], select");
+		const asked = /\bg\d/.test(e.className) && /\bf\d/.test(e.className) || e.style.color;
+		if (!e.checkVisibility() || asked) continue;
+		const style = getComputedStyle(e), what = e.tagName + "." + e.className + " ";
+		const field = e.matches("input[type=search], input[type=password], select");
+		const text = field || [...e.childNodes].some((n) => n.nodeType === Node.TEXT_NODE && n.data.trim());
 		const is = contrast(colour(style.color), behind(e));
-		if (text && is < 4.5) bad.push(e.tagName + "." + e.className + " " + is.toFixed(2) + ": " + e.textContent.slice(0, 40));
-		if (!e.matches("button:not(.head, .fold), .button, input[type=search], input[type=password], select")) continue;
+		if (text && is < 4.5) bad.push(what + is.toFixed(2) + ": " + e.textContent.slice(0, 40));
+		if (!field && !e.matches("button:not(.head, .fold), .button")) continue;
 		const edge = contrast(colour(style.borderTopColor), behind(e.parentElement));
-		if (edge < 3) bad.push("the edge of " + e.tagName + "." + e.className + " " + edge.toFixed(2));
+		if (edge < 3) bad.push("the edge of " + what + edge.toFixed(2));
 	}
 	return bad.join("\n");
 })()`
@@ -198,7 +205,8 @@ func (b *browser) readable(what string) {
 	b.Helper()
 	before := evaluate[string](b, `document.documentElement.dataset.theme || ""`)
 	for _, theme := range []string{"light", "dark", before} {
-		bad := evaluate[string](b, fmt.Sprintf(`(document.documentElement.dataset.theme = %q, %s)`, theme, seen))
+		set := fmt.Sprintf(`document.documentElement.dataset.theme = %q`, theme)
+		bad := evaluate[string](b, "("+set+", "+seen+")")
 		if bad != "" {
 			b.Errorf("%s, %s: too little contrast:\n%s", what, theme, bad)
 		}
