@@ -750,7 +750,10 @@ func follow(t *testing.T, w *world) {
 		{"events", "?follow=true&format=events&tailLines=1", nil, []string{"id: ", "event: line", `"text":"line 10"`, `"text":"line 11"`, `"text":"line 12"`, "event: end", `{"end":{"status":"verified"`}},
 		{
 			"events of what comes from now on", "?follow=true&format=events&tailLines=0", nil,
-			[]string{fmt.Sprint("id: ", len(lineRange(1, 10))), `"text":"line 11"`, `"text":"line 12"`, "event: end"},
+			[]string{
+				fmt.Sprint("id: ", len(lineRange(1, 10))),
+				`"text":"line 11"`, `"text":"line 12"`, "event: end",
+			},
 		},
 		{"events from where it was", "?follow=true&format=events", []string{"Last-Event-ID", fmt.Sprint(len(lineRange(1, 9)))}, []string{`"text":"line 10"`, `"text":"line 11"`, `"text":"line 12"`, "event: end"}},
 		{"a run", "run?follow=true&tailLines=1", nil, []string{"[build : f] line 10", "[build : f] line 11", "[build : f] line 12"}},

@@ -392,7 +392,8 @@ func TestEventsGoOn(t *testing.T) {
 					got = append(got, text)
 				}
 			}
-			if diff := cmp.Diff(c.want, got); diff != "" || !strings.Contains(out.Body.String(), "event: end") {
+			ended := strings.Contains(out.Body.String(), "event: end")
+			if diff := cmp.Diff(c.want, got); diff != "" || !ended {
 				t.Errorf("%d (-want +got):\n%s", out.Code, diff)
 			}
 		})
@@ -410,11 +411,12 @@ func TestFilesOfAZip(t *testing.T) {
 			"run-build-0": {PodName: "p0", PipelineTask: "build"}, "run-build-1": {PodName: "p1", PipelineTask: "build"}, "run-test": {PodName: "p2", PipelineTask: "test"},
 		}, []string{"run-build-0/step-a.log", "run-build-1/step-a.log", "test/step-a.log", "tree.json"}},
 		{"tasks that are called as files or retries are", map[string]record.Pod{
-			"run-a": {PodName: "p0", PipelineTask: "build"}, "run-b": {PodName: "p1", PipelineTask: "build-retry1"},
+			"run-a": {PodName: "p0", PipelineTask: "build"},
+			"run-b": {PodName: "p1", PipelineTask: "build-retry1"},
 			"run-c": {PodName: "p2", PipelineTask: "build.retry1"}, "tree.json": {PodName: "p3"},
 		}, []string{
-			"build-retry1/step-a.log", "build.retry1/step-a.log", "build/step-a.log", "build_retry1/step-a.log",
-			"tree.json", "tree.json_/step-a.log",
+			"build-retry1/step-a.log", "build.retry1/step-a.log",
+			"build/step-a.log", "build_retry1/step-a.log", "tree.json", "tree.json_/step-a.log",
 		}},
 		{"a forged record", map[string]record.Pod{
 			"run-build": {PodName: "../x", PipelineTask: "../../etc", Containers: []record.Container{{Name: "../../passwd", Captured: true}, {Name: "step-a", Captured: true}, {Name: "step-a", Captured: true}}},
@@ -424,7 +426,9 @@ func TestFilesOfAZip(t *testing.T) {
 			m := inMemory{}
 			m.put(t, layout.UIDIndexKey("ns", run.UID), record.Pointer{Run: run})
 			for taskRun, r := range c.pods {
-				k := layout.Container{Pod: layout.Pod{Run: run, TaskRun: taskRun, PodUID: "pod-" + strings.ReplaceAll(taskRun, ".", "-")}, Container: "step-a"}
+				uid := "pod-" + strings.ReplaceAll(taskRun, ".", "-")
+				pod := layout.Pod{Run: run, TaskRun: taskRun, PodUID: uid}
+				k := layout.Container{Pod: pod, Container: "step-a"}
 				m.put(t, k.PodKey(), r)
 				m.putLog(t, k, mixedLines, 0)
 				if taskRun == "run-a" { // a retry

@@ -365,8 +365,8 @@ func TestFollowGivesUp(t *testing.T) {
 	})
 }
 
-// TestFollowFromNow: who follows from now on misses nothing, also where the answer breaks off before
-// the first line.
+// TestFollowFromNow: who follows from now on misses nothing, also where the answer breaks off
+// before the first line.
 func TestFollowFromNow(t *testing.T) {
 	var asked []url.Values
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -375,8 +375,9 @@ func TestFollowFromNow(t *testing.T) {
 			w.Header().Set(api.HeaderBytes, "7")
 			return
 		}
-		fmt.Fprintln(w, `{"line":1,"offset":0,"time":"2026-11-23T12:00:00Z","stream":"stdout","text":"before"}`)
-		fmt.Fprintln(w, `{"line":2,"offset":7,"time":"2026-11-23T12:00:00Z","stream":"stdout","text":"x"}`)
+		const line = `{"line":%d,"offset":%d,"time":"2026-11-23T12:00:00Z","stream":"stdout","text":%q}` + "\n"
+		fmt.Fprintf(w, line, 1, 0, "before")
+		fmt.Fprintf(w, line, 2, 7, "x")
 		fmt.Fprintln(w, `{"end":{"status":"verified","bytes":9,"lines":2}}`)
 	}))
 	defer server.Close()
@@ -385,7 +386,8 @@ func TestFollowFromNow(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.firstWait = time.Millisecond
-	lines, errs := read(c.Lines(t.Context(), &backend.Container{}, backend.LogOptions{None: true}, true))
+	o := backend.LogOptions{None: true}
+	lines, errs := read(c.Lines(t.Context(), &backend.Container{}, o, true))
 	if len(errs) > 0 || len(lines) != 1 || string(lines[0].Text) != "x" {
 		t.Errorf("%v, errors %v; want the line that came meanwhile", lines, errs)
 	}

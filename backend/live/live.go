@@ -459,8 +459,10 @@ type following struct {
 	ended map[layout.Container]bool
 	// old are logs that had ended when following began. Of any other that is read later, all is
 	// wanted: what it has got until then came while others were read.
-	old  map[layout.Container]bool
-	busy map[string]bool // TaskRuns of which some goroutine reads a container: they are read one after the other, retries too
+	old map[layout.Container]bool
+	// busy are TaskRuns of which some goroutine reads a container: they are read one after the
+	// other, retries too.
+	busy map[string]bool
 }
 
 type item struct {

@@ -23,7 +23,8 @@ func TestSpans(t *testing.T) {
 			{Text: "a", Class: "r f1"}, {Text: "b", Class: "f4 g1"}, {Text: "c", Class: "r g4"},
 		}},
 		{"reversed, of 24 bits", "\x1b[7;38;2;1;2;3ma\x1b[41mb\x1b[39;48;2;4;5;6mc", []Span{
-			{Text: "a", Back: "#010203"}, {Text: "b", Class: "f1", Back: "#010203"}, {Text: "c", Back: "#040506"},
+			{Text: "a", Back: "#010203"}, {Text: "b", Class: "f1", Back: "#010203"},
+			{Text: "c", Back: "#040506"},
 		}},
 		{"256 colours", "\x1b[38;5;9ma\x1b[38;5;196mb\x1b[48;5;255mc", []Span{{Text: "a", Class: "f9"}, {Text: "b", Front: "#ff0000"}, {Text: "c", Front: "#ff0000", Back: "#eeeeee"}}},
 		{"24 bits", "\x1b[38;2;1;2;3;4ma", []Span{{Text: "a", Class: "u", Front: "#010203"}}},

@@ -267,9 +267,9 @@ func newHandler(ctx context.Context, o options, registry prometheus.Registerer, 
 	return m.requests(log, neverKept(gate.Wrap(o.limits, mux))), archive.Close, nil
 }
 
-// neverKept has every answer say that no cache keeps it, the browser's neither, and that its type is
-// what it says it is. Logs hold secrets, and who may read them changes. A client that keeps an answer
-// itself can ask with its ETag all the same.
+// neverKept has every answer say that no cache keeps it, the browser's neither, and that its type
+// is what it says it is. Logs hold secrets, and who may read them changes. A client that keeps an
+// answer itself can ask with its ETag all the same.
 func neverKept(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("X-Content-Type-Options", "nosniff")

@@ -26,7 +26,8 @@ func newGet(s *settings) *cobra.Command {
 	var dir string
 	c := &cobra.Command{
 		Use: "get RUN", Short: "Save the logs of a run as files", Args: exactlyOne, ValidArgsFunction: s.complete(""),
-		Long: `Save the logs of a run as files, byte for byte as they were printed: DIR/TASK/CONTAINER.log, and DIR/TASK_retry1/… of a retry.
+		Long: `Save the logs of a run as files, byte for byte as they were printed: DIR/TASK/CONTAINER.log, and
+DIR/TASK_retry1/… of a retry.
 Of a task with several TaskRuns, as one with a matrix, it is DIR/TASKRUN/CONTAINER.log. Nothing is written outside DIR.
 A file that is there already is written anew. What is not whole is saved as far as it goes, named on
 stderr, and shown by the exit code. Of a step that was not captured there is no file: it is named in
@@ -137,7 +138,11 @@ type names map[string]bool
 
 // file is the file of a place's log. Names come from the pod's record, which a tenant can write, so what is no name of Kubernetes is no file's either, and no two logs have the same.
 func (n names) file(p backend.Place) (string, error) {
-	if err := errors.Join(layout.CheckName("the name of its task", p.TaskRun.UniqueLabel()), layout.CheckName("the name of its container", p.Container.Name)); err != nil {
+	err := errors.Join(
+		layout.CheckName("the name of its task", p.TaskRun.UniqueLabel()),
+		layout.CheckName("the name of its container", p.Container.Name),
+	)
+	if err != nil {
 		return "", fmt.Errorf("TaskRun %s: %w", p.TaskRun.Name, err)
 	}
 	name := filepath.Join(p.Folder(), p.Container.Name+".log")

@@ -153,7 +153,8 @@ func fillRetries(t *testing.T, store *objectstore.Store) {
 			Containers: []record.Container{{Name: "step-a", Kind: record.Step, Captured: true}},
 		})
 		line := criline.Append(nil, start, criline.Stdout, true, []byte{byte('0' + i)})
-		put(t, store, logText{container: layout.Container{Pod: pod, Container: "step-a"}, sealed: true, lines: line})
+		c := layout.Container{Pod: pod, Container: "step-a"}
+		put(t, store, logText{container: c, sealed: true, lines: line})
 	}
 }
 

@@ -57,14 +57,18 @@ func newLogs(s *settings) *cobra.Command {
 	f.StringSliceVarP(&sel.Steps, "step", "s", nil, "only these steps")
 	f.BoolVar(&sel.timestamps, "timestamps", false, "begin each line with its time")
 	f.StringVarP(&sel.Container, "container", "c", "", "only this container, as step-x or sidecar-x")
-	f.Int64Var(&sel.tail, "tail", allLines, "only the last `N` ended lines of each log, and what is behind them; 0: nothing of what is there; -1: all")
+	f.Int64Var(&sel.tail, "tail", allLines, "only the last `N` ended lines of each log, and what is "+
+		"behind them; 0: nothing of what is there; -1: all")
 	f.BoolVar(&sel.raw, "raw", false, "exactly the bytes that were printed, and nothing else; from the archive")
 	return c
 }
 
 // newPipelineRun makes "pipelinerun logs", with tkn's flags.
 func newPipelineRun(s *settings) *cobra.Command {
-	sel := &selection{kind: layout.PipelineRun, tail: allLines, Choice: backend.Choice{Sidecars: true}} // which tkn takes for steps
+	sel := &selection{
+		kind: layout.PipelineRun, tail: allLines,
+		Choice: backend.Choice{Sidecars: true}, // which tkn takes for steps
+	}
 	c := &cobra.Command{
 		Use: "logs [PIPELINERUN]", Short: "Print the logs of a PipelineRun, with tkn's flags and exit codes", ValidArgsFunction: s.complete(layout.PipelineRun), Args: atMostOne,
 		RunE: func(cmd *cobra.Command, args []string) error { return s.tknLogs(cmd.Context(), sel, args) },

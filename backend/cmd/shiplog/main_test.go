@@ -194,12 +194,24 @@ func TestCommands(t *testing.T) {
 		{"logs-init", []string{"logs", "-n", "ns", "--container", "prepare", "run"}, 0},
 		{"logs-timestamps", []string{"logs", "-n", "ns", "--container", "prepare", "--timestamps", "run"}, 0},
 		{"logs-tail", []string{"logs", "-n", "ns", "--step", "compile", "--tail", "2", "run"}, exitLost},
-		{"logs-tail-all", []string{"logs", "-n", "ns", "--step", "compile", "--tail", "-1", "run"}, exitLost},
-		{"logs-tail-none", []string{"logs", "-n", "ns", "--step", "compile", "--tail", "0", "run"}, exitLost},
+		{
+			"logs-tail-all",
+			[]string{"logs", "-n", "ns", "--step", "compile", "--tail", "-1", "run"}, exitLost,
+		},
+		{
+			"logs-tail-none",
+			[]string{"logs", "-n", "ns", "--step", "compile", "--tail", "0", "run"}, exitLost,
+		},
 		{"logs-tail-wrong", []string{"logs", "-n", "ns", "--tail", "-2", "run"}, exitUsage},
 		{"logs-container", []string{"logs", "-n", "ns", "-c", "prepare", "run"}, 0},
-		{"search-limit-too-high", []string{"search", "-n", "ns", "run", "line", "--limit", "20000"}, exitUsage},
-		{"search-container", []string{"search", "-n", "ns", "running", "line 1", "-c", "step-a"}, exitRunning},
+		{
+			"search-limit-too-high",
+			[]string{"search", "-n", "ns", "run", "line", "--limit", "20000"}, exitUsage,
+		},
+		{
+			"search-container",
+			[]string{"search", "-n", "ns", "running", "line 1", "-c", "step-a"}, exitRunning,
+		},
 		{"logs-raw", []string{"logs", "-n", "ns", "--task", "build", "--step", "compile", "--raw", "run"}, exitLost},
 		{"logs-running", []string{"logs", "-n", "ns", "running"}, exitRunning},
 		{"logs-tail-behind-gap", []string{"logs", "-n", "ns", "--step", "gaps", "--tail", "1", "states"}, exitLost},
@@ -362,6 +374,7 @@ func TestOutputIsClosed(t *testing.T) {
 func TestContext(t *testing.T) {
 	server := newFakeServer(t)
 	server.containers = []fakeLog{fakeContainer("step-a", 6, "hello\n")}
+	const none = `context "none" does not exist`
 	for _, c := range []struct {
 		name string
 		args []string
@@ -369,10 +382,10 @@ func TestContext(t *testing.T) {
 		says string
 	}{
 		{"container", []string{"logs", "run", "-c", "step-a"}, 0, "[good : a] hello\n"},
-		{"none of this name", []string{"logs", "run", "-c", "step-b"}, exitFailed, "no container of run run fits"},
-		{"context", []string{"logs", "run", "--context", "none"}, exitUsage, `context "none" does not exist`},
-		{"tkn's", []string{"pipelinerun", "logs", "run", "-c", "none"}, exitUsage, `context "none" does not exist`},
-		{"tkn's, long", []string{"taskrun", "logs", "run", "--context", "none"}, exitUsage, `context "none" does not exist`},
+		{"no such one", []string{"logs", "run", "-c", "step-b"}, exitFailed, "no container of run"},
+		{"context", []string{"logs", "run", "--context", "none"}, exitUsage, none},
+		{"tkn's", []string{"pipelinerun", "logs", "run", "-c", "none"}, exitUsage, none},
+		{"tkn's, long", []string{"taskrun", "logs", "run", "--context", "none"}, exitUsage, none},
 		{"neither", []string{"ls", "run", "-c", "none"}, exitUsage, "unknown shorthand flag: 'c'"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -75,7 +75,8 @@ running), whatever was found.`,
 	f.IntVar(&around, "around", 0, "`N` lines before and behind each match")
 	f.IntVarP(&before, "before", "B", 0, "`N` lines before each match")
 	f.IntVarP(&after, "after", "A", 0, "`N` lines behind each match")
-	f.IntVar(&limit, "limit", 1000, fmt.Sprintf("the most matches to print, up to %d", api.MostMatches))
+	most := fmt.Sprintf("the most matches to print, up to %d", api.MostMatches)
+	f.IntVar(&limit, "limit", 1000, most)
 	sel.chooses(c)
 	return c
 }
@@ -223,8 +224,13 @@ func (src *source) searchBucket(ctx context.Context, tree *backend.Tree, sel *se
 					return
 				}
 			}
-			if len(missing) > 0 {
-				all.Damage = append(all.Damage, fmt.Sprintf("%s: could not be searched at %d places, the first at byte %d: %s", nameOf(p), len(missing), missing[0].Offset, missing[0].Reason))
+			if n := len(missing); n > 0 { // in the server's words
+				said := fmt.Sprintf("%s: could not be searched at byte %d: %s",
+					nameOf(p), missing[0].Offset, missing[0].Reason)
+				if n > 1 {
+					said += fmt.Sprintf(" (and at %d more)", n-1)
+				}
+				all.Damage = append(all.Damage, said)
 			}
 			if all.More {
 				return
