@@ -512,11 +512,9 @@ func (f *following) begin(ctx context.Context, v *View) (over bool) {
 	defer f.mu.Unlock()
 	over = v.over
 	next := map[string]bool{}
-	o := f.o
-	if first := f.old == nil; first {
+	first := f.old == nil
+	if first {
 		f.old = v.logsEnded()
-	} else {
-		o.None = false
 	}
 	for place := range v.Tree.Containers() {
 		c, key := place.Container, place.TaskRun.Name
@@ -532,9 +530,9 @@ func (f *following) begin(ctx context.Context, v *View) (over bool) {
 			continue
 		}
 		f.busy[key] = true
-		o := o
-		if f.old[c.Key] {
-			o = f.o
+		o := f.o
+		if !first && !f.old[c.Key] {
+			o.None = false
 		}
 		f.wg.Go(func() { f.read(ctx, pod, place, v.kept[c.Key], o) })
 	}
