@@ -42,6 +42,15 @@ func (p Place) Label(run layout.Run) string {
 	return "[" + task + " : " + p.Container.Label() + "] "
 }
 
+// Folder is the name of a folder for the logs of the place's pod. No other pod of the tree has the
+// same: names of TaskRuns and tasks have no underscore.
+func (p Place) Folder() string {
+	if p.Retry > 0 {
+		return fmt.Sprintf("%s_retry%d", p.TaskRun.UniqueLabel(), p.Retry)
+	}
+	return p.TaskRun.UniqueLabel()
+}
+
 func (p *Printer) see(s Status) {
 	if p.Seen != nil {
 		p.Seen(s)

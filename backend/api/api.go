@@ -55,8 +55,6 @@ func New(o Options) http.Handler {
 	mux := http.NewServeMux()
 	for path, h := range a.routes() {
 		mux.HandleFunc("GET "+Base+path, func(w http.ResponseWriter, r *http.Request) {
-			w.Header().Set("X-Content-Type-Options", "nosniff")
-			w.Header().Set("Cache-Control", "private, no-cache")
 			out := &answer{ResponseWriter: w}
 			err := h(out, r)
 			switch {

@@ -748,6 +748,13 @@ func follow(t *testing.T, w *world) {
 		{"nothing of what was there", "?follow=true&tailLines=0", nil, []string{"line 11", "line 12"}},
 		{"NDJSON", "?follow=true&format=ndjson&tailLines=1", nil, []string{`"text":"line 10"`, `"text":"line 11"`, `"text":"line 12"`, `{"end":{"status":"verified"`}},
 		{"events", "?follow=true&format=events&tailLines=1", nil, []string{"id: ", "event: line", `"text":"line 10"`, `"text":"line 11"`, `"text":"line 12"`, "event: end", `{"end":{"status":"verified"`}},
+		{
+			"events of what comes from now on", "?follow=true&format=events&tailLines=0", nil,
+			[]string{
+				fmt.Sprint("id: ", len(lineRange(1, 10))),
+				`"text":"line 11"`, `"text":"line 12"`, "event: end",
+			},
+		},
 		{"events from where it was", "?follow=true&format=events", []string{"Last-Event-ID", fmt.Sprint(len(lineRange(1, 9)))}, []string{`"text":"line 10"`, `"text":"line 11"`, `"text":"line 12"`, "event: end"}},
 		{"a run", "run?follow=true&tailLines=1", nil, []string{"[build : f] line 10", "[build : f] line 11", "[build : f] line 12"}},
 		{"a run without what was there", "run?follow=true&tailLines=0", nil, []string{"[build : f] line 11", "[build : f] line 12"}},

@@ -364,6 +364,42 @@ func TestEventsEnd(t *testing.T) {
 	}
 }
 
+// TestEventsGoOn: an EventSource whose connection breaks gets what it asked for, and no more.
+func TestEventsGoOn(t *testing.T) {
+	m := inMemory{}
+	m.putLog(t, long, longLines, 100)
+	archive := backend.New(m)
+	h := New(Options{Archive: archive, Gate: keys{}, Log: slog.New(slog.DiscardHandler)})
+	for _, c := range []struct {
+		name, query string
+		last        int // the line that came last
+		want        []string
+	}{
+		{"to a line", "?toLine=5", 3, []string{"line 4", "line 5"}},
+		{"all lines were there", "?toLine=5", 5, nil},
+		{"from a line to a line", "?fromLine=2&toLine=5", 4, []string{"line 5"}},
+		{"the last lines", "?tailLines=2", 999, []string{"line 1000"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			id := fmt.Sprint(len(lineRange(1, c.last)))
+			out := httptest.NewRecorder()
+			header := []string{"Accept", "text/event-stream", "Last-Event-ID", id}
+			h.ServeHTTP(out, ask(t, http.MethodGet, path(long)+"/logs"+c.query, header...))
+			var got []string
+			for line := range strings.Lines(out.Body.String()) {
+				if _, text, ok := strings.Cut(line, `"text":"`); ok {
+					text, _, _ = strings.Cut(text, `"`)
+					got = append(got, text)
+				}
+			}
+			ended := strings.Contains(out.Body.String(), "event: end")
+			if diff := cmp.Diff(c.want, got); diff != "" || !ended {
+				t.Errorf("%d (-want +got):\n%s", out.Code, diff)
+			}
+		})
+	}
+}
+
 // TestFilesOfAZip: each log has a file of its own, and none is outside of the folder where they are unpacked, whatever a tenant has put into the record of a pod.
 func TestFilesOfAZip(t *testing.T) {
 	for _, c := range []struct {
@@ -374,6 +410,14 @@ func TestFilesOfAZip(t *testing.T) {
 		{"a matrix", map[string]record.Pod{
 			"run-build-0": {PodName: "p0", PipelineTask: "build"}, "run-build-1": {PodName: "p1", PipelineTask: "build"}, "run-test": {PodName: "p2", PipelineTask: "test"},
 		}, []string{"run-build-0/step-a.log", "run-build-1/step-a.log", "test/step-a.log", "tree.json"}},
+		{"tasks that are called as files or retries are", map[string]record.Pod{
+			"run-a": {PodName: "p0", PipelineTask: "build"},
+			"run-b": {PodName: "p1", PipelineTask: "build-retry1"},
+			"run-c": {PodName: "p2", PipelineTask: "build.retry1"}, "tree.json": {PodName: "p3"},
+		}, []string{
+			"build-retry1/step-a.log", "build.retry1/step-a.log",
+			"build/step-a.log", "build_retry1/step-a.log", "tree.json", "tree.json_/step-a.log",
+		}},
 		{"a forged record", map[string]record.Pod{
 			"run-build": {PodName: "../x", PipelineTask: "../../etc", Containers: []record.Container{{Name: "../../passwd", Captured: true}, {Name: "step-a", Captured: true}, {Name: "step-a", Captured: true}}},
 		}, []string{"run-build/step-a.log", "tree.json"}},
@@ -382,9 +426,16 @@ func TestFilesOfAZip(t *testing.T) {
 			m := inMemory{}
 			m.put(t, layout.UIDIndexKey("ns", run.UID), record.Pointer{Run: run})
 			for taskRun, r := range c.pods {
-				k := layout.Container{Pod: layout.Pod{Run: run, TaskRun: taskRun, PodUID: "pod-" + taskRun}, Container: "step-a"}
+				uid := "pod-" + strings.ReplaceAll(taskRun, ".", "-")
+				pod := layout.Pod{Run: run, TaskRun: taskRun, PodUID: uid}
+				k := layout.Container{Pod: pod, Container: "step-a"}
 				m.put(t, k.PodKey(), r)
 				m.putLog(t, k, mixedLines, 0)
+				if taskRun == "run-a" { // a retry
+					k.PodUID += "-again"
+					m.put(t, k.PodKey(), r)
+					m.putLog(t, k, mixedLines, 0)
+				}
 			}
 			h := New(Options{Archive: backend.New(m), Gate: keys{}, Log: slog.New(slog.DiscardHandler)})
 			out := httptest.NewRecorder()

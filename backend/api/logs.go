@@ -23,8 +23,9 @@ const (
 	// The state of the log, or the worst of several, and what it means in words: as a header how it was when the answer began, and as a trailer how it was found to be.
 	headerStatus = "Shiplog-Status"
 	headerWhy    = "Shiplog-Why"
-	// headerBytes and headerLines are how much is archived of a container's log.
-	headerBytes = "Shiplog-Bytes"
+	// HeaderBytes and headerLines are how much is archived of a container's log, when the answer
+	// begins.
+	HeaderBytes = "Shiplog-Bytes"
 	headerLines = "Shiplog-Lines"
 
 	// keepAlive is how often a stream of events says that it is still there, so that nobody on the way closes it.
@@ -118,7 +119,7 @@ func (a *api) serveLog(w http.ResponseWriter, r *http.Request, c backend.Contain
 	if said := c.Describe(); said != "" {
 		h.Set(headerWhy, said)
 	}
-	h.Set(headerBytes, strconv.FormatInt(c.Bytes, 10))
+	h.Set(HeaderBytes, strconv.FormatInt(c.Bytes, 10))
 	h.Set(headerLines, strconv.FormatInt(c.Lines, 10))
 	if l.download {
 		attach(h, fmt.Sprintf("%s-%s.log", c.Key.TaskRun, c.Name))
@@ -147,9 +148,14 @@ func (a *api) serveLog(w http.ResponseWriter, r *http.Request, c backend.Contain
 				w.WriteHeader(http.StatusNoContent)
 				return nil
 			}
-			l.options = backend.LogOptions{FromByte: at}
+			// Where to begin is known now. Where to end is as it was.
+			l.options = backend.LogOptions{FromByte: at, ToLine: l.options.ToLine}
 		}
-		return a.stream(w, r, c, l, &eventWriter{out: newOut(w)})
+		out := &eventWriter{out: newOut(w)}
+		if l.options.None {
+			out.from = &c.Bytes
+		}
+		return a.stream(w, r, c, l, out)
 	default:
 		return a.stream(w, r, c, l, newTextWriter(w, l))
 	}
@@ -428,12 +434,20 @@ type eventWriter struct {
 	place  *Place
 	damage *Damage
 	sent   time.Time
+	from   *int64 // the place where it begins, to be told before there is a line
 }
 
 func (e *eventWriter) contentType() string { return "text/event-stream" }
 
 // flush also says, once in a while, that there is nothing new.
 func (e *eventWriter) flush() error {
+	// Who is cut off before the first line would otherwise begin behind what has come since.
+	if e.from != nil {
+		if _, err := fmt.Fprintf(e.out, "id: %d\n\n", *e.from); err != nil {
+			return err
+		}
+		e.from = nil
+	}
 	if now := time.Now(); now.Sub(e.sent) > keepAlive || e.sent.IsZero() {
 		e.sent = now
 		if _, err := e.out.WriteString(":\n\n"); err != nil {
@@ -456,6 +470,7 @@ func (e *eventWriter) line(l backend.Line, err error) error {
 	if err != nil {
 		return err
 	}
+	e.from = nil
 	if e.place == nil { // of several logs, there is no one place to go on
 		if _, err := fmt.Fprintf(e.out, "id: %d\n", l.Offset+l.Printed()); err != nil {
 			return err
@@ -467,7 +482,7 @@ func (e *eventWriter) line(l backend.Line, err error) error {
 
 func (e *eventWriter) end(c backend.Container) error {
 	s := stateOf(c)
-	s.Damage, e.damage = e.damage, nil
+	s.Damage, e.damage, e.from = e.damage, nil, nil
 	b, err := json.Marshal(End{e.place, s})
 	if err != nil {
 		return err

@@ -13,8 +13,8 @@ import (
 )
 
 const (
-	// defaultMatches and mostMatches are how many matches a search answers with.
-	defaultMatches, mostMatches = 100, 10_000
+	// defaultMatches and MostMatches are how many matches a search answers with.
+	defaultMatches, MostMatches = 100, 10_000
 	// searchPause is how often what was found so far is sent.
 	searchPause = time.Second
 )
@@ -25,7 +25,7 @@ func searchParams(p *params) (search *backend.Search, limit int64, err error) {
 		Pattern: p.text("q"), Regexp: p.flag("regexp"), IgnoreCase: p.flag("ignoreCase"),
 		Before: int(p.number("before", 0, backend.MaxContext, 0)), After: int(p.number("after", 0, backend.MaxContext, 0)),
 	}
-	limit = p.number("limit", 1, mostMatches, defaultMatches)
+	limit = p.number("limit", 1, MostMatches, defaultMatches)
 	if err := p.done(); err != nil {
 		return nil, 0, err
 	}

@@ -146,6 +146,9 @@ func (a *api) streamSeveral(w http.ResponseWriter, r *http.Request, tree *backen
 	return to.flush()
 }
 
+// treeFile is the file of a zip that is no log.
+const treeFile = "tree.json"
+
 // zip answers with a file for each container of a run, all of them, and the tree as tree.json.
 func (a *api) zip(kind string) func(http.ResponseWriter, *http.Request) error {
 	return func(w http.ResponseWriter, r *http.Request) error {
@@ -179,7 +182,7 @@ func (a *api) zip(kind string) func(http.ResponseWriter, *http.Request) error {
 }
 
 func (a *api) zipTree(ctx context.Context, z *zip.Writer, tree *backend.Tree, wanted backend.Choice, timestamps bool) error {
-	f, err := z.Create("tree.json")
+	f, err := z.Create(treeFile)
 	if err != nil {
 		return err
 	}
@@ -192,9 +195,9 @@ func (a *api) zipTree(ctx context.Context, z *zip.Writer, tree *backend.Tree, wa
 		if !wanted.Includes(place.TaskRun, place.Container) {
 			continue
 		}
-		folder := place.TaskRun.UniqueLabel()
-		if place.Retry > 0 {
-			folder += fmt.Sprintf("-retry%d", place.Retry)
+		folder := place.Folder()
+		if folder == treeFile { // which a TaskRun may be called
+			folder += "_"
 		}
 		f, err := z.CreateHeader(&zip.FileHeader{Name: folder + "/" + place.Container.Name + ".log", Method: zip.Deflate, Modified: place.Container.LastSeen})
 		if err != nil {

@@ -266,6 +266,9 @@ func logQuery(o backend.LogOptions, follow bool) url.Values {
 		}
 	}
 	set("tailLines", o.Tail)
+	if o.None {
+		q.Set("tailLines", "0")
+	}
 	set("fromLine", o.FromLine)
 	set("toLine", o.ToLine)
 	set("fromByte", o.FromByte)
@@ -346,7 +349,7 @@ type resumption struct {
 // options ask for what is behind. The last byte is asked for again: what printed nothing behind it may be in its segment.
 func (r resumption) options(o backend.LogOptions) backend.LogOptions {
 	if r.begun {
-		o.Tail, o.FromLine, o.Since = 0, 0, time.Time{}
+		o.Tail, o.None, o.FromLine, o.Since = 0, false, 0, time.Time{}
 		o.FromByte = max(0, r.next-1)
 	}
 	return o
@@ -390,6 +393,11 @@ func (c *Client) lines(ctx context.Context, k *backend.Container, o backend.LogO
 	defer res.Body.Close()
 	*opened = true
 	var again overlap
+	if o.None { // what comes from now on is wanted, also if this breaks off before the first line
+		if n, err := strconv.ParseInt(res.Header.Get(api.HeaderBytes), 10, 64); err == nil {
+			at.begun, at.next = true, n
+		}
+	}
 	for e, err := range entries(res.Body) {
 		if err != nil {
 			return false, err

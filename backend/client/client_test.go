@@ -365,6 +365,41 @@ func TestFollowGivesUp(t *testing.T) {
 	})
 }
 
+// TestFollowFromNow: who follows from now on misses nothing, also where the answer breaks off
+// before the first line.
+func TestFollowFromNow(t *testing.T) {
+	var asked []url.Values
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		asked = append(asked, r.URL.Query())
+		if len(asked) == 1 {
+			w.Header().Set(api.HeaderBytes, "7")
+			return
+		}
+		const line = `{"line":%d,"offset":%d,"time":"2026-11-23T12:00:00Z","stream":"stdout","text":%q}` + "\n"
+		fmt.Fprintf(w, line, 1, 0, "before")
+		fmt.Fprintf(w, line, 2, 7, "x")
+		fmt.Fprintln(w, `{"end":{"status":"verified","bytes":9,"lines":2}}`)
+	}))
+	defer server.Close()
+	c, err := New(server.URL, server.Client())
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.firstWait = time.Millisecond
+	o := backend.LogOptions{None: true}
+	lines, errs := read(c.Lines(t.Context(), &backend.Container{}, o, true))
+	if len(errs) > 0 || len(lines) != 1 || string(lines[0].Text) != "x" {
+		t.Errorf("%v, errors %v; want the line that came meanwhile", lines, errs)
+	}
+	want := []url.Values{
+		{"format": {"ndjson"}, "follow": {"true"}, "tailLines": {"0"}},
+		{"format": {"ndjson"}, "follow": {"true"}, "fromByte": {"6"}},
+	}
+	if diff := cmp.Diff(want, asked); diff != "" {
+		t.Errorf("asked (-want +got):\n%s", diff)
+	}
+}
+
 // TestRedirect: a token is shown to no other host.
 func TestRedirect(t *testing.T) {
 	other := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { t.Errorf("another host was asked: %v", r.Header) }))

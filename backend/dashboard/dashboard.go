@@ -67,8 +67,6 @@ func letterOrDigit(c rune) bool {
 const notFound = "the archive has no log of this container, or you may not read it"
 
 func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	w.Header().Set("X-Content-Type-Options", "nosniff")
-	w.Header().Set("Cache-Control", "private, no-store")
 	if r.Method != http.MethodGet {
 		w.Header().Set("Allow", http.MethodGet)
 		http.Error(w, "only GET is there", http.StatusMethodNotAllowed)

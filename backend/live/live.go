@@ -210,6 +210,19 @@ func (v *View) begun(c backend.Container) bool {
 	return !ok || v.kept[c.Key] || started(stateOf(&pod, c.Name))
 }
 
+// logsEnded are the containers whose logs grow no more.
+func (v *View) logsEnded() map[layout.Container]bool {
+	ended := map[layout.Container]bool{}
+	for p := range v.Tree.Containers() {
+		if pod := v.pod(p); pod != nil {
+			ended[p.Container.Key] = stateOf(pod, p.Container.Name).Terminated != nil
+		} else {
+			ended[p.Container.Key] = p.Container.Status != backend.Running
+		}
+	}
+	return ended
+}
+
 // turnover is about how much of a log, in bytes, the kubelet is sure to give out: it keeps files of 10 MiB unless it was told otherwise (containerLogMaxSize, kubelet.config.k8s.io/v1beta1), and gives out the youngest. A log that has
 // become longer is read from the archive. mostLines bounds what a seam remembers.
 const (
@@ -221,7 +234,7 @@ const (
 func (r *Reader) lines(ctx context.Context, pod *corev1.Pod, c *backend.Container, kept bool, o backend.LogOptions, follow bool) iter.Seq2[backend.Line, error] {
 	long := c.Bytes+c.Lines*int64(criline.PrefixLen) > turnover
 	switch {
-	case pod == nil, kept && (long || o.Tail > 0):
+	case pod == nil, kept && (long || tailOf(o) != nil):
 		return r.Archive.Lines(ctx, c, o, follow)
 	case kept && c.Status != backend.Running:
 		if lines := r.ended(ctx, pod, *c); lines != nil {
@@ -233,11 +246,23 @@ func (r *Reader) lines(ctx context.Context, pod *corev1.Pod, c *backend.Containe
 	}
 }
 
+// tailOf is how many of the last lines are wanted of what is there, or nil for all of them.
+func tailOf(o backend.LogOptions) *int64 {
+	switch {
+	case o.None:
+		return new(int64)
+	case o.Tail > 0:
+		return &o.Tail
+	default:
+		return nil
+	}
+}
+
 // ended returns a log that has ended, from its pod, if that has every byte of what was archived; otherwise nil.
 func (r *Reader) ended(ctx context.Context, pod *corev1.Pod, c backend.Container) iter.Seq2[backend.Line, error] {
 	var all []backend.Line
 	var size int64
-	for l, err := range r.Cluster.lines(ctx, pod, c.Name, false, 0) {
+	for l, err := range r.Cluster.lines(ctx, pod, c.Name, false, nil) {
 		if err != nil {
 			return nil
 		}
@@ -266,9 +291,9 @@ func (r *Reader) ended(ctx context.Context, pod *corev1.Pod, c backend.Container
 func (r *Reader) growing(ctx context.Context, pod *corev1.Pod, c *backend.Container, kept bool, o backend.LogOptions, follow bool) iter.Seq2[backend.Line, error] {
 	return func(yield func(backend.Line, error) bool) {
 		s := &seam{}
-		joins := r.Archive != nil && o.Tail == 0 // the archive can go on where the pod's log stops
+		joins := r.Archive != nil && tailOf(o) == nil // the archive can go on where the pod's log stops
 		size, elsewhere := int64(0), false
-		for l, err := range r.Cluster.lines(ctx, pod, c.Name, follow, o.Tail) {
+		for l, err := range r.Cluster.lines(ctx, pod, c.Name, follow, tailOf(o)) {
 			if err != nil {
 				if !joins || ctx.Err() != nil {
 					yield(l, err)
@@ -432,7 +457,12 @@ type following struct {
 	// What follows is of watch.
 	mu    sync.Mutex
 	ended map[layout.Container]bool
-	busy  map[string]bool // TaskRuns of which some goroutine reads a container: they are read one after the other, retries too
+	// old are logs that had ended when following began. Of any other that is read later, all is
+	// wanted: what it has got until then came while others were read.
+	old map[layout.Container]bool
+	// busy are TaskRuns of which some goroutine reads a container: they are read one after the
+	// other, retries too.
+	busy map[string]bool
 }
 
 type item struct {
@@ -482,6 +512,10 @@ func (f *following) begin(ctx context.Context, v *View) (over bool) {
 	defer f.mu.Unlock()
 	over = v.over
 	next := map[string]bool{}
+	first := f.old == nil
+	if first {
+		f.old = v.logsEnded()
+	}
 	for place := range v.Tree.Containers() {
 		c, key := place.Container, place.TaskRun.Name
 		if !f.choose(place.TaskRun, c) || f.ended[c.Key] || next[key] {
@@ -496,14 +530,20 @@ func (f *following) begin(ctx context.Context, v *View) (over bool) {
 			continue
 		}
 		f.busy[key] = true
-		f.wg.Go(func() { f.read(ctx, pod, place, v.kept[c.Key]) })
+		o := f.o
+		if !first && !f.old[c.Key] {
+			o.None = false
+		}
+		f.wg.Go(func() { f.read(ctx, pod, place, v.kept[c.Key], o) })
 	}
 	return over
 }
 
 // read reads one container's log to its end.
-func (f *following) read(ctx context.Context, pod *corev1.Pod, place backend.Place, kept bool) {
-	for l, err := range f.lines(ctx, pod, &place.Container, kept, f.o, true) {
+func (f *following) read(
+	ctx context.Context, pod *corev1.Pod, place backend.Place, kept bool, o backend.LogOptions,
+) {
+	for l, err := range f.lines(ctx, pod, &place.Container, kept, o, true) {
 		l.Text = slices.Clone(l.Text) // which is valid until the next line only
 		if !f.send(ctx, item{backend.PlacedLine{Place: place, Line: l}, err}) {
 			return

@@ -316,11 +316,12 @@ func started(s corev1.ContainerState) bool { return s.Running != nil || s.Termin
 var errNoLog = errors.New("the kubelet has no log of the container")
 
 // lines yields what the kubelet has of a container's log: what it answers to "kubectl logs --timestamps". All is of stdout, since it does not say of which stream a line is. The last line may lack its end.
-func (c *Cluster) lines(ctx context.Context, pod *corev1.Pod, container string, follow bool, tail int64) iter.Seq2[backend.Line, error] {
+func (c *Cluster) lines(
+	ctx context.Context, pod *corev1.Pod, container string, follow bool, tail *int64,
+) iter.Seq2[backend.Line, error] {
 	return func(yield func(backend.Line, error) bool) {
-		o := &corev1.PodLogOptions{Container: container, Follow: follow, Timestamps: true}
-		if tail > 0 {
-			o.TailLines = &tail
+		o := &corev1.PodLogOptions{
+			Container: container, Follow: follow, Timestamps: true, TailLines: tail,
 		}
 		body, err := c.Core.Pods(pod.Namespace).GetLogs(pod.Name, o).Stream(ctx)
 		if err != nil {

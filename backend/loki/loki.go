@@ -51,7 +51,6 @@ func (h *handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	w.Header().Set("Content-Type", "application/json")
-	w.Header().Set("X-Content-Type-Options", "nosniff")
 	err = http.NewResponseController(w).Flush() // Results waits 10 s for the header, and as long as it takes for the rest
 	if err == nil {
 		err = h.write(r.Context(), w, q, parts)

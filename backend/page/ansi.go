@@ -33,6 +33,17 @@ type colour struct {
 }
 
 func (s style) span(text string) Span {
+	// The style sheet reverses one colour of the palette. Of others, what is behind the text can be
+	// any colour, and what stands before it is chosen so that it can be read.
+	switch {
+	case !s.reversed:
+	case s.front != colour{} && s.back != colour{}:
+		s.front, s.back, s.reversed = s.back, s.front, false
+	case s.front.rgb != "":
+		s.front, s.back, s.reversed = colour{}, s.front, false
+	case s.back.rgb != "":
+		s.reversed = false
+	}
 	var classes []string
 	for _, c := range []struct {
 		on   bool

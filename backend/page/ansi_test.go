@@ -19,6 +19,13 @@ func TestSpans(t *testing.T) {
 		{"reset without a number", "\x1b[32mx\x1b[my", []Span{{Text: "x", Class: "f2"}, {Text: "y"}}},
 		{"bright", "\x1b[91;107mx", []Span{{Text: "x", Class: "f9 g15"}}},
 		{"all attributes and back", "\x1b[1;2;3;4;7;9mx\x1b[22;23;24;27;29my", []Span{{Text: "x", Class: "b d i u s r"}, {Text: "y"}}},
+		{"reversed", "\x1b[7;31ma\x1b[44mb\x1b[39mc", []Span{
+			{Text: "a", Class: "r f1"}, {Text: "b", Class: "f4 g1"}, {Text: "c", Class: "r g4"},
+		}},
+		{"reversed, of 24 bits", "\x1b[7;38;2;1;2;3ma\x1b[41mb\x1b[39;48;2;4;5;6mc", []Span{
+			{Text: "a", Back: "#010203"}, {Text: "b", Class: "f1", Back: "#010203"},
+			{Text: "c", Back: "#040506"},
+		}},
 		{"256 colours", "\x1b[38;5;9ma\x1b[38;5;196mb\x1b[48;5;255mc", []Span{{Text: "a", Class: "f9"}, {Text: "b", Front: "#ff0000"}, {Text: "c", Front: "#ff0000", Back: "#eeeeee"}}},
 		{"24 bits", "\x1b[38;2;1;2;3;4ma", []Span{{Text: "a", Class: "u", Front: "#010203"}}},
 		{"24 bits with colons", "\x1b[38:2::1:2:3ma\x1b[39mb\x1b[38:2:4:5:6mc\x1b[48:5:1md", []Span{{Text: "a", Front: "#010203"}, {Text: "b"}, {Text: "c", Front: "#040506"}, {Text: "d", Class: "g1", Front: "#040506"}}},

@@ -53,11 +53,13 @@ type site struct {
 	url   string
 	token string // of somebody who may read namespace builds
 	store *objectstore.Store
-	data  string        // the store's files are somewhere below
-	lines atomic.Int64  // requests for lines
-	marks atomic.Int64  // and for groups and errors
-	away  atomic.Bool   // requests for lines fail
-	gone  chan struct{} // of a request for groups and errors, nobody waited for the answer
+	data  string       // the store's files are somewhere below
+	lines atomic.Int64 // requests for lines
+	marks atomic.Int64 // and for groups and errors
+	away  atomic.Bool  // requests for lines fail
+	// instead answers in the place of the page and the API, if it is set.
+	instead atomic.Pointer[http.HandlerFunc]
+	gone    chan struct{} // of a request for groups and errors, nobody waited for the answer
 
 	mu   sync.Mutex
 	logs []string // what was logged
@@ -111,6 +113,10 @@ func newSite(t *testing.T) *site {
 	mux.Handle("/", web)
 	mux.Handle(api.Base+"/", api.New(api.Options{Archive: archive, Gate: gate, Log: log}))
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if instead := s.instead.Load(); instead != nil {
+			(*instead)(w, r)
+			return
+		}
 		if strings.HasPrefix(r.URL.Path, own+"/lines/") {
 			s.lines.Add(1)
 			if s.away.Load() {
@@ -366,6 +372,7 @@ func TestBrowser(t *testing.T) {
 	part("login", func(b *browser) {
 		b.do(chromedp.Navigate(s.url+"/ui/builds/run-7#step=build/compile&L=3-4"), chromedp.WaitVisible("#login"))
 		b.picture("login")
+		b.readable("login")
 		b.do(chromedp.SetValue(`#login input[name="token"]`, "not-a-token"), chromedp.Click("#login button"), chromedp.WaitVisible(".message.bad"))
 		if text := b.text(".message.bad"); !strings.Contains(text, "token") || strings.Contains(text, "not-a-token") {
 			b.Errorf("a wrong token: %q", text)
@@ -391,6 +398,7 @@ func TestBrowser(t *testing.T) {
 			b.Errorf("runs: %q", text)
 		}
 		b.picture("runs")
+		b.readable("runs")
 		b.do(chromedp.SetValue(`.filter select`, "failed"), chromedp.Click(".filter button"), chromedp.WaitReady(`.filter option[selected]`))
 		if text := b.text(".runs tbody tr td:first-child"); text != "build-7" {
 			b.Errorf("failed runs: %q", text)
@@ -406,6 +414,7 @@ func TestBrowser(t *testing.T) {
 			}
 		}
 		b.picture("tree")
+		b.readable("tree")
 	})
 
 	part("hostile text", func(b *browser) {
@@ -424,6 +433,7 @@ func TestBrowser(t *testing.T) {
 			b.Errorf("title %q, %d elements that the log has made, %d in the colour that it asked for", title, links, colour)
 		}
 		b.picture("hostile")
+		b.readable("hostile")
 	})
 
 	part("failed step, first error, groups", func(b *browser) {
@@ -431,6 +441,7 @@ func TestBrowser(t *testing.T) {
 		b.do(chromedp.Click("#go-failed"))
 		b.until("the end of the step that failed", `[...document.querySelectorAll(".row .text")].some((e) => e.innerText === "no newline at the end")`)
 		b.picture("failed")
+		b.readable("failed")
 		b.do(chromedp.Click("#go-error"))
 		b.until("the first error", `document.querySelector(".row.picked.error")?.innerText.includes("undefined: shipper")`)
 		if hash := evaluate[string](b, "location.hash"); hash != "#step=build/compile&L=700" {
@@ -488,9 +499,11 @@ func TestBrowser(t *testing.T) {
 			b.Errorf("of the log with a gap: %q", text)
 		}
 		b.picture("search-gaps")
+		b.readable("search-gaps")
 		b.do(chromedp.Click("#found a"))
 		b.until("the line", `document.querySelector(".row.picked.error:not(.waiting)")`)
 		b.picture("search")
+		b.readable("search")
 		b.do(chromedp.SetValue(`#search input[type="search"]`, "(("), chromedp.Click(`#search input[name="regexp"]`), chromedp.Click(`#search button`), chromedp.WaitVisible("#found .bad"))
 		if text := b.text("#found .bad"); !strings.Contains(text, "((") {
 			b.Errorf("a pattern that is none: %q", text)
@@ -513,6 +526,7 @@ func TestBrowser(t *testing.T) {
 		more(600, 400)
 		b.until("what came", `[...document.querySelectorAll(".row:not(.waiting) .number")].some((e) => e.innerText === "600")`)
 		b.picture("live")
+		b.readable("live")
 		b.do(chromedp.Click(".pause"))
 		b.until("the pause", `document.querySelector(".state").innerText === "paused"`)
 		asked := s.lines.Load()

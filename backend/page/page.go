@@ -111,10 +111,8 @@ func New(o Options) http.Handler {
 func header(w http.ResponseWriter) {
 	h := w.Header()
 	h.Set("Content-Security-Policy", policy)
-	h.Set("X-Content-Type-Options", "nosniff")
 	h.Set("Referrer-Policy", "same-origin") // with no-referrer, browsers do not say where the login form is from (Fetch, 3.1: Origin)
 	h.Set("Cross-Origin-Opener-Policy", "same-origin")
-	h.Set("Cache-Control", "private, no-store")
 }
 
 // files serves the script and the style.
@@ -130,7 +128,7 @@ func (p *page) files() http.Handler {
 			p.fail(w, r, &api.Error{Status: http.StatusNotFound, Message: "there is no such page"})
 			return
 		}
-		w.Header().Set("Cache-Control", "no-cache")
+		w.Header().Set("Cache-Control", "no-cache") // of the program, and not of a log
 		serve.ServeHTTP(w, r)
 	})
 }

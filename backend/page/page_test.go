@@ -66,12 +66,17 @@ func (d *door) Login(w http.ResponseWriter, _ *http.Request, token string) error
 func (d *door) Logout(http.ResponseWriter, *http.Request) error { return nil }
 
 // ask sends a request to the page of an archive, as somebody who may read namespace builds.
-func ask(t *testing.T, h http.Handler, method, path string, form url.Values) *http.Response {
+func ask(
+	t *testing.T, h http.Handler, method, path string, form url.Values, header ...string,
+) *http.Response {
 	t.Helper()
 	r := httptest.NewRequest(method, path, strings.NewReader(form.Encode()))
 	r.Header.Set("Authorization", "Bearer good")
 	if form != nil {
 		r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+	}
+	for i := 0; i < len(header); i += 2 {
+		r.Header.Set(header[i], header[i+1])
 	}
 	w := httptest.NewRecorder()
 	h.ServeHTTP(w, r)

@@ -2,7 +2,10 @@ package page
 
 import (
 	"cmp"
+	"context"
+	"crypto/sha256"
 	"errors"
+	"fmt"
 	"io/fs"
 	"net/http"
 	"strconv"
@@ -66,6 +69,18 @@ func (p *page) run(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	// A browser that goes to the page has none.
+	if known := r.Header.Get("If-None-Match"); known != "" {
+		tag, err := p.tagOf(r.Context(), target, time.Now())
+		if err != nil {
+			return err
+		}
+		w.Header().Set("ETag", tag)
+		if known == tag {
+			w.WriteHeader(http.StatusNotModified)
+			return nil
+		}
+	}
 	tree, err := p.Archive.Tree(r.Context(), target)
 	if errors.Is(err, fs.ErrNotExist) {
 		return &api.Error{Status: http.StatusNotFound, Message: "the archive has nothing of this run"}
@@ -76,6 +91,25 @@ func (p *page) run(w http.ResponseWriter, r *http.Request) error {
 	data := runPageOf(tree, kind, time.Now())
 	data.Others = target.Others
 	return p.show(w, http.StatusOK, "run.html", data)
+}
+
+// tagAge bounds how long a page is taken for new of whose run no object has changed: in time, a log
+// that runs becomes partial.
+const tagAge = time.Minute
+
+// tagOf is an ETag of a run's page. It costs a LIST for each 1000 objects, where the page costs a
+// GET for each record too.
+func (p *page) tagOf(ctx context.Context, target backend.Target, now time.Time) (string, error) {
+	sum := sha256.New()
+	fmt.Fprintln(sum, now.Truncate(tagAge).Unix(), target)
+	whole := backend.Target{Run: target.Run} // with its run.json
+	for object, err := range p.Archive.Objects(ctx, whole) {
+		if err != nil {
+			return "", err
+		}
+		fmt.Fprintln(sum, object.Key, object.Size, object.Modified.UnixNano())
+	}
+	return fmt.Sprintf(`"%x"`, sum.Sum(nil)), nil
 }
 
 func runPageOf(tree *backend.Tree, kind string, now time.Time) runPage {
@@ -125,10 +159,23 @@ func silent(c backend.Container) bool {
 	return c.Kind == record.Init && c.Bytes == 0 && c.Waiting == nil && c.Status != backend.Damaged && c.Status != backend.Gaps
 }
 
+// nameOf is what the fragment calls a container: its label where no other container of the pod
+// could be meant.
+func nameOf(place backend.Place) string {
+	label := place.Container.Label()
+	for _, other := range place.Pod.Containers {
+		if other.Name != place.Container.Name && (other.Label() == label || other.Name == label) {
+			return place.Container.Name
+		}
+	}
+	return label
+}
+
 func stepOf(place backend.Place, task string) step {
 	c := place.Container
 	s := step{
-		Task: task, Name: c.Label(), Container: c.Name, Retry: place.Retry, Path: api.PathOf(c.Key), Kind: string(c.Kind), Status: string(c.Status), Says: c.Describe(), Bytes: c.Bytes, Lines: c.Lines,
+		Task: task, Name: nameOf(place),
+		Container: c.Name, Retry: place.Retry, Path: api.PathOf(c.Key), Kind: string(c.Kind), Status: string(c.Status), Says: c.Describe(), Bytes: c.Bytes, Lines: c.Lines,
 		Empty: c.Bytes == 0, Estimated: c.Estimated, Took: -1,
 	}
 	s.ID = task + "/" + s.Name

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io/fs"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -101,6 +102,83 @@ func TestBrowserViewer(t *testing.T) {
 		b.picture("nothing")
 		archivetest.PutPod(b.T, s.store, layout.Pod{Run: layout.Run{Namespace: "builds", Name: "none", UID: "run-none"}, TaskRun: "none-t", PodUID: "pod-none"}, record.Pod{PodName: "none-t-pod", Created: begin, Containers: steps("s")})
 		b.until("the first step", `document.querySelector(".step") && !document.querySelector("#tree > .message") && document.querySelector("#title").innerText.includes("logs running")`)
+	})
+
+	part("the session ends", func(b *browser) {
+		all := archivetest.Lines(begin, 60, number)
+		c := s.start(b.T, "session", firstLines(all, 40))
+		const address = "/ui/builds/run-session#step=t/s"
+		b.open(address)
+		b.until("the log", shown(40))
+		post := func(path, body string) {
+			b.Helper()
+			run(b, chromedp.Evaluate[int](fmt.Sprintf(`fetch(%q, {
+				method: "POST", body: new URLSearchParams(%s), redirect: "manual",
+			}).then((r) => r.status)`, path, body), chromedp.EvalAwaitPromise))
+		}
+		// stale is JavaScript that says whether the page tells that it may be old.
+		const stale = `!document.querySelector("#stale").hidden`
+		const live = `document.querySelector(".state").innerText === "live"`
+		says := func(selector string) string {
+			const js = `document.querySelector(%q).innerText.includes("your session has ended")`
+			return fmt.Sprintf(js, selector)
+		}
+		told := func() {
+			b.Helper()
+			b.until("that the session has ended", stale+" && "+says("#stale"))
+			b.do(chromedp.WaitVisible("#stale button"))
+			b.until("it beside the log", says(".state"))
+			if text := b.text(".row .text"); !strings.Contains(text, number(39)) {
+				b.Errorf("the log is not shown any more: %q", text)
+			}
+		}
+		post(own+"/logout", "{}")
+		told()
+		b.picture("session-ended")
+		b.readable("session-ended")
+		// Who logs in elsewhere finds the page going on.
+		s.grow(b.T, c, all, 40, 50)
+		post(own+"/login", fmt.Sprintf("{token: %q}", s.token))
+		evaluate[bool](b, `window.dispatchEvent(new Event("focus"))`)
+		b.until("what has come", shown(50)+" && !("+stale+") && "+live)
+		post(own+"/logout", "{}")
+		told()
+		b.do(chromedp.Click("#stale button"))
+		b.login()
+		b.until("the same log", shown(50))
+		if at := evaluate[string](b, `location.pathname + location.hash`); at != address {
+			b.Errorf("the login leads to %q", at)
+		}
+		// A proxy before the server has a login of its own, which no script may follow to.
+		proxy := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			http.Redirect(w, r, "https://login.example/", http.StatusFound)
+		})
+		s.instead.Store(&proxy)
+		told()
+		s.instead.Store(nil)
+		evaluate[bool](b, `window.dispatchEvent(new Event("focus"))`)
+		b.until("the page's going on", `document.querySelector("#stale").hidden`)
+	})
+
+	part("the page cannot be renewed", func(b *browser) {
+		s.start(b.T, "stale", archivetest.Lines(begin, 3, number))
+		b.open("/ui/builds/run-stale")
+		for _, c := range []struct {
+			status int
+			says   string
+		}{
+			{http.StatusForbidden, "you may not"}, {http.StatusOK, "the server answers with another page"},
+		} {
+			no := http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+				w.WriteHeader(c.status)
+				fmt.Fprintf(w, `{"error":%q}`, c.says)
+			})
+			s.instead.Store(&no)
+			why := "What is shown may be old: " + c.says + "."
+			b.until("why", fmt.Sprintf(`document.querySelector("#stale").innerText.trim() === %q`, why))
+			s.instead.Store(nil)
+			b.until("the page's going on", `document.querySelector("#stale").hidden`)
+		}
 	})
 
 	part("a long line is read to its end", func(b *browser) {

@@ -264,8 +264,34 @@ func newHandler(ctx context.Context, o options, registry prometheus.Registerer, 
 	if tenants != nil {
 		mux.Handle(dashboard.Base+"/", dashboard.New(dashboard.Options{Archive: archive, Tenants: tenants, Log: log}))
 	}
-	return m.requests(log, gate.Wrap(o.limits, mux)), archive.Close, nil
+	return m.requests(log, neverKept(gate.Wrap(o.limits, mux))), archive.Close, nil
 }
+
+// neverKept has every answer say that no cache keeps it, the browser's neither, and that its type
+// is what it says it is. Logs hold secrets, and who may read them changes. A client that keeps an
+// answer itself can ask with its ETag all the same.
+func neverKept(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("X-Content-Type-Options", "nosniff")
+		w.Header().Set("Cache-Control", unkept)
+		next.ServeHTTP(&unkeptWriter{w}, r)
+	})
+}
+
+const unkept = "private, no-store"
+
+// unkeptWriter puts back what http.ServeContent takes away from errors.
+type unkeptWriter struct{ http.ResponseWriter }
+
+func (w *unkeptWriter) WriteHeader(status int) {
+	if w.Header().Get("Cache-Control") == "" {
+		w.Header().Set("Cache-Control", unkept)
+	}
+	w.ResponseWriter.WriteHeader(status)
+}
+
+// Unwrap is for http.ResponseController.
+func (w *unkeptWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
 // sideRoutes are what Prometheus and the kubelet ask for, in plain HTTP. Neither health nor readiness asks S3 or the API server: that they are slow is no reason to send readers away, or to begin anew.
 func sideRoutes(metrics prometheus.Gatherer, leaving context.Context) http.Handler {

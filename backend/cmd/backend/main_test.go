@@ -14,6 +14,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"go.uber.org/goleak"
@@ -53,6 +54,83 @@ func TestFlags(t *testing.T) {
 			_, err := parseFlags(c.args)
 			if (err == nil) != (c.want == "") || err != nil && !strings.Contains(err.Error(), c.want) {
 				t.Errorf("%v, want %q", err, c.want)
+			}
+		})
+	}
+}
+
+// TestNeverKept: no cache keeps an answer, whatever it is and whoever asks.
+func TestNeverKept(t *testing.T) {
+	log := layout.Container{
+		Pod: layout.Pod{
+			Run: layout.Run{Namespace: "ns", Name: "run", UID: "u"}, TaskRun: "run-build", PodUID: "p",
+		},
+		Container: "step-a",
+	}
+	lines := archivetest.Lines(time.Now(), 3, func(int) string { return "x" })
+	segments, bodies := archivetest.Segments(t, lines, 0)
+	seal, err := record.Encode(archivetest.Seal(t, lines))
+	if err != nil {
+		t.Fatal(err)
+	}
+	tenants := filepath.Join(t.TempDir(), "tenants.yaml")
+	tenant := fmt.Appendf(nil, "tenants: [{name: a, namespaces: [ns], pathSecretSHA256: %x}]",
+		sha256.Sum256([]byte("secret")))
+	if err := os.WriteFile(tenants, tenant, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	objects := map[string][]byte{log.SegmentKey(segments[0]): bodies[0], log.SealKey(): seal}
+	s := newStub(t, func(w http.ResponseWriter, r *http.Request) {
+		if key, ok := strings.CutPrefix(r.URL.Path, "/logs/"); ok && key != "" {
+			if _, err := w.Write(objects[key]); err != nil || objects[key] == nil {
+				w.WriteHeader(http.StatusNotFound)
+			}
+			return
+		}
+		fmt.Fprint(w, "<ListBucketResult>")
+		for key, body := range objects {
+			if strings.HasPrefix(key, r.URL.Query().Get("prefix")) {
+				fmt.Fprintf(w, "<Contents><Key>%s</Key><Size>%d</Size>", key, len(body))
+				fmt.Fprintf(w, "<LastModified>%s</LastModified></Contents>", time.Now().UTC().Format(time.RFC3339))
+			}
+		}
+		fmt.Fprint(w, "</ListBucketResult>")
+	}, "--dashboard-tenants="+tenants)
+	of := api.Base + "/containers/" + api.PathOf(log) + "/logs"
+	shown := page.Base + "/-/lines/" + api.PathOf(log) + "?from=1&count=9"
+	for _, c := range []struct {
+		name, path string
+		header     []string
+		status     int
+		want       string
+	}{
+		{"the API", api.Base + "/namespaces/ns/runs", nil, 200, unkept},
+		{"a log", of, nil, 200, unkept},
+		{"a range of it", of, []string{"Range", "bytes=1-2"}, 206, unkept},
+		{"one that is not there", of, []string{"Range", "bytes=10-"}, 416, unkept},
+		{"by its ETag", of, []string{"If-None-Match", "*"}, 304, unkept},
+		{"no such path of the API", api.Base + "/none", nil, 404, unkept},
+		{"the page", page.Base + "/", nil, 200, unkept},
+		{"its login", page.Base + "/-/login", nil, 200, unkept},
+		{"a log's lines for the page", shown, nil, 200, unkept},
+		{"its script", page.Base + "/-/static/viewer.js", nil, 200, "no-cache"},
+		{"Results", loki.Path, nil, 400, unkept},
+		{"a Dashboard", dashboard.Base + "/ns/pod/step-a", nil, 401, unkept},
+		{"no such path", "/other", nil, 404, unkept},
+		{"nobody", api.Base + "/namespaces/ns/runs", []string{"Authorization", ""}, 401, unkept},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			r := httptest.NewRequest(http.MethodGet, c.path, nil)
+			r.Header.Set("Authorization", "Bearer good")
+			for i := 0; i < len(c.header); i += 2 {
+				r.Header.Set(c.header[i], c.header[i+1])
+			}
+			w := httptest.NewRecorder()
+			s.handler.ServeHTTP(w, r)
+			h := w.Result().Header
+			sniffed := h.Get("X-Content-Type-Options") != "nosniff"
+			if w.Code != c.status || h.Get("Cache-Control") != c.want || sniffed {
+				t.Errorf("%d %v %s; want %d and %q", w.Code, h, w.Body, c.status, c.want)
 			}
 		})
 	}

@@ -26,7 +26,8 @@ func newGet(s *settings) *cobra.Command {
 	var dir string
 	c := &cobra.Command{
 		Use: "get RUN", Short: "Save the logs of a run as files", Args: exactlyOne, ValidArgsFunction: s.complete(""),
-		Long: `Save the logs of a run as files, byte for byte as they were printed: DIR/TASK/CONTAINER.log, and DIR/TASK.retry1/… of a retry.
+		Long: `Save the logs of a run as files, byte for byte as they were printed: DIR/TASK/CONTAINER.log, and
+DIR/TASK_retry1/… of a retry.
 Of a task with several TaskRuns, as one with a matrix, it is DIR/TASKRUN/CONTAINER.log. Nothing is written outside DIR.
 A file that is there already is written anew. What is not whole is saved as far as it goes, named on
 stderr, and shown by the exit code. Of a step that was not captured there is no file: it is named in
@@ -45,7 +46,7 @@ func (sel *selection) chooses(c *cobra.Command) {
 	f := c.Flags()
 	f.StringSliceVarP(&sel.Tasks, "task", "t", nil, "only these tasks of the pipeline, or TaskRuns")
 	f.StringSliceVarP(&sel.Steps, "step", "s", nil, "only these steps")
-	f.StringVar(&sel.Container, "container", "", "only this container, as step-x or sidecar-x")
+	f.StringVarP(&sel.Container, "container", "c", "", "only this container, as step-x or sidecar-x")
 	f.BoolVarP(&sel.All, "all", "a", false, "init containers and sidecars too")
 }
 
@@ -135,21 +136,16 @@ func (s *settings) get(ctx context.Context, sel *selection, run, dir string) err
 // names are the files that logs of a run were given.
 type names map[string]bool
 
-// folder is where a place's files go.
-func folder(p backend.Place) string {
-	if p.Retry > 0 {
-		return fmt.Sprintf("%s.retry%d", p.TaskRun.UniqueLabel(), p.Retry)
-	}
-	return p.TaskRun.UniqueLabel()
-}
-
 // file is the file of a place's log. Names come from the pod's record, which a tenant can write, so what is no name of Kubernetes is no file's either, and no two logs have the same.
 func (n names) file(p backend.Place) (string, error) {
-	folder := folder(p)
-	if err := errors.Join(layout.CheckName("the name of its task", folder), layout.CheckName("the name of its container", p.Container.Name)); err != nil {
+	err := errors.Join(
+		layout.CheckName("the name of its task", p.TaskRun.UniqueLabel()),
+		layout.CheckName("the name of its container", p.Container.Name),
+	)
+	if err != nil {
 		return "", fmt.Errorf("TaskRun %s: %w", p.TaskRun.Name, err)
 	}
-	name := filepath.Join(folder, p.Container.Name+".log")
+	name := filepath.Join(p.Folder(), p.Container.Name+".log")
 	if n[name] {
 		return "", fmt.Errorf("TaskRun %s: another log is %s", p.TaskRun.Name, name)
 	}
@@ -236,7 +232,7 @@ func (s *settings) verify(ctx context.Context, sel *selection, run string) error
 	var rows []row
 	for p := range v.Tree.Containers() {
 		c := p.Container
-		r := row{label: folder(p) + "/" + c.Name}
+		r := row{label: p.Folder() + "/" + c.Name}
 		damaged := ""
 		for l, err := range src.Archive.Lines(ctx, &c, backend.LogOptions{}, false) {
 			var digest *backend.DigestError

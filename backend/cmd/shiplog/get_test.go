@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
@@ -42,6 +43,7 @@ func TestGet(t *testing.T) {
 	store, config := archivetest.Start(t)
 	fill(t, store)
 	fillMatrix(t, store)
+	fillRetries(t, store)
 	useBucket(t, config)
 	for _, c := range []struct {
 		name string
@@ -50,18 +52,22 @@ func TestGet(t *testing.T) {
 		want map[string]string
 		says []string
 	}{
-		{"steps", []string{"run"}, exitLost, map[string]string{"build/step-compile.log": compiled, "build.retry1/step-compile.log": "before the gap\nbehind the gap\n"},
-			[]string{"2 logs are in", "build.retry1/step-compile -- shiplog: 17 bytes are missing here"}},
+		{"steps", []string{"run"}, exitLost, map[string]string{"build/step-compile.log": compiled, "build_retry1/step-compile.log": "before the gap\nbehind the gap\n"},
+			[]string{"2 logs are in", "build_retry1/step-compile -- shiplog: 17 bytes are missing here"}},
 		{"all", []string{"run", "-a"}, exitLost, map[string]string{
 			"build/prepare.log": "prepared\n", "build/step-compile.log": compiled, "build/sidecar-db.log": "",
-			"build.retry1/prepare.log": "prepared\n", "build.retry1/step-compile.log": "before the gap\nbehind the gap\n", "build.retry1/sidecar-db.log": "",
+			"build_retry1/prepare.log": "prepared\n", "build_retry1/step-compile.log": "before the gap\nbehind the gap\n", "build_retry1/sidecar-db.log": "",
 		}, []string{"6 logs are in", "not captured: no-command"}},
-		{"one container", []string{"run", "--container", "prepare"}, 0, map[string]string{"build/prepare.log": "prepared\n", "build.retry1/prepare.log": "prepared\n"}, nil},
-		{"by UID", []string{theRunUID, "--task", "build", "--container", "prepare"}, 0, map[string]string{"build/prepare.log": "prepared\n", "build.retry1/prepare.log": "prepared\n"}, nil},
+		{"one container", []string{"run", "--container", "prepare"}, 0, map[string]string{"build/prepare.log": "prepared\n", "build_retry1/prepare.log": "prepared\n"}, nil},
+		{"by UID", []string{theRunUID, "--task", "build", "--container", "prepare"}, 0, map[string]string{"build/prepare.log": "prepared\n", "build_retry1/prepare.log": "prepared\n"}, nil},
 		{"running", []string{"running"}, exitRunning, map[string]string{"running-a/step-a.log": compiled}, []string{"still running"}},
 		{"damaged", []string{"states", "--step", "damaged"}, exitLost, map[string]string{"states-a/step-damaged.log": ""}, []string{"this log is damaged"}},
 		{"empty", []string{"states", "--step", "silent"}, 0, map[string]string{"states-a/step-silent.log": ""}, nil},
 		{"matrix", []string{"matrix"}, 0, map[string]string{"matrix-0/step-a.log": "0\n", "matrix-1/step-a.log": "1\n", "alone/step-a.log": "2\n"}, []string{"3 logs are in"}},
+		{"tasks that are called as retries are", []string{"retries"}, 0, map[string]string{
+			"build/step-a.log": "0\n", "build_retry1/step-a.log": "1\n",
+			"build-retry1/step-a.log": "2\n", "build.retry1/step-a.log": "3\n",
+		}, []string{"4 logs are in"}},
 		{"nothing fits", []string{"run", "--step", "none"}, exitFailed, map[string]string{}, []string{"no container of run run fits"}},
 		{"no such run", []string{"none"}, exitFailed, map[string]string{}, []string{`is named "none"`}},
 		{"no run", nil, exitUsage, map[string]string{}, []string{"name one run"}},
@@ -95,7 +101,7 @@ func TestGet(t *testing.T) {
 		for range 2 {
 			said(t, []string{"get", "-n", "ns", "--to", dir, "run", "--container", "prepare"})
 		}
-		if diff := cmp.Diff(map[string]string{"build/prepare.log": "prepared\n", "build.retry1/prepare.log": "prepared\n", "build/mine.txt": "mine"}, filesIn(t, dir)); diff != "" {
+		if diff := cmp.Diff(map[string]string{"build/prepare.log": "prepared\n", "build_retry1/prepare.log": "prepared\n", "build/mine.txt": "mine"}, filesIn(t, dir)); diff != "" {
 			t.Errorf("files (-want +got):\n%s", diff)
 		}
 	})
@@ -103,7 +109,7 @@ func TestGet(t *testing.T) {
 		dir := t.TempDir()
 		t.Chdir(dir)
 		said(t, []string{"get", "-n", "ns", "run", "--container", "prepare"})
-		if diff := cmp.Diff(map[string]string{"run/build/prepare.log": "prepared\n", "run/build.retry1/prepare.log": "prepared\n"}, filesIn(t, dir)); diff != "" {
+		if diff := cmp.Diff(map[string]string{"run/build/prepare.log": "prepared\n", "run/build_retry1/prepare.log": "prepared\n"}, filesIn(t, dir)); diff != "" {
 			t.Errorf("files (-want +got):\n%s", diff)
 		}
 	})
@@ -129,6 +135,27 @@ func TestGet(t *testing.T) {
 			t.Errorf("exit code %d, %q", code, got)
 		}
 	})
+}
+
+// fillRetries adds a run of which one task was tried again, and others are called as if they were
+// its retries.
+func fillRetries(t *testing.T, store *objectstore.Store) {
+	t.Helper()
+	run := archivetest.PutRun(t, store, record.Run{
+		Kind: layout.PipelineRun, Namespace: "ns", Name: "retries", Created: start.Add(-3 * time.Hour),
+		UID: "44444444-2222-3333-4444-555555555555",
+	})
+	for i, task := range []string{"build", "build", "build-retry1", "build.retry1"} {
+		pod := layout.Pod{Run: run, TaskRun: "retries-" + task, PodUID: fmt.Sprint("p", i)}
+		archivetest.PutPod(t, store, pod, record.Pod{
+			PodName: fmt.Sprint("retries-pod-", i), PipelineTask: task,
+			Created:    start.Add(time.Duration(i) * time.Second),
+			Containers: []record.Container{{Name: "step-a", Kind: record.Step, Captured: true}},
+		})
+		line := criline.Append(nil, start, criline.Stdout, true, []byte{byte('0' + i)})
+		c := layout.Container{Pod: pod, Container: "step-a"}
+		put(t, store, logText{container: c, sealed: true, lines: line})
+	}
 }
 
 // fillMatrix adds a run of which two TaskRuns have the same task.

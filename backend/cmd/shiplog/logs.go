@@ -22,7 +22,15 @@ type selection struct {
 	backend.Choice
 	raw, timestamps, prefix       bool
 	follow, archive, exitLikeARun bool
-	tail                          int64
+	tail                          int64 // lines, or allLines
+}
+
+// allLines is a --tail that leaves nothing out, as kubectl has it.
+const allLines = -1
+
+// options choose the lines that --tail asks for.
+func (sel *selection) options() backend.LogOptions {
+	return backend.LogOptions{Tail: max(0, sel.tail), None: sel.tail == 0}
 }
 
 // exit codes of -E, as tkn's.
@@ -32,7 +40,7 @@ const (
 )
 
 func newLogs(s *settings) *cobra.Command {
-	sel := &selection{}
+	sel := &selection{tail: allLines}
 	c := &cobra.Command{
 		Use: "logs [RUN]", Short: "Print the logs of a run",
 		Long: "Print the logs of a run, each line with its task and step. A pod that is there is read itself, and the archive has the rest.",
@@ -48,15 +56,19 @@ func newLogs(s *settings) *cobra.Command {
 	f.StringSliceVarP(&sel.Tasks, "task", "t", nil, "only these tasks of the pipeline, or TaskRuns")
 	f.StringSliceVarP(&sel.Steps, "step", "s", nil, "only these steps")
 	f.BoolVar(&sel.timestamps, "timestamps", false, "begin each line with its time")
-	f.StringVar(&sel.Container, "container", "", "only this container, as step-x or sidecar-x")
-	f.Int64Var(&sel.tail, "tail", 0, "only the last `N` ended lines of each log, and what is behind them")
+	f.StringVarP(&sel.Container, "container", "c", "", "only this container, as step-x or sidecar-x")
+	f.Int64Var(&sel.tail, "tail", allLines, "only the last `N` ended lines of each log, and what is "+
+		"behind them; 0: nothing of what is there; -1: all")
 	f.BoolVar(&sel.raw, "raw", false, "exactly the bytes that were printed, and nothing else; from the archive")
 	return c
 }
 
 // newPipelineRun makes "pipelinerun logs", with tkn's flags.
 func newPipelineRun(s *settings) *cobra.Command {
-	sel := &selection{kind: layout.PipelineRun, Choice: backend.Choice{Sidecars: true}} // which tkn takes for steps
+	sel := &selection{
+		kind: layout.PipelineRun, tail: allLines,
+		Choice: backend.Choice{Sidecars: true}, // which tkn takes for steps
+	}
 	c := &cobra.Command{
 		Use: "logs [PIPELINERUN]", Short: "Print the logs of a PipelineRun, with tkn's flags and exit codes", ValidArgsFunction: s.complete(layout.PipelineRun), Args: atMostOne,
 		RunE: func(cmd *cobra.Command, args []string) error { return s.tknLogs(cmd.Context(), sel, args) },
@@ -67,13 +79,14 @@ func newPipelineRun(s *settings) *cobra.Command {
 	f.BoolVar(&sel.timestamps, "timestamps", false, "begin each line with its time")
 	f.BoolVarP(&sel.exitLikeARun, "exit-with-pipelinerun-error", "E", false, "exit with the PipelineRun's: 0 succeeded or not over, 1 failed, 2 not known")
 	parent := &cobra.Command{Use: "pipelinerun", Aliases: []string{"pr", "pipelineruns"}, Short: "PipelineRuns, as with tkn"}
+	s.likeTknFlags(parent)
 	parent.AddCommand(c)
 	return parent
 }
 
 // newTaskRun makes "taskrun logs", with tkn's flags.
 func newTaskRun(s *settings) *cobra.Command {
-	sel := &selection{kind: layout.TaskRun, Choice: backend.Choice{Sidecars: true}}
+	sel := &selection{kind: layout.TaskRun, tail: allLines, Choice: backend.Choice{Sidecars: true}}
 	c := &cobra.Command{
 		Use: "logs [TASKRUN]", Short: "Print the logs of a TaskRun, with tkn's flags and exit codes", ValidArgsFunction: s.complete(layout.TaskRun), Args: atMostOne,
 		RunE: func(cmd *cobra.Command, args []string) error { return s.tknLogs(cmd.Context(), sel, args) },
@@ -83,6 +96,7 @@ func newTaskRun(s *settings) *cobra.Command {
 	f.StringSliceVarP(&sel.Steps, "step", "s", nil, "only these steps")
 	f.BoolVarP(&sel.timestamps, "timestamps", "t", false, "begin each line with its time")
 	parent := &cobra.Command{Use: "taskrun", Aliases: []string{"tr", "taskruns"}, Short: "TaskRuns, as with tkn"}
+	s.likeTknFlags(parent)
 	parent.AddCommand(c)
 	return parent
 }
@@ -123,8 +137,8 @@ func notWhole(err error) error {
 // check finds flags that do not go together.
 func (sel *selection) check() error {
 	switch {
-	case sel.tail < 0:
-		return usageError("logs: --tail %d is negative", sel.tail)
+	case sel.tail < allLines:
+		return usageError("logs: --tail %d is not at least -1", sel.tail)
 	case sel.raw && sel.follow && sel.Container == "" && len(sel.Steps) != 1:
 		return usageError("logs: --raw --follow prints what one log has, as it comes: choose it with --step or --container")
 	case sel.raw && sel.timestamps:
@@ -160,7 +174,7 @@ func (s *settings) logs(ctx context.Context, sel *selection, args []string) erro
 	if len(v.Others) > 0 {
 		fmt.Fprintf(s.stderr, "shiplog: %d more runs are named %s; this is the newest. \"%s ls\" shows their UIDs\n", len(v.Others), run, program())
 	}
-	o := backend.LogOptions{Tail: sel.tail}
+	o := sel.options()
 	lines := src.Show(ctx, v, sel.Includes, o)
 	if sel.follow {
 		o.Idle = s.out.Flush

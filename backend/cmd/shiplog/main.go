@@ -75,27 +75,51 @@ func main() {
 	signal.Ignore(syscall.SIGPIPE)
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	err := run(ctx, arguments(os.Args[0], os.Args[1:]), os.Stdout, os.Stderr)
-	interrupted := ctx.Err() != nil
+	code, why := exitOf(err, ctx.Err() != nil)
 	stop()
-	var exit *exitError
-	switch {
-	case err == nil, errors.Is(err, syscall.EPIPE):
-	case interrupted && errors.Is(err, context.Canceled):
-		os.Exit(130) // as a shell says it of SIGINT
-	case errors.As(err, &exit):
-		if exit.msg != "" {
-			fmt.Fprintln(os.Stderr, "shiplog:", visibleText(exit.msg))
-		}
-		os.Exit(exit.code)
-	default:
-		fmt.Fprintln(os.Stderr, "shiplog:", visibleText(err.Error()))
-		os.Exit(exitFailed)
+	if why != "" {
+		fmt.Fprintln(os.Stderr, "shiplog:", visibleText(why))
 	}
+	os.Exit(code)
+}
+
+// exitOf is the exit code of an error, and what is said of it.
+func exitOf(err error, interrupted bool) (code int, why string) {
+	var exit *exitError
+	var gone *goneError
+	switch {
+	case err == nil, errors.As(err, &gone):
+		return 0, ""
+	case interrupted && errors.Is(err, context.Canceled):
+		return 130, "" // as a shell says it of SIGINT
+	case errors.As(err, &exit):
+		return exit.code, exit.msg
+	default:
+		return exitFailed, err.Error()
+	}
+}
+
+// goneError says that who read our output has seen enough. A connection that the other side has
+// closed fails with EPIPE too, and that is a failure.
+type goneError struct{ err error }
+
+func (e *goneError) Error() string { return e.err.Error() }
+func (e *goneError) Unwrap() error { return e.err }
+
+// output is stdout, whose EPIPE is a goneError.
+type output struct{ io.Writer }
+
+func (o output) Write(b []byte) (int, error) {
+	n, err := o.Writer.Write(b)
+	if errors.Is(err, syscall.EPIPE) {
+		err = &goneError{err}
+	}
+	return n, err
 }
 
 // run is the program without its process.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
-	s := &settings{out: bufio.NewWriterSize(stdout, 64<<10), stdout: stdout, stderr: stderr}
+	s := &settings{out: bufio.NewWriterSize(output{stdout}, 64<<10), stdout: stdout, stderr: stderr}
 	root := newRoot(s)
 	root.SetArgs(args)
 	root.InitDefaultCompletionCmd(args...)

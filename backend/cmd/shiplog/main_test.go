@@ -2,12 +2,17 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"errors"
 	"flag"
 	"fmt"
+	"io"
+	"net"
 	"os"
 	"path/filepath"
+	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -189,6 +194,24 @@ func TestCommands(t *testing.T) {
 		{"logs-init", []string{"logs", "-n", "ns", "--container", "prepare", "run"}, 0},
 		{"logs-timestamps", []string{"logs", "-n", "ns", "--container", "prepare", "--timestamps", "run"}, 0},
 		{"logs-tail", []string{"logs", "-n", "ns", "--step", "compile", "--tail", "2", "run"}, exitLost},
+		{
+			"logs-tail-all",
+			[]string{"logs", "-n", "ns", "--step", "compile", "--tail", "-1", "run"}, exitLost,
+		},
+		{
+			"logs-tail-none",
+			[]string{"logs", "-n", "ns", "--step", "compile", "--tail", "0", "run"}, exitLost,
+		},
+		{"logs-tail-wrong", []string{"logs", "-n", "ns", "--tail", "-2", "run"}, exitUsage},
+		{"logs-container", []string{"logs", "-n", "ns", "-c", "prepare", "run"}, 0},
+		{
+			"search-limit-too-high",
+			[]string{"search", "-n", "ns", "run", "line", "--limit", "20000"}, exitUsage,
+		},
+		{
+			"search-container",
+			[]string{"search", "-n", "ns", "running", "line 1", "-c", "step-a"}, exitRunning,
+		},
 		{"logs-raw", []string{"logs", "-n", "ns", "--task", "build", "--step", "compile", "--raw", "run"}, exitLost},
 		{"logs-running", []string{"logs", "-n", "ns", "running"}, exitRunning},
 		{"logs-tail-behind-gap", []string{"logs", "-n", "ns", "--step", "gaps", "--tail", "1", "states"}, exitLost},
@@ -303,6 +326,74 @@ func TestWhereIsTheArchive(t *testing.T) {
 	var exit *exitError
 	if !errors.As(err, &exit) || exit.code != exitUsage {
 		t.Errorf("error %v, want wrong usage that says what to set", err)
+	}
+}
+
+// TestOutputIsClosed: who has seen enough of the output ends the program quietly. A connection that
+// is closed is a failure.
+func TestOutputIsClosed(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	if err := r.Close(); err != nil {
+		t.Fatal(err)
+	}
+	network := fmt.Errorf("ask the shiplog server: %w", &net.OpError{
+		Op: "write", Net: "tcp", Err: os.NewSyscallError("write", syscall.EPIPE),
+	})
+	for _, c := range []struct {
+		name string
+		err  error
+		code int
+	}{
+		{"stdout", run(t.Context(), []string{"--help"}, w, io.Discard), 0},
+		{"stdout, of a search", searchFailed(run(t.Context(), []string{"--help"}, w, io.Discard)), 0},
+		{"stderr", fmt.Errorf("say: %w", syscall.EPIPE), exitFailed},
+		{"the network", network, exitFailed},
+		{"the network, of a search", searchFailed(network), exitUsage},
+		{"nothing", nil, 0},
+		{"too little", &exitError{code: exitPartial}, exitPartial},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			code, why := exitOf(c.err, false)
+			told := c.code == exitFailed || c.code == exitUsage
+			if code != c.code || told != (why != "") || (c.err == nil) != (c.name == "nothing") {
+				t.Errorf("%v: exit code %d, %q; want %d", c.err, code, why, c.code)
+			}
+		})
+	}
+	if code, why := exitOf(fmt.Errorf("read: %w", context.Canceled), true); code != 130 || why != "" {
+		t.Errorf("interrupted: exit code %d, %q", code, why)
+	}
+}
+
+// TestContext: -c is the container where there is one to choose, and the context where tkn's flags
+// are.
+func TestContext(t *testing.T) {
+	server := newFakeServer(t)
+	server.containers = []fakeLog{fakeContainer("step-a", 6, "hello\n")}
+	const none = `context "none" does not exist`
+	for _, c := range []struct {
+		name string
+		args []string
+		code int
+		says string
+	}{
+		{"container", []string{"logs", "run", "-c", "step-a"}, 0, "[good : a] hello\n"},
+		{"no such one", []string{"logs", "run", "-c", "step-b"}, exitFailed, "no container of run"},
+		{"context", []string{"logs", "run", "--context", "none"}, exitUsage, none},
+		{"tkn's", []string{"pipelinerun", "logs", "run", "-c", "none"}, exitUsage, none},
+		{"tkn's, long", []string{"taskrun", "logs", "run", "--context", "none"}, exitUsage, none},
+		{"neither", []string{"ls", "run", "-c", "none"}, exitUsage, "unknown shorthand flag: 'c'"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			args := append(c.args, "-n", "ns", "--server", server.URL)
+			if got, code := said(t, args); code != c.code || !strings.Contains(got, c.says) {
+				t.Errorf("exit code %d, %q; want %d and %q", code, got, c.code, c.says)
+			}
+		})
 	}
 }
 

@@ -168,12 +168,16 @@ func TestMissedWhilePodIsThere(t *testing.T) {
 		{"from the pod", logs, 0, "[good : a] from the pod\n"},
 		{"followed", append(logs, "-f"), 0, "[good : a] from the pod\n"},
 		{"its last lines", append(logs, "--tail", "5"), 0, "[good : a] from the pod\n"},
+		{"all lines", append(logs, "--tail", "-1"), 0, "[good : a] from the pod\n"},
+		{"no line", append(logs, "--tail", "0"), 0, ""},
+		{"no line, followed", append(logs, "--tail", "0", "-f"), 0, ""},
 		{"from the archive", append(logs, "--archive"), exitLost, "this log is missing: " + step.Why},
 		{"a list", []string{"ls", "run", "-n", "ns", "--server", server.URL}, 0, step.Why},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			got, code := said(t, c.args)
-			if code != c.code || !strings.Contains(got, c.says) {
+			more := c.says == "" && strings.Contains(got, "from the pod")
+			if code != c.code || !strings.Contains(got, c.says) || more {
 				t.Errorf("exit code %d: %q; want %d and %q", code, got, c.code, c.says)
 			}
 		})

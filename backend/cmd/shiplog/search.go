@@ -9,7 +9,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
 	"text/tabwriter"
 
 	"github.com/pkg/browser"
@@ -57,8 +56,8 @@ running), whatever was found.`,
 			return nil
 		},
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if limit < 1 {
-				return usageError("search: --limit %d is not at least 1", limit)
+			if limit < 1 || limit > api.MostMatches {
+				return usageError("search: --limit %d is not 1 to %d", limit, api.MostMatches)
 			}
 			q.Pattern, q.Before, q.After = args[1], around, around
 			if cmd.Flags().Changed("before") {
@@ -76,7 +75,8 @@ running), whatever was found.`,
 	f.IntVar(&around, "around", 0, "`N` lines before and behind each match")
 	f.IntVarP(&before, "before", "B", 0, "`N` lines before each match")
 	f.IntVarP(&after, "after", "A", 0, "`N` lines behind each match")
-	f.IntVar(&limit, "limit", 1000, "the most matches to print")
+	most := fmt.Sprintf("the most matches to print, up to %d", api.MostMatches)
+	f.IntVar(&limit, "limit", 1000, most)
 	sel.chooses(c)
 	return c
 }
@@ -84,8 +84,9 @@ running), whatever was found.`,
 // searchFailed gives errors another exit code than "nothing found" has.
 func searchFailed(err error) error {
 	var exit *exitError
+	var gone *goneError
 	switch {
-	case err == nil, errors.Is(err, context.Canceled), errors.Is(err, syscall.EPIPE):
+	case err == nil, errors.Is(err, context.Canceled), errors.As(err, &gone):
 		return err
 	case errors.As(err, &exit) && (exit.code != exitFailed || exit.msg == ""):
 		return err
@@ -216,15 +217,23 @@ func (src *source) searchBucket(ctx context.Context, tree *backend.Tree, sel *se
 				}
 				if all.Matches == limit {
 					all.More = true
-					return
+					break
 				}
 				all.Matches++
 				if !yield(placed{p.Label(tree.Run), api.MatchOf(m)}, nil) {
 					return
 				}
 			}
-			if len(missing) > 0 {
-				all.Damage = append(all.Damage, fmt.Sprintf("%s: could not be searched at %d places, the first at byte %d: %s", nameOf(p), len(missing), missing[0].Offset, missing[0].Reason))
+			if n := len(missing); n > 0 { // in the server's words
+				said := fmt.Sprintf("%s: could not be searched at byte %d: %s",
+					nameOf(p), missing[0].Offset, missing[0].Reason)
+				if n > 1 {
+					said += fmt.Sprintf(" (and at %d more)", n-1)
+				}
+				all.Damage = append(all.Damage, said)
+			}
+			if all.More {
+				return
 			}
 		}
 	}

@@ -72,6 +72,23 @@ func TestThroughServer(t *testing.T) {
 		{"logs-all", []string{"logs", "-n", "ns", "--all", "run"}, exitLost},
 		{"logs-timestamps", []string{"logs", "-n", "ns", "--container", "prepare", "--timestamps", "run"}, 0},
 		{"logs-tail", []string{"logs", "-n", "ns", "--step", "compile", "--tail", "2", "run"}, exitLost},
+		{
+			"logs-tail-all",
+			[]string{"logs", "-n", "ns", "--step", "compile", "--tail", "-1", "run"}, exitLost,
+		},
+		{
+			"logs-tail-none",
+			[]string{"logs", "-n", "ns", "--step", "compile", "--tail", "0", "run"}, exitLost,
+		},
+		{"logs-container", []string{"logs", "-n", "ns", "-c", "prepare", "run"}, 0},
+		{
+			"search-limit-too-high",
+			[]string{"search", "-n", "ns", "run", "line", "--limit", "20000"}, exitUsage,
+		},
+		{
+			"search-container",
+			[]string{"search", "-n", "ns", "running", "line 1", "-c", "step-a"}, exitRunning,
+		},
 		{"logs-raw", []string{"logs", "-n", "ns", "--task", "build", "--step", "compile", "--raw", "run"}, exitLost},
 		{"logs-broken", []string{"logs", "-n", "ns", "--archive", "broken"}, exitLost},
 		{"taskrun-logs", []string{"tr", "logs", "-n", "ns", "-s", "compile", "run-build"}, 0},

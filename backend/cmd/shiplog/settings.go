@@ -54,11 +54,19 @@ type settings struct {
 	noticed sync.Map // what was said already
 }
 
+const contextUsage = "kubeconfig context to use (default: the current one)"
+
+// likeTknFlags gives --context the letter that tkn has for it. Elsewhere -c is the container, as in
+// kubectl.
+func (s *settings) likeTknFlags(c *cobra.Command) {
+	c.PersistentFlags().StringVarP(&s.context, "context", "c", "", contextUsage)
+}
+
 func (s *settings) flags(root *cobra.Command) {
 	f := root.PersistentFlags()
 	f.StringVarP(&s.namespace, "namespace", "n", os.Getenv(envNamespace), "namespace of the run (default: the kubeconfig's)")
 	f.StringVarP(&s.kubeconfig, "kubeconfig", "k", "", "kubectl's config file (default: KUBECONFIG, or ~/.kube/config)")
-	f.StringVarP(&s.context, "context", "c", "", "kubeconfig context to use (default: the current one)")
+	f.StringVar(&s.context, "context", "", contextUsage)
 	f.StringVar(&s.s3, "s3", "", "read the archive straight from `s3://BUCKET/PREFIX`")
 	f.StringVar(&s.s3, "s3-url", "", "the same as --s3")
 	_ = f.MarkHidden("s3-url") // it exists

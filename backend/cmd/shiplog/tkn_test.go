@@ -5,7 +5,10 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"slices"
+	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -26,9 +29,14 @@ type fakeCluster struct {
 	taskRuns []tekton.TaskRun
 	pods     []corev1.Pod
 	logs     map[string]string // by pod and container
+	logged   func()            // if set, it is called behind each log, and may change the rest
+
+	mu sync.Mutex // one request is answered at a time
 }
 
 func (c *fakeCluster) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
 	w.Header().Set("Content-Type", "application/json")
 	var answer any = metav1.Status{TypeMeta: metav1.TypeMeta{Kind: "Status", APIVersion: "v1"}, Status: metav1.StatusFailure, Reason: metav1.StatusReasonNotFound, Code: http.StatusNotFound}
 	status := http.StatusNotFound
@@ -56,8 +64,15 @@ func (c *fakeCluster) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		found(list)
 	case kind == "pods" && strings.HasSuffix(name, "/log"):
 		pod := strings.TrimSuffix(name, "/log")
-		for line := range strings.Lines(c.logs[pod+"/"+r.URL.Query().Get("container")]) {
+		lines := slices.Collect(strings.Lines(c.logs[pod+"/"+r.URL.Query().Get("container")]))
+		if tail, err := strconv.Atoi(r.URL.Query().Get("tailLines")); err == nil {
+			lines = lines[max(0, len(lines)-tail):]
+		}
+		for _, line := range lines {
 			fmt.Fprintf(w, "2026-11-23T12:00:00.000000000Z %s", line)
+		}
+		if c.logged != nil {
+			c.logged()
 		}
 		return
 	case kind == "pods":

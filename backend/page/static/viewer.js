@@ -48,11 +48,26 @@
     return low;
   };
 
-  // get asks the server. Who is not logged in any more is led to the login.
+  // unsure tells that what is shown may be old, and why. Without a reason it takes that back.
+  const stale = document.getElementById("stale"), [reason, again] = stale.children;
+  const sessionEnded = "your session has ended";
+  let ended = false; // it has: only what a person does asks the server
+  const unsure = (why) => {
+    const before = ended;
+    stale.hidden = !why;
+    ended = why === sessionEnded;
+    again.hidden = !ended;
+    if (why) setText(reason, `What is shown may be old: ${why}.`);
+    if (before && !ended) for (const log of logs.values()) { log.tell(); log.draw(); }
+  };
+  again.addEventListener("click", () => location.reload()); // whoever asks for the login leads back here
+
+  // get asks the server. Of who is not logged in any more, the server or a proxy before it asks for a login; what is shown stays, since somebody may be reading it.
   const get = async (address, options) => {
-    const answer = await fetch(address, {credentials: "same-origin", ...options});
-    if (answer.status === 401) location.reload();
-    if (!answer.ok) {
+    const answer = await fetch(address, {credentials: "same-origin", redirect: "manual", ...options});
+    if (answer.status === 401 || answer.type === "opaqueredirect") { unsure(sessionEnded); throw new Error(sessionEnded); }
+    if (ended) unsure();
+    if (!answer.ok && answer.status !== 304) {
       let why = answer.statusText;
       try { why = (await answer.json()).error || why; } catch { /* it is not ours */ }
       throw new Error(why);
@@ -480,7 +495,7 @@
         if (stop.signal.aborted || this.closed) return;
         this.tell(err.message);
         clearTimeout(this.waiting);
-        this.waiting = setTimeout(() => this.draw(), retryEvery);
+        if (!ended) this.waiting = setTimeout(() => this.draw(), retryEvery);
       } finally {
         if (this.loading.get(k) === stop) this.loading.delete(k);
       }
@@ -507,7 +522,7 @@
     }
     // poll looks for what is new.
     poll() {
-      if (!this.paused && this.status === "running" && !document.hidden) this.renew();
+      if (!this.paused && this.status === "running" && !document.hidden && !ended) this.renew();
     }
     async renew() {
       if (this.renewing !== undefined) return;
@@ -659,14 +674,16 @@
 
   // refresh brings what is new of the run into the tree.
   const renew = (here, fresh) => { if (here.innerHTML !== fresh.innerHTML) here.replaceChildren(...fresh.childNodes); };
-  let refreshing = false;
+  let refreshing = false, tag = '""'; // of what is shown
   const refresh = async () => {
     if (refreshing) return;
     refreshing = true;
     try {
-      const fresh = new DOMParser().parseFromString(await (await get(location.pathname)).text(), "text/html");
+      const answer = await get(location.pathname, {headers: {"If-None-Match": tag}});
+      if (answer.status === 304) { unsure(); return; }
+      const fresh = new DOMParser().parseFromString(await answer.text(), "text/html");
       const now = fresh.getElementById("run");
-      if (!now) return;
+      if (!now) throw new Error("the server answers with another page");
       for (const name of ["over", "failed"]) run.dataset[name] = now.dataset[name];
       renew(document.getElementById("title"), fresh.getElementById("title"));
       document.getElementById("go-failed").hidden = !run.dataset.failed;
@@ -690,11 +707,16 @@
       }
       if (before) tree.querySelector(":scope > .message")?.remove();
       if (missing) show();
-    } catch { /* it is tried again */ } finally { refreshing = false; }
+      tag = answer.headers.get("ETag") || tag;
+      unsure();
+    } catch (err) { // it is tried again
+      unsure(err.message);
+    } finally { refreshing = false; }
   };
   // A run that has just begun has no steps, and a log that is partial may go on, though nothing is heard of the run.
   const mayChange = () => run.dataset.over !== "true" || !document.querySelector(".step") || [...logs.values()].some((l) => l.status === "running" || l.status === "partial");
-  setInterval(() => { if (mayChange() && !document.hidden) refresh(); }, treeEvery);
+  setInterval(() => { if (mayChange() && !document.hidden && !ended) refresh(); }, treeEvery);
+  addEventListener("focus", () => { if (ended) refresh(); }); // one may have logged in elsewhere
 
   // What is shown of all logs is remembered by the browser.
   const toggles = {times: "timed", wrap: "wrapped"};
