@@ -18,6 +18,7 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
 	utilrand "k8s.io/apimachinery/pkg/util/rand"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/kubernetes"
@@ -210,6 +211,33 @@ func (c *cluster) cleanUp(ctx context.Context) error {
 		err = errors.Join(err, c.deleteNamespace(ctx, ns.Name))
 	}
 	return errors.Join(err, c.client.DeleteAllOf(ctx, &corev1.PersistentVolume{}, mine))
+}
+
+// flags are those of Tekton's features that its examples need beside the defaults.
+var flags = map[string]string{
+	"enable-api-fields": "alpha", "enable-artifacts": "true",
+	"enable-cel-in-whenexpression": "true", "enable-param-enum": "true",
+}
+
+// setFlags sets them, and returns what sets them back.
+func (c *cluster) setFlags(ctx context.Context) (back func(context.Context) error, err error) {
+	key := client.ObjectKey{Namespace: "tekton-pipelines", Name: "feature-flags"}
+	var config corev1.ConfigMap
+	if err := c.client.Get(ctx, key, &config); err != nil {
+		return nil, err
+	}
+	set := func(ctx context.Context, values map[string]string) error {
+		patch, err := json.Marshal(map[string]any{"data": values})
+		if err != nil {
+			return err
+		}
+		return c.client.Patch(ctx, config.DeepCopy(), client.RawPatch(types.MergePatchType, patch))
+	}
+	before := map[string]string{}
+	for name := range flags {
+		before[name] = config.Data[name]
+	}
+	return func(ctx context.Context) error { return set(ctx, before) }, set(ctx, flags)
 }
 
 // kubeletLog is what the kubelet has of a container.

@@ -260,7 +260,7 @@ func (c *cluster) checkArchive(ctx context.Context, s *side, o *outcome) {
 				o.verified++
 				kubelet := s.facts.logs[what]
 				what += ", the archive's beside the kubelet's"
-				o.differs = append(o.differs, compareLogs(what, kubelet, kubelet, text)...)
+				o.differs = append(o.differs, compareArchive(what, kubelet, text)...)
 			}
 		}
 	}

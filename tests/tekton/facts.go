@@ -143,6 +143,25 @@ func compareLogs(what, without, again, with string) []difference {
 	return []difference{{what + ": log", quoted(missing, total(a)), quoted(more, total(c))}}
 }
 
+// compareArchive compares what the kubelet has of a log with what was printed, as the archive has
+// it. The kubelet ends lines that nobody ended, and may have the two streams in another order.
+func compareArchive(what, kubelet, archive string) []difference {
+	size := func(text string) int { return len(text) - strings.Count(text, "\n") }
+	var missing []string
+	for line := range strings.Lines(kubelet) {
+		if !strings.Contains(archive, strings.TrimSuffix(line, "\n")) {
+			missing = append(missing, line)
+		}
+	}
+	if len(missing) == 0 && size(kubelet) == size(archive) {
+		return nil
+	}
+	return []difference{{
+		what + ": log", quoted(missing, total(lines(kubelet))),
+		fmt.Sprintf("%d bytes, and %d of the kubelet", len(archive), len(kubelet)),
+	}}
+}
+
 func lines(text string) map[string]int {
 	n := map[string]int{}
 	for line := range strings.Lines(text) {

@@ -69,6 +69,13 @@ func run(ctx context.Context, o options) (err error) {
 	if !o.keep && !o.list {
 		defer func() { err = errors.Join(err, c.cleanUp(context.WithoutCancel(ctx))) }()
 	}
+	if !o.list {
+		back, flagsErr := c.setFlags(ctx)
+		if flagsErr != nil {
+			return flagsErr
+		}
+		defer func() { err = errors.Join(err, back(context.WithoutCancel(ctx))) }()
+	}
 	differs := false
 	for _, half := range halves {
 		r := report{half: half, version: c.module.Version, list: o.list}

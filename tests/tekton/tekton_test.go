@@ -274,3 +274,25 @@ different:
 		t.Error("the report does not say that something differs")
 	}
 }
+
+func TestCompareArchive(t *testing.T) {
+	for name, tc := range map[string]struct {
+		kubelet, archive string
+		same             bool
+	}{
+		"the same":                  {"a\nb\n", "a\nb\n", true},
+		"a line that nobody ended":  {"a\nb\n", "a\nb", true},
+		"another order":             {"a\nb\nc\n", "b\na\nc\n", true},
+		"a line ended by the other": {"out\nerr\n", "outerr\n", true},
+		"empty":                     {"", "", true},
+		"a line less":               {"a\nb\n", "a\n", false},
+		"a line more":               {"a\n", "a\nb\n", false},
+		"another line":              {"a\nb\n", "a\nc\n", false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if got := compareArchive("log", tc.kubelet, tc.archive); (len(got) == 0) != tc.same {
+				t.Errorf("got %+v", got)
+			}
+		})
+	}
+}
