@@ -78,7 +78,7 @@ func TestAhead(t *testing.T) {
 		{"the last of them", nil, LogOptions{Tail: 15}, 0, printed[len(printed)-15:], 2},
 		{"corrupt ones among them", func(t *testing.T, m memory) {
 			for _, n := range []int{5, 6, 9} {
-				m.put(t, name(t, n), now, []byte("garbage"))
+				m.put(t, name(t, n), now.Add(-time.Hour), []byte("garbage"))
 			}
 		}, LogOptions{}, 0, slices.Concat(printed[:40], []string{"gap", "gap"}, printed[60:80], []string{"gap"}, printed[90:]), segments},
 		{"one that is gone", func(t *testing.T, m memory) { delete(m, name(t, 7)) }, LogOptions{}, 0, slices.Concat(printed[:60], []string{"gap"}, printed[70:]), segments},
@@ -97,7 +97,7 @@ func TestAhead(t *testing.T) {
 			for n := range segments {
 				ends = append(ends, end(n+1))
 			}
-			m.putLog(t, step, now, whole, ends...)
+			m.putLog(t, step, now.Add(-time.Hour), whole, ends...)
 			if c.make != nil {
 				c.make(t, m)
 			}
