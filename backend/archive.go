@@ -51,6 +51,9 @@ func New(store Store) *Archive {
 	return a
 }
 
+// Now is what time it is for the store.
+func (a *Archive) Now() time.Time { return a.now() }
+
 // readRecord reads and decodes a JSON object.
 func readRecord[T record.Run | record.Pod | record.Alive | record.Waiting | record.Pointer | record.Seal](ctx context.Context, store Store, key string) (T, error) {
 	var zero T

@@ -48,6 +48,7 @@ type Tree struct {
 	Run      layout.Run  `json:"run"`
 	Record   *record.Run `json:"record,omitempty"` // nil if run.json is missing
 	TaskRuns []TaskRun   `json:"taskRuns"`         // in the order of their start
+	At       time.Time   `json:"at"`               // when it was read, by the store's clock
 }
 
 // TaskRun is one TaskRun of a run. Each retry is another pod.
@@ -280,6 +281,7 @@ func (a *Archive) Tree(ctx context.Context, target Target) (*Tree, error) {
 		return nil, err
 	}
 	tree.arrange(all.pods)
+	tree.At = a.now()
 	return tree, nil
 }
 
