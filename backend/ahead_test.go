@@ -254,8 +254,21 @@ func TestFollowRunMemory(t *testing.T) {
 	}
 }
 
-// TestFollowNone: of what is there nothing is shown, and all of what comes, of logs too that are not there yet.
-func TestFollowNone(t *testing.T) {
+// TestFollowLast: of what is there nothing is shown, or the last lines, and all of what comes, of logs too that are not there yet.
+func TestFollowLast(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		options LogOptions
+		want    []string
+	}{
+		{"none", LogOptions{None: true}, []string{"step-a line 2", "step-a line 3", "step-b line 0", "step-b line 1", "step-b line 2"}},
+		{"the last line", LogOptions{Tail: 1}, []string{"step-a line 1", "step-a line 2", "step-a line 3", "step-b line 0", "step-b line 1", "step-b line 2"}},
+	} {
+		t.Run(c.name, func(t *testing.T) { testFollowLast(t, c.options, c.want) })
+	}
+}
+
+func testFollowLast(t *testing.T, o LogOptions, want []string) {
 	synctest.Test(t, func(t *testing.T) {
 		start := time.Now()
 		whole := lines(4)
@@ -266,11 +279,11 @@ func TestFollowNone(t *testing.T) {
 			m.put(t, step.SegmentKey(s), start.Add(time.Duration(max(0, i-1))*time.Second), b)
 		}
 		m.put(t, step.SealKey(), start.Add(4*time.Second), sealOf(whole))
-		m.putLog(t, other, start.Add(2*time.Second), whole, lineEnd(whole, 1))
-		m.put(t, other.SealKey(), start.Add(3*time.Second), sealOf(whole[:lineEnd(whole, 1)]))
+		m.putLog(t, other, start.Add(2*time.Second), whole, lineEnd(whole, 3))
+		m.put(t, other.SealKey(), start.Add(3*time.Second), sealOf(whole[:lineEnd(whole, 3)]))
 		m.put(t, run.RunKey(), start.Add(5*time.Second), record.Run{State: record.Succeeded, Completed: start})
 		var got []string
-		for l, err := range New(growing{m}).FollowRun(t.Context(), Target{Run: run}, func(TaskRun, Container) bool { return true }, LogOptions{None: true}) {
+		for l, err := range New(growing{m}).FollowRun(t.Context(), Target{Run: run}, func(TaskRun, Container) bool { return true }, o) {
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -279,7 +292,7 @@ func TestFollowNone(t *testing.T) {
 			}
 		}
 		slices.Sort(got)
-		if want := []string{"step-a line 2", "step-a line 3", "step-b line 0"}; !slices.Equal(got, want) {
+		if !slices.Equal(got, want) {
 			t.Errorf("got %q, want %q", got, want)
 		}
 	})

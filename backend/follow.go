@@ -271,7 +271,7 @@ func (a *Archive) FollowRun(ctx context.Context, target Target, choose func(Task
 			if !running {
 				return
 			}
-			o.None = false // of what comes from now on, nothing was there
+			o.None, o.Tail = false, 0 // of what comes from now on, nothing was there
 			if err := o.pause(ctx); err != nil {
 				yield(PlacedLine{}, err)
 				return

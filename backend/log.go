@@ -43,7 +43,7 @@ type Line struct {
 
 // LogOptions choose what of a log is read. What is not zero holds together. Reading begins at the first segment that can hold something of it.
 type LogOptions struct {
-	// Tail, if positive, leaves only so many of the last ended lines, and what is behind them.
+	// Tail, if positive, leaves only so many of the last ended lines, and what is behind them. FollowRun yields all of the logs that come later.
 	Tail int64
 	// None leaves nothing of what is there when reading begins. FollowRun yields all of the logs that come later.
 	None bool

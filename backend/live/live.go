@@ -96,7 +96,7 @@ func (r *Reader) Look(ctx context.Context, namespace string, kind layout.RunKind
 		for p := range v.Tree.Containers() {
 			v.kept[p.Container.Key] = len(p.Container.Segments) > 0 || p.Container.Seal != nil || p.Container.Bytes > 0
 		}
-		v.over = v.Tree.Over(time.Now())
+		v.over = v.Tree.Over(v.Tree.At)
 		if rec := v.Tree.Record; rec != nil {
 			v.Outcome, v.Reason = outcomeOfRecord(rec)
 		}
@@ -431,6 +431,7 @@ type following struct {
 
 	// What follows is of watch.
 	mu    sync.Mutex
+	first map[layout.Container]bool // that had begun when they were looked at first
 	ended map[layout.Container]bool
 	busy  map[string]bool // TaskRuns of which some goroutine reads a container: they are read one after the other, retries too
 }
@@ -481,6 +482,12 @@ func (f *following) begin(ctx context.Context, v *View) (over bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	over = v.over
+	if f.first == nil {
+		f.first = map[layout.Container]bool{}
+		for place := range v.Tree.Containers() {
+			f.first[place.Container.Key] = v.begun(place.Container)
+		}
+	}
 	next := map[string]bool{}
 	for place := range v.Tree.Containers() {
 		c, key := place.Container, place.TaskRun.Name
@@ -488,22 +495,26 @@ func (f *following) begin(ctx context.Context, v *View) (over bool) {
 			continue
 		}
 		pod := v.pod(place)
-		if pod != nil && terminal(pod) && !v.begun(c) {
-			continue // it never ran
+		if pod != nil && (v.over || terminal(pod)) && !v.begun(c) {
+			continue // it never ran, and where the run is over it never will: a pod of a lost node stays as it is
 		}
 		next[key], over = true, false
 		if f.busy[key] || !v.begun(c) {
 			continue
 		}
 		f.busy[key] = true
-		f.wg.Go(func() { f.read(ctx, pod, place, v.kept[c.Key]) })
+		o := f.o
+		if !f.first[c.Key] { // the last lines are those of what was there
+			o.Tail = 0
+		}
+		f.wg.Go(func() { f.read(ctx, pod, place, v.kept[c.Key], o) })
 	}
 	return over
 }
 
 // read reads one container's log to its end.
-func (f *following) read(ctx context.Context, pod *corev1.Pod, place backend.Place, kept bool) {
-	for l, err := range f.lines(ctx, pod, &place.Container, kept, f.o, true) {
+func (f *following) read(ctx context.Context, pod *corev1.Pod, place backend.Place, kept bool, o backend.LogOptions) {
+	for l, err := range f.lines(ctx, pod, &place.Container, kept, o, true) {
 		l.Text = slices.Clone(l.Text) // which is valid until the next line only
 		if !f.send(ctx, item{backend.PlacedLine{Place: place, Line: l}, err}) {
 			return
