@@ -456,6 +456,11 @@ type position struct {
 	printed int64 // bytes
 }
 
+// behind is the place so far behind another.
+func (p position) behind(o position) position {
+	return position{o.lines + p.lines, o.printed + p.printed}
+}
+
 // count sums up what was printed, and finds where each segment begins. What overlaps counts once,
 // as far as names tell; see Container.Estimated for the rest.
 func (c *Container) count() {
@@ -475,7 +480,8 @@ func (c *Container) count() {
 		if s.Offset < end {
 			at, ok := known.at(s.Offset)
 			if !ok {
-				at, ok = c.numbered(i, start)
+				at, ok = c.within(c.Segments[i-1], s)
+				at = at.behind(c.starts[i-1])
 			}
 			ok = ok && at.lines <= c.Lines && at.lines+s.Lines >= c.Lines && at.printed <= c.Bytes && at.printed+s.Printed >= c.Bytes
 			if ok {
@@ -496,18 +502,17 @@ func (c *Container) count() {
 	}
 }
 
-// numbered is where a segment begins that overlaps the one before it and meets no other, if both are
+// within is how far behind a segment's beginning another begins that meets no other, if both are
 // numbered alike. That is sure where the numbers are those of whole lines that have just the archive
-// bytes that both hold, and where no segment shows that a shipper has numbered anew.
-func (c *Container) numbered(i int, end position) (position, bool) {
-	s, before := c.Segments[i], c.Segments[i-1]
-	both := position{before.Line + before.Lines - s.Line, before.PrintedOffset + before.Printed - s.PrintedOffset}
-	pieces := before.End() - s.Offset - both.printed - both.lines*int64(criline.PrefixLen)
+// bytes between, and where no segment shows that a shipper has numbered anew.
+func (c *Container) within(by, s layout.Segment) (position, bool) {
+	between := position{s.Line - by.Line, s.PrintedOffset - by.PrintedOffset}
+	pieces := s.Offset - by.Offset - between.printed - between.lines*int64(criline.PrefixLen)
 	anew := func(s layout.Segment) bool { return s.Offset > 0 && s.PrintedOffset == 0 && s.Line == 0 }
-	if both.lines < 0 || both.printed < 0 || pieces < 0 || pieces > 0 && (slices.ContainsFunc(c.Segments, anew) || slices.ContainsFunc(c.covered, anew)) {
+	if between.lines < 0 || between.lines > by.Lines || between.printed < 0 || between.printed > by.Printed || pieces < 0 || pieces > 0 && (slices.ContainsFunc(c.Segments, anew) || slices.ContainsFunc(c.covered, anew)) {
 		return position{}, false
 	}
-	return position{end.lines - both.lines, end.printed - both.printed}, true
+	return between, true
 }
 
 // whyEmpty explains a sealed log without a byte.

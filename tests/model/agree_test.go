@@ -26,7 +26,7 @@ import (
 )
 
 // oneAsked is of how many histories one is asked for in all ways.
-const oneAsked = 20
+const oneAsked = 50
 
 // TestAgreement asks the same of a bucket, of a server that reads it, and of the pods that printed
 // it: all must answer the same.

@@ -24,7 +24,7 @@ type truth struct {
 	status    backend.Status
 	pieces    []piece
 	place          // of the end, by what is archived
-	estimated bool // numbers that begin anew overlap, so that nobody can know what counts twice
+	estimated bool // numbers that begin anew overlap, or what is lost was where segments met, so that nobody can know what counts twice
 }
 
 // read reads a container as it is in the store: all objects, in order.
@@ -99,7 +99,7 @@ func (s *store) read(p *pod, l *log, now time.Time) truth {
 			archived[i] = true
 			sound[i] = sound[i] || !c.corrupt
 		}
-		t.estimated = t.estimated || c.from < end && l.renumbered
+		t.estimated = t.estimated || c.from < end && (l.renumbered || l.w.faults)
 		end = max(end, c.to)
 	}
 	gap := false

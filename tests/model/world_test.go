@@ -221,7 +221,7 @@ func (w *world) pod(r *run, taskRun, taskUID string, task, try int, at time.Time
 	if r.kind == layout.PipelineRun {
 		w.put(stored, layout.UIDIndexKey("ns", taskUID), must(record.Encode(record.Pointer{Run: r.Run, TaskRun: taskRun})), nil)
 	}
-	if w.one(8) {
+	if w.one(8) && p.record != nil { // who writes one writes the other
 		w.put(stored.Add(w.some(p.end.Sub(stored)+time.Hour)), key, pointer, nil)
 	}
 	w.signs(p)
