@@ -254,15 +254,18 @@ func TestFollowRunMemory(t *testing.T) {
 	}
 }
 
-// TestFollowLast: of what is there nothing is shown, or the last lines, and all of what comes, of logs too that are not there yet.
+// TestFollowLast: of what is there nothing is shown, or the last lines, and all of what comes, of
+// logs too that are not there yet.
 func TestFollowLast(t *testing.T) {
 	for _, c := range []struct {
 		name    string
 		options LogOptions
 		want    []string
 	}{
-		{"none", LogOptions{None: true}, []string{"step-a line 2", "step-a line 3", "step-b line 0", "step-b line 1", "step-b line 2"}},
-		{"the last line", LogOptions{Tail: 1}, []string{"step-a line 1", "step-a line 2", "step-a line 3", "step-b line 0", "step-b line 1", "step-b line 2"}},
+		{"none", LogOptions{None: true}, []string{"step-a line 2", "step-a line 3",
+			"step-b line 0", "step-b line 1", "step-b line 2"}},
+		{"the last line", LogOptions{Tail: 1}, []string{"step-a line 1", "step-a line 2",
+			"step-a line 3", "step-b line 0", "step-b line 1", "step-b line 2"}},
 	} {
 		t.Run(c.name, func(t *testing.T) { testFollowLast(t, c.options, c.want) })
 	}
@@ -283,7 +286,8 @@ func testFollowLast(t *testing.T, o LogOptions, want []string) {
 		m.put(t, other.SealKey(), start.Add(3*time.Second), sealOf(whole[:lineEnd(whole, 3)]))
 		m.put(t, run.RunKey(), start.Add(5*time.Second), record.Run{State: record.Succeeded, Completed: start})
 		var got []string
-		for l, err := range New(growing{m}).FollowRun(t.Context(), Target{Run: run}, func(TaskRun, Container) bool { return true }, o) {
+		all := func(TaskRun, Container) bool { return true }
+		for l, err := range New(growing{m}).FollowRun(t.Context(), Target{Run: run}, all, o) {
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -126,11 +126,14 @@ func (e *NotFoundError) Error() string {
 type find func(ctx context.Context, namespace, name string) (Target, error)
 
 // Find resolves what a person types. It tries, in this order, and ends with the first that is there: a UID of a PipelineRun or TaskRun (one GET); a PipelineRun's name (one
-// LIST, and a GET for each run where several have had the name: the newest is taken); a TaskRun's name (by its pods' names, which Tekton derives from it: two LISTs and two GETs, and
-// some more where several have had the name at about the same time); a pod's name (one LIST and two GETs); and last the name of a TaskRun without PipelineRun whose pod is named
-// otherwise, since the name was long (all LISTs of the namespace's runs). Nothing found is a *NotFoundError.
+// LIST, and a GET for each run where several have had the name: the newest is taken); a TaskRun's
+// name (by its pods' names, which Tekton derives from it: two LISTs and two GETs, and some more
+// where several have had the name at about the same time); a pod's name (one LIST and two GETs);
+// and last the name of a TaskRun without PipelineRun whose pod is named otherwise, since the name
+// was long (all LISTs of the namespace's runs). Nothing found is a *NotFoundError.
 func (a *Archive) Find(ctx context.Context, namespace, ref string) (Target, error) {
-	return firstOf(ctx, namespace, ref, a.findUID, a.findRun, a.findTaskRun, a.findPod, a.findInIndex)
+	return firstOf(ctx, namespace, ref, a.findUID, a.findRun, a.findTaskRun, a.findPod,
+		a.findInIndex)
 }
 
 // FindPipelineRun is Find for the UID or name of a PipelineRun alone.
@@ -174,7 +177,8 @@ func firstOf(ctx context.Context, namespace, ref string, finds ...find) (Target,
 		if err == nil && !t.within(namespace) {
 			continue
 		}
-		if ignoreAbsent(err) != nil || err == nil { // an object that cannot be read must not hide the others
+		// An object that cannot be read must not hide the others
+		if ignoreAbsent(err) != nil || err == nil {
 			return t, err
 		}
 	}
@@ -271,7 +275,8 @@ func (a *Archive) findRun(ctx context.Context, namespace, name string) (Target, 
 	return t, nil
 }
 
-// created is when a run was made. Where its record does not say, the store knows when something of it was stored.
+// created is when a run was made. Where its record does not say, the store knows when something of
+// it was stored.
 func (a *Archive) created(ctx context.Context, run layout.Run) (time.Time, error) {
 	r, err := readRecord[record.Run](ctx, a.store, run.RunKey())
 	if ignoreAbsent(err) != nil || err == nil {
@@ -285,7 +290,8 @@ func (a *Archive) created(ctx context.Context, run layout.Run) (time.Time, error
 
 // findPod takes the last of the pods that had the name.
 func (a *Archive) findPod(ctx context.Context, namespace, name string) (Target, error) {
-	pointers, err := a.podPointers(ctx, layout.PodIndexPrefix(namespace, name), "", func(pod string) bool { return pod == name })
+	pointers, err := a.podPointers(ctx, layout.PodIndexPrefix(namespace, name), "",
+		func(pod string) bool { return pod == name })
 	if err != nil {
 		return Target{}, fmt.Errorf("find pod %s: %w", name, err)
 	}
@@ -293,13 +299,16 @@ func (a *Archive) findPod(ctx context.Context, namespace, name string) (Target, 
 	return targetOf(p), err
 }
 
-// findTaskRun uses that Tekton names a TaskRun's pods <TaskRun>-pod and <TaskRun>-pod-retry<N>. Other TaskRuns' names may begin so, too, and there may be any number of them: they are not listed, as far as names tell.
+// findTaskRun uses that Tekton names a TaskRun's pods <TaskRun>-pod and <TaskRun>-pod-retry<N>.
+// Other TaskRuns' names may begin so, too, and there may be any number of them: they are not
+// listed, as far as names tell.
 func (a *Archive) findTaskRun(ctx context.Context, namespace, name string) (Target, error) {
 	first := name + "-pod"
 	if layout.CheckName("pod", first) != nil { // Tekton has shortened it
 		return Target{}, fs.ErrNotExist
 	}
-	pointers, err := a.podPointers(ctx, layout.PodIndexPrefix(namespace, first), "", func(pod string) bool { return pod == first })
+	pointers, err := a.podPointers(ctx, layout.PodIndexPrefix(namespace, first), "",
+		func(pod string) bool { return pod == first })
 	if err == nil {
 		retry := first + "-retry"
 		isRetry := func(pod string) bool {
@@ -308,7 +317,8 @@ func (a *Archive) findTaskRun(ctx context.Context, namespace, name string) (Targ
 		}
 		prefix := strings.TrimSuffix(layout.PodIndexPrefix(namespace, retry), "/")
 		var retries []objectstore.Entry
-		retries, err = a.podPointers(ctx, prefix, prefix+"/", isRetry) // digits are behind the slash
+		// Digits are behind the slash.
+		retries, err = a.podPointers(ctx, prefix, prefix+"/", isRetry)
 		pointers = append(pointers, retries...)
 	}
 	if err != nil {
@@ -318,8 +328,10 @@ func (a *Archive) findTaskRun(ctx context.Context, namespace, name string) (Targ
 	return Target{Run: p.Run, TaskRun: p.TaskRun}, err
 }
 
-// podPointers lists the pointers of the pods whose name fits, up to the first key behind the digits.
-func (a *Archive) podPointers(ctx context.Context, prefix, after string, fits func(pod string) bool) (pointers []objectstore.Entry, err error) {
+// podPointers lists the pointers of the pods whose name fits, up to the first key behind the
+// digits.
+func (a *Archive) podPointers(ctx context.Context, prefix, after string,
+	fits func(pod string) bool) (pointers []objectstore.Entry, err error) {
 	for e, err := range a.store.List(ctx, prefix, "", after, 0) {
 		if err != nil {
 			return nil, err
@@ -334,9 +346,13 @@ func (a *Archive) podPointers(ctx context.Context, prefix, after string, fits fu
 	return pointers, nil
 }
 
-// newestPod reads the pointers of pods, the youngest first, until the others cannot be of one that was made later, and returns that of the last pod for which fits is true. A pointer may be written again while its pod lives, so its own time is no more than a bound.
-func (a *Archive) newestPod(ctx context.Context, pointers []objectstore.Entry, fits func(record.Pointer) bool) (newest record.Pointer, err error) {
-	slices.SortFunc(pointers, func(a, b objectstore.Entry) int { return b.LastModified.Compare(a.LastModified) })
+// newestPod reads the pointers of pods, the youngest first, until the others cannot be of one that
+// was made later, and returns that of the last pod for which fits is true. A pointer may be written
+// again while its pod lives, so its own time is no more than a bound.
+func (a *Archive) newestPod(ctx context.Context, pointers []objectstore.Entry,
+	fits func(record.Pointer) bool) (newest record.Pointer, err error) {
+	youngest := func(a, b objectstore.Entry) int { return b.LastModified.Compare(a.LastModified) }
+	slices.SortFunc(pointers, youngest)
 	found := false
 	var made time.Time
 	for _, e := range pointers {
@@ -351,7 +367,8 @@ func (a *Archive) newestPod(ctx context.Context, pointers []objectstore.Entry, f
 			continue
 		}
 		created := e.LastModified
-		r, err := readRecord[record.Pod](ctx, a.store, layout.Pod{Run: p.Run, TaskRun: p.TaskRun, PodUID: p.PodUID}.PodKey())
+		r, err := readRecord[record.Pod](ctx, a.store,
+			layout.Pod{Run: p.Run, TaskRun: p.TaskRun, PodUID: p.PodUID}.PodKey())
 		if ignoreAbsent(err) != nil {
 			return newest, err
 		}

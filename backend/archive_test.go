@@ -559,20 +559,26 @@ func TestRecipe(t *testing.T) {
 	}
 }
 
-// TestFindAmongMany: of a name that many have had, the last is found, with few requests one behind the other, whatever has a name that begins alike and whatever cannot be read.
+// TestFindAmongMany: of a name that many have had, the last is found, with few requests one behind
+// the other, whatever has a name that begins alike and whatever cannot be read.
 func TestFindAmongMany(t *testing.T) {
 	m := memory{}
 	put := func(run layout.Run, taskRun, podName, uid string, created time.Time) {
 		p := layout.Pod{Run: run, TaskRun: taskRun, PodUID: uid}
-		m.put(t, layout.PodIndexKey("ns", podName, uid), created.Add(time.Second), record.Pointer{Run: run, TaskRun: taskRun, PodUID: uid})
-		m.put(t, p.PodKey(), created.Add(time.Second), record.Pod{PodName: podName, Created: created})
+		m.put(t, layout.PodIndexKey("ns", podName, uid), created.Add(time.Second),
+			record.Pointer{Run: run, TaskRun: taskRun, PodUID: uid})
+		m.put(t, p.PodKey(), created.Add(time.Second), record.Pod{PodName: podName,
+			Created: created})
 	}
 	begin := now.Add(-24 * time.Hour)
 	// Their UIDs are in no order.
-	uid := func(i int) string { return fmt.Sprintf("%x", sha256.Sum256([]byte{byte(i), byte(i >> 8)}))[:16] }
+	uid := func(i int) string {
+		return fmt.Sprintf("%x", sha256.Sum256(fmt.Append(nil, i)))[:16]
+	}
 	for i := range 1201 {
 		created := begin.Add(time.Duration(i) * time.Minute)
-		put(layout.Run{Namespace: "ns", Name: layout.NoPipelineRun, UID: uid(i)}, "nightly", "nightly-pod", "p"+uid(i), created)
+		put(layout.Run{Namespace: "ns", Name: layout.NoPipelineRun, UID: uid(i)}, "nightly",
+			"nightly-pod", "p"+uid(i), created)
 		// A TaskRun build-pod-NNNN, whose pod's name is before that of the TaskRun build.
 		other := fmt.Sprintf("build-pod-%04d", i)
 		put(run, other, other+"-pod", "o"+uid(i), created)
@@ -584,22 +590,27 @@ func TestFindAmongMany(t *testing.T) {
 	m[first] = object{m[first].body, now}
 	put(run, "build", "build-pod", "b0", begin)
 	put(run, "build", "build-pod-retry1", "b1", begin.Add(time.Hour))
-	put(layout.Run{Namespace: "ns", Name: "last", UID: "u"}, "build", "build-pod-retry2", "b2", begin.Add(2*time.Hour))
+	put(layout.Run{Namespace: "ns", Name: "last", UID: "u"}, "build", "build-pod-retry2", "b2",
+		begin.Add(2*time.Hour))
 	// A pointer that cannot be read.
 	m.put(t, layout.PodIndexKey("ns", "build-pod", "b9"), now, []byte("garbage"))
 	for i := range 500 {
 		r := layout.Run{Namespace: "ns", Name: "hourly", UID: uid(i)}
 		m.put(t, r.RunKey(), now, record.Run{Created: begin.Add(time.Duration(i) * time.Hour)})
 	}
-	m.put(t, layout.Run{Namespace: "ns", Name: "hourly", UID: uid(3)}.RunKey(), begin, []byte("garbage"))
+	m.put(t, layout.Run{Namespace: "ns", Name: "hourly", UID: uid(3)}.RunKey(), begin,
+		[]byte("garbage"))
 	for _, c := range []struct {
 		ref  string
 		want Target
 		gets int // at most
 	}{
-		{"nightly", Target{Run: layout.Run{Namespace: "ns", Name: layout.NoPipelineRun, UID: uid(1200)}, TaskRun: "nightly"}, 5},
-		{"nightly-pod", Target{Run: layout.Run{Namespace: "ns", Name: layout.NoPipelineRun, UID: uid(1200)}, TaskRun: "nightly", PodUID: "p" + uid(1200)}, 5},
-		{"build", Target{Run: layout.Run{Namespace: "ns", Name: "last", UID: "u"}, TaskRun: "build"}, 4},
+		{"nightly", Target{Run: layout.Run{Namespace: "ns", Name: layout.NoPipelineRun,
+			UID: uid(1200)}, TaskRun: "nightly"}, 5},
+		{"nightly-pod", Target{Run: layout.Run{Namespace: "ns", Name: layout.NoPipelineRun,
+			UID: uid(1200)}, TaskRun: "nightly", PodUID: "p" + uid(1200)}, 5},
+		{"build", Target{Run: layout.Run{Namespace: "ns", Name: "last", UID: "u"},
+			TaskRun: "build"}, 4},
 		{"build-pod", Target{Run: run, TaskRun: "build", PodUID: "b0"}, 4},
 		{"hourly", Target{Run: layout.Run{Namespace: "ns", Name: "hourly", UID: uid(499)}}, 501},
 	} {

@@ -119,12 +119,14 @@ func (a *Archive) lookAgain(ctx context.Context, c *Container, p *Pod) error {
 	if _, err := a.listContainer(ctx, &again, p); err != nil {
 		return err
 	}
-	c.Segments, c.covered, c.early, c.Stored, c.over = again.Segments, nil, nil, again.Stored, again.over
+	c.Segments, c.covered, c.early, c.Stored, c.over = again.Segments, nil, nil, again.Stored,
+		again.over
 	c.judge(p, a.now())
 	return nil
 }
 
-// listen finds out whether a pod of which was nothing heard is silent or gone: its sign of life says so, and where its shipper has others to upload, these do.
+// listen finds out whether a pod of which was nothing heard is silent or gone: its sign of life
+// says so, and where its shipper has others to upload, these do.
 func (a *Archive) listen(ctx context.Context, p *Pod) error {
 	silent := func(d time.Duration) bool { return a.now().Sub(p.LastSeen) >= d }
 	if !silent(AliveWithin / 2) {

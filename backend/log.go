@@ -43,7 +43,8 @@ type Line struct {
 
 // LogOptions choose what of a log is read. What is not zero holds together. Reading begins at the first segment that can hold something of it.
 type LogOptions struct {
-	// Tail, if positive, leaves only so many of the last ended lines, and what is behind them. FollowRun yields all of the logs that come later.
+	// Tail, if positive, leaves only so many of the last ended lines, and what is behind them.
+	// FollowRun yields all of the logs that come later.
 	Tail int64
 	// None leaves nothing of what is there when reading begins. FollowRun yields all of the logs that come later.
 	None bool
@@ -87,15 +88,17 @@ type reading struct {
 	end     int64    // archive bytes
 	at      position // of end
 	named   int64    // printed bytes before end, as the names of segments count them
-	least   position // of what is behind end: in a log that is followed, what was counted twice may turn out to be
+	// Of what is behind end: in a log that is followed, what was counted twice may turn out to be.
+	least position
 
 	unplaced bool // of the segment that is read; see placed
 	digest   hash.Hash
 	whole    bool // nothing is missing up to end
 	blocks   *blocks
 	parser   criline.Parser
-	pieces   map[criline.Stream]bool // the last line of that stream has not ended; where options.dull is set
-	since    bool                    // a line at or behind options.Since was there
+	// the last line of that stream has not ended; where options.dull is set
+	pieces map[criline.Stream]bool
+	since  bool // a line at or behind options.Since was there
 
 	lists   int            // how often the log was listed anew
 	dropped layout.Segment // corrupt, and the one of these that goes furthest
@@ -113,7 +116,8 @@ func (a *Archive) begin(c Container, o LogOptions, b *blocks) *reading {
 	if o.Tail > 0 {
 		o.FromLine = max(o.FromLine, c.Lines-o.Tail+1)
 	}
-	r := &reading{archive: a, options: o, digest: sha256.New(), since: o.Since.IsZero(), blocks: b, pieces: map[criline.Stream]bool{}}
+	r := &reading{archive: a, options: o, digest: sha256.New(), since: o.Since.IsZero(),
+		blocks: b, pieces: map[criline.Stream]bool{}}
 	if first := c.first(o); first > 0 {
 		before, at := c.Segments[first-1], c.starts[first-1]
 		r.end, r.named = before.End(), before.PrintedOffset+before.Printed
@@ -379,7 +383,8 @@ func (c Container) readingOrder() []placed {
 }
 
 // checkSegment reads a segment to its end.
-func (a *Archive) checkSegment(ctx context.Context, c layout.Container, s layout.Segment, b *blocks) error {
+func (a *Archive) checkSegment(ctx context.Context, c layout.Container, s layout.Segment,
+	b *blocks) error {
 	get := func() (io.ReadCloser, error) { return a.store.Get(ctx, c.SegmentKey(s)) }
 	for _, err := range segmentBlocks(get, s, b) {
 		if err != nil {
@@ -409,7 +414,8 @@ type blocks struct {
 	memory []byte
 }
 
-// take returns blocks that nobody uses: to make them costs more than to read a small log. The caller puts them into a.spare.
+// take returns blocks that nobody uses: to make them costs more than to read a small log. The
+// caller puts them into a.spare.
 func (a *Archive) take() *blocks {
 	if b, ok := a.spare.Get().(*blocks); ok {
 		return b

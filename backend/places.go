@@ -6,11 +6,11 @@ import (
 	"github.com/shiplog-dev/shiplog/internal/layout"
 )
 
-// places finds out what is printed before an offset, where segments overlap. A segment says how much
-// is printed from its first byte to its last, whatever its shipper has numbered it from. So all the
-// offsets at which segments meet are as far from each other as those between them say, and if one of
-// them has a place, all have. Segments of a shipper that had lost its state meet others nowhere,
-// perhaps.
+// places finds out what is printed before an offset, where segments overlap. A segment says how
+// much is printed from its first byte to its last, whatever its shipper has numbered it from. So
+// all the offsets at which segments meet are as far from each other as those between them say, and
+// if one of them has a place, all have. Segments of a shipper that had lost its state meet others
+// nowhere, perhaps.
 type places struct {
 	offsets []int64    // at which segments begin or end, in order
 	parent  []int32    // a tree of those that meet
@@ -35,7 +35,9 @@ func placesOf(segments []layout.Segment) *places {
 		b, last := p.root(s.End())
 		if a != b { // last is first and what the segment has
 			p.parent[b] = a
-			p.from[b] = position{first.lines + s.Lines - last.lines, first.printed + s.Printed - last.printed}
+			p.from[b] = position{
+				first.lines + s.Lines - last.lines, first.printed + s.Printed - last.printed,
+			}
 		}
 	}
 	return p

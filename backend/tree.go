@@ -389,10 +389,12 @@ func (c *Container) judge(p *Pod, now time.Time) {
 	segments, covered, whole := contiguous(slices.Concat(c.Segments, c.covered, c.early))
 	c.Segments, c.covered, c.early = segments, covered, nil
 	hole, alive := "", now.Sub(p.LastSeen) < AliveWithin
-	if i := slices.IndexFunc(segments, func(s layout.Segment) bool { return s.Offset > whole }); i >= 0 {
-		hole = fmt.Sprintf("%d archive bytes are missing at offset %d", segments[i].Offset-whole, whole)
-		// A log that is far behind at its pod's end has its own end shipped first. What is before it
-		// is on its way, as long as no seal counts it and the pod is alive.
+	if i := slices.IndexFunc(segments,
+		func(s layout.Segment) bool { return s.Offset > whole }); i >= 0 {
+		hole = fmt.Sprintf("%d archive bytes are missing at offset %d", segments[i].Offset-whole,
+			whole)
+		// A log that is far behind at its pod's end has its own end shipped first. What is before
+		// it is on its way, as long as no seal counts it and the pod is alive.
 		if alive && c.over == "" && c.badSeal == "" && (c.Seal == nil || c.Seal.Bytes <= whole) {
 			behind := func(s layout.Segment) bool { return s.Offset > whole }
 			c.Segments, c.early = slices.Clip(segments[:i]), slices.Clone(segments[i:])
@@ -418,7 +420,8 @@ func (c *Container) judge(p *Pod, now time.Time) {
 	case c.badSeal != "":
 		c.Status, c.Why = Damaged, c.badSeal
 	case len(c.early) > 0:
-		c.Status, c.Why = Running, "still running: more will follow; its end is there, and what is before it is on its way"
+		c.Status, c.Why = Running,
+			"still running: more will follow; its end is there, and what is before it is on its way"
 	case c.Seal != nil && end < c.Seal.Bytes:
 		c.Status, c.Why = Damaged, fmt.Sprintf("the last %d archive bytes are missing", c.Seal.Bytes-end)
 	case c.Seal != nil && end == c.Seal.Bytes && c.Seal.GapCount > 0:
@@ -483,7 +486,8 @@ func (c *Container) count() {
 				at, ok = c.within(c.Segments[i-1], s)
 				at = at.behind(c.starts[i-1])
 			}
-			ok = ok && at.lines <= c.Lines && at.lines+s.Lines >= c.Lines && at.printed <= c.Bytes && at.printed+s.Printed >= c.Bytes
+			ok = ok && at.lines <= c.Lines && at.lines+s.Lines >= c.Lines &&
+				at.printed <= c.Bytes && at.printed+s.Printed >= c.Bytes
 			if ok {
 				start = at
 			} else { // it counts twice what both hold, and numbers of before do not fit any more
@@ -503,13 +507,18 @@ func (c *Container) count() {
 }
 
 // within is how far behind a segment's beginning another begins that meets no other, if both are
-// numbered alike. That is sure where the numbers are those of whole lines that have just the archive
-// bytes between, and where no segment shows that a shipper has numbered anew.
+// numbered alike. That is sure where the numbers are those of whole lines that have just the
+// archive bytes between, and where no segment shows that a shipper has numbered anew.
 func (c *Container) within(by, s layout.Segment) (position, bool) {
 	between := position{s.Line - by.Line, s.PrintedOffset - by.PrintedOffset}
 	pieces := s.Offset - by.Offset - between.printed - between.lines*int64(criline.PrefixLen)
-	anew := func(s layout.Segment) bool { return s.Offset > 0 && s.PrintedOffset == 0 && s.Line == 0 }
-	if between.lines < 0 || between.lines > by.Lines || between.printed < 0 || between.printed > by.Printed || pieces < 0 || pieces > 0 && (slices.ContainsFunc(c.Segments, anew) || slices.ContainsFunc(c.covered, anew)) {
+	anew := func(s layout.Segment) bool {
+		return s.Offset > 0 && s.PrintedOffset == 0 &&
+			s.Line == 0
+	}
+	if between.lines < 0 || between.lines > by.Lines || between.printed < 0 ||
+		between.printed > by.Printed || pieces < 0 || pieces > 0 &&
+		(slices.ContainsFunc(c.Segments, anew) || slices.ContainsFunc(c.covered, anew)) {
 		return position{}, false
 	}
 	return between, true
@@ -573,8 +582,9 @@ func whyWaiting(w record.Waiting) string {
 // Covered are the segments of which others hold every byte. A reader needs them where one of those is corrupt.
 func (c Container) Covered() []layout.Segment { return c.covered }
 
-// contiguous returns the segments in order, those that others cover apart, and where the first hole begins, or the end. Segments that overlap hold the same bytes where they do, since what
-// was written at an offset never changes.
+// contiguous returns the segments in order, those that others cover apart, and where the first hole
+// begins, or the end. Segments that overlap hold the same bytes where they do, since what was
+// written at an offset never changes.
 func contiguous(segments []layout.Segment) (kept, covered []layout.Segment, whole int64) {
 	slices.SortFunc(segments, compareSegments)
 	segments = slices.Compact(segments) // a log that is followed is listed again and again

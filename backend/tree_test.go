@@ -44,7 +44,9 @@ func TestStatusAtItsEdges(t *testing.T) {
 		{"a hole shows before the seal", func(t *testing.T, m memory) {
 			s, b := segmentOf(t, whole, third, sixth)
 			m.put(t, step.SegmentKey(s), now, b)
-		}, Running, "still running: more will follow; its end is there, and what is before it is on its way"},
+		}, Running,
+			"still running: more will follow; its end is there, and what is before it is on its way",
+		},
 		{"a hole, and no seal will come", func(t *testing.T, m memory) {
 			s, b := segmentOf(t, whole, third, sixth)
 			m.put(t, step.SegmentKey(s), old, b)

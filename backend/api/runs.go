@@ -254,7 +254,8 @@ func containerOf(c backend.Container) Container {
 }
 
 func treeOf(t *backend.Tree) Tree {
-	out := Tree{Run: t.Run, Record: t.Record, Prefix: t.Run.Prefix(), TaskRuns: []TaskRun{}, At: t.At}
+	out := Tree{Run: t.Run, Record: t.Record, Prefix: t.Run.Prefix(), TaskRuns: []TaskRun{},
+		At: t.At}
 	for _, tr := range t.TaskRuns {
 		j := TaskRun{Name: tr.Name, PipelineTask: tr.PipelineTask}
 		for _, p := range tr.Pods {

@@ -150,7 +150,8 @@ func (c *Client) Runs(ctx context.Context, namespace string, query url.Values, l
 	}
 }
 
-// Tree finds a run by the name or UID of a PipelineRun or TaskRun (with "", of both, and by a pod's name), and reads it as a tree. Nothing of this name is a *backend.NotFoundError.
+// Tree finds a run by the name or UID of a PipelineRun or TaskRun (with "", of both, and by a pod's
+// name), and reads it as a tree. Nothing of this name is a *backend.NotFoundError.
 func (c *Client) Tree(ctx context.Context, namespace string, kind layout.RunKind, ref string) (*backend.Tree, backend.Target, error) {
 	if ref == "" || strings.ContainsAny(ref, "/") {
 		return nil, backend.Target{}, &backend.NotFoundError{Namespace: namespace, Ref: ref}
@@ -162,7 +163,8 @@ func (c *Client) Tree(ctx context.Context, namespace string, kind layout.RunKind
 	if err != nil {
 		return nil, backend.Target{}, err
 	}
-	return treeOf(t), backend.Target{Run: t.Run, TaskRun: t.TaskRun, PodUID: t.PodUID, Others: t.Others}, nil
+	return treeOf(t), backend.Target{Run: t.Run, TaskRun: t.TaskRun, PodUID: t.PodUID,
+		Others: t.Others}, nil
 }
 
 // plural is what the API calls runs of a kind.
@@ -425,7 +427,8 @@ type Found = api.Found
 // lacks it is an error.
 func (c *Client) Search(ctx context.Context, namespace string, kind layout.RunKind, ref string, query url.Values, found *Found) iter.Seq2[api.Match, error] {
 	return func(yield func(api.Match, error) bool) {
-		res, err := c.get(ctx, []string{"namespaces", namespace, plural(kind), ref, "search"}, query, nil)
+		res, err := c.get(ctx, []string{"namespaces", namespace, plural(kind), ref, "search"},
+			query, nil)
 		if err != nil {
 			yield(api.Match{}, err)
 			return

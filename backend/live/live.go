@@ -496,7 +496,9 @@ func (f *following) begin(ctx context.Context, v *View) (over bool) {
 		}
 		pod := v.pod(place)
 		if pod != nil && (v.over || terminal(pod)) && !v.begun(c) {
-			continue // it never ran, and where the run is over it never will: a pod of a lost node stays as it is
+			// It never ran, and where the run is over it never will: a pod of a lost node stays as
+			// it is.
+			continue
 		}
 		next[key], over = true, false
 		if f.busy[key] || !v.begun(c) {
@@ -513,7 +515,8 @@ func (f *following) begin(ctx context.Context, v *View) (over bool) {
 }
 
 // read reads one container's log to its end.
-func (f *following) read(ctx context.Context, pod *corev1.Pod, place backend.Place, kept bool, o backend.LogOptions) {
+func (f *following) read(ctx context.Context, pod *corev1.Pod, place backend.Place, kept bool,
+	o backend.LogOptions) {
 	for l, err := range f.lines(ctx, pod, &place.Container, kept, o, true) {
 		l.Text = slices.Clone(l.Text) // which is valid until the next line only
 		if !f.send(ctx, item{backend.PlacedLine{Place: place, Line: l}, err}) {

@@ -25,5 +25,6 @@ func (c *clock) RoundTrip(r *http.Request) (*http.Response, error) {
 }
 
 // Now is what time it is by the store's clock, which Entry.LastModified is of: as its last answer
-// said, to the second. Before the first answer, and where answers have no date, it is this machine's.
+// said, to the second. Before the first answer, and where answers have no date, it is this
+// machine's.
 func (s *Store) Now() time.Time { return time.Now().Add(time.Duration(s.clock.ahead.Load())) }

@@ -14,18 +14,26 @@ func TestNow(t *testing.T) {
 		date func(h http.Header)
 		want time.Duration
 	}{
-		{"behind", func(h http.Header) { h.Set("Date", time.Now().Add(-4*time.Minute).UTC().Format(http.TimeFormat)) }, -4 * time.Minute},
-		{"before", func(h http.Header) { h.Set("Date", time.Now().Add(time.Hour).UTC().Format(http.TimeFormat)) }, time.Hour},
+		{"behind", func(h http.Header) {
+			h.Set("Date",
+				time.Now().Add(-4*time.Minute).UTC().Format(http.TimeFormat))
+		}, -4 * time.Minute},
+		{"before", func(h http.Header) {
+			h.Set("Date",
+				time.Now().Add(time.Hour).UTC().Format(http.TimeFormat))
+		}, time.Hour},
 		{"no date", func(h http.Header) { h["Date"] = nil }, 0},
 		{"no time", func(h http.Header) { h.Set("Date", "today") }, 0},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter,
+				_ *http.Request) {
 				c.date(w.Header())
 				w.WriteHeader(http.StatusNotFound)
 			}))
 			t.Cleanup(server.Close)
-			s, err := New(t.Context(), Config{Bucket: "bucket", Endpoint: server.URL, PathStyle: true, Credentials: &Credentials{AccessKeyID: "a", SecretAccessKey: "b"}})
+			s, err := New(t.Context(), Config{Bucket: "bucket", Endpoint: server.URL,
+				PathStyle: true, Credentials: &Credentials{AccessKeyID: "a", SecretAccessKey: "b"}})
 			if err != nil {
 				t.Fatal(err)
 			}

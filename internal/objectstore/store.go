@@ -114,7 +114,8 @@ func New(ctx context.Context, cfg Config) (*Store, error) {
 		}
 	})
 	return &Store{
-		cfg: cfg, prefix: cfg.keyPrefix(), caBundle: caBundle, client: client, credentials: base.Credentials, transport: transport, clock: clocked,
+		cfg: cfg, prefix: cfg.keyPrefix(), caBundle: caBundle, client: client,
+		credentials: base.Credentials, transport: transport, clock: clocked,
 	}, nil
 }
 

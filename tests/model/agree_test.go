@@ -45,7 +45,8 @@ func (h handled) RoundTrip(r *http.Request) (*http.Response, error) {
 	broken := false
 	func() {
 		defer func() {
-			if said := recover(); said == http.ErrAbortHandler { //nolint:errorlint // as net/http has it
+			//nolint:errorlint // as net/http has it
+			if said := recover(); said == http.ErrAbortHandler {
 				broken = true
 			} else if said != nil {
 				panic(said)
@@ -55,7 +56,8 @@ func (h handled) RoundTrip(r *http.Request) (*http.Response, error) {
 	}()
 	res := rec.Result()
 	res.Request = r
-	if length := res.ContentLength; length >= 0 && int64(rec.Body.Len()) != length && r.Method != http.MethodHead {
+	if length := res.ContentLength; length >= 0 && int64(rec.Body.Len()) != length &&
+		r.Method != http.MethodHead {
 		broken = true
 	}
 	if broken {
@@ -82,13 +84,15 @@ func agrees(ctx context.Context, seed uint64, writer *segment.Writer) error {
 	now := w.begin.Add(time.Duration(rnd.Int64N(int64(w.end.Sub(w.begin) + 10*time.Minute))))
 	s := newStore(w.events, func() time.Time { return now })
 	bucket := live.Bucket{Archive: backend.New(s)}
-	handler := api.New(api.Options{Archive: bucket.Archive, Gate: everybody{}, Log: slog.New(slog.DiscardHandler)})
+	handler := api.New(api.Options{Archive: bucket.Archive, Gate: everybody{},
+		Log: slog.New(slog.DiscardHandler)})
 	server, err := client.New("http://shiplog.test", &http.Client{Transport: handled{handler}})
 	if err != nil {
 		return err
 	}
 	p := w.pods[rnd.IntN(len(w.pods))]
-	for _, ref := range []string{p.name, p.key.TaskRun, p.taskRunUID, p.key.Run.UID, p.key.Run.Name, "none"} {
+	for _, ref := range []string{p.name, p.key.TaskRun, p.taskRunUID, p.key.Run.UID,
+		p.key.Run.Name, "none"} {
 		for _, kind := range []layout.RunKind{"", layout.PipelineRun, layout.TaskRun} {
 			if err := agree(ctx, rnd, bucket, server, kind, ref); err != nil {
 				return fmt.Errorf("%q %s at %s: %w", ref, kind, now.Sub(epoch), err)
@@ -98,29 +102,35 @@ func agrees(ctx context.Context, seed uint64, writer *segment.Writer) error {
 	return nil
 }
 
-func agree(ctx context.Context, rnd *rand.Rand, bucket live.Bucket, server *client.Client, kind layout.RunKind, ref string) error {
+func agree(ctx context.Context, rnd *rand.Rand, bucket live.Bucket, server *client.Client,
+	kind layout.RunKind, ref string) error {
 	here, target, err := bucket.Tree(ctx, "ns", kind, ref)
 	there, said, saidErr := server.Tree(ctx, "ns", kind, ref)
 	var a, b *backend.NotFoundError
 	if err != nil || saidErr != nil {
-		if errors.As(err, &a) != errors.As(saidErr, &b) || a == nil && (err == nil || saidErr == nil) {
+		if errors.As(err, &a) != errors.As(saidErr, &b) || a == nil && (err == nil ||
+			saidErr == nil) {
 			return fmt.Errorf("the bucket says %w, and the server %w", err, saidErr)
 		}
 		return nil
 	}
-	if fmt.Sprint(target) != fmt.Sprint(said) || !here.At.Equal(there.At) || here.Over(here.At) != there.Over(there.At) {
-		return fmt.Errorf("the bucket finds %v (%s), and the server %v (%s)", target, here.At, said, there.At)
+	if fmt.Sprint(target) != fmt.Sprint(said) || !here.At.Equal(there.At) ||
+		here.Over(here.At) != there.Over(there.At) {
+		return fmt.Errorf("the bucket finds %v (%s), and the server %v (%s)", target, here.At,
+			said, there.At)
 	}
 	places, others := slices.Collect(here.Containers()), slices.Collect(there.Containers())
 	if len(places) != len(others) {
-		return fmt.Errorf("the bucket has %d containers, and the server %d", len(places), len(others))
+		return fmt.Errorf("the bucket has %d containers, and the server %d", len(places),
+			len(others))
 	}
 	for i, p := range places {
 		o := others[i]
 		if a, b := summary(p, target.Run), summary(o, target.Run); a != b {
 			return fmt.Errorf("the bucket has %s, and the server %s", a, b)
 		}
-		options := backend.LogOptions{Tail: rnd.Int64N(2) * rnd.Int64N(5), FromLine: rnd.Int64N(2) * rnd.Int64N(5)}
+		options := backend.LogOptions{Tail: rnd.Int64N(2) * rnd.Int64N(5),
+			FromLine: rnd.Int64N(2) * rnd.Int64N(5)}
 		if rnd.IntN(2) == 0 {
 			options.ToLine = options.FromLine + rnd.Int64N(5)
 		}
@@ -131,8 +141,10 @@ func agree(ctx context.Context, rnd *rand.Rand, bucket live.Bucket, server *clie
 		for l, err := range server.Lines(ctx, &o.Container, options, false) {
 			got.add(l, err)
 		}
-		if fmt.Sprint(want.err) != fmt.Sprint(got.err) || fmt.Sprint(want.lines) != fmt.Sprint(got.lines) {
-			return fmt.Errorf("%s of %+v: the bucket has %v (%w), and the server %v (%w)", p.Container.Key.Prefix(), options, want.lines, want.err, got.lines, got.err)
+		if fmt.Sprint(want.err) != fmt.Sprint(got.err) ||
+			fmt.Sprint(want.lines) != fmt.Sprint(got.lines) {
+			return fmt.Errorf("%s of %+v: the bucket has %v (%w), and the server %v (%w)",
+				p.Container.Key.Prefix(), options, want.lines, want.err, got.lines, got.err)
 		}
 		if a, b := summary(p, target.Run), summary(o, target.Run); a != b {
 			return fmt.Errorf("behind its lines the bucket has %s, and the server %s", a, b)
@@ -146,11 +158,13 @@ func agree(ctx context.Context, rnd *rand.Rand, bucket live.Bucket, server *clie
 
 func summary(p backend.Place, run layout.Run) string {
 	c := p.Container
-	return fmt.Sprintln(c.Key, c.Kind, p.Label(run), c.Status, c.Why, c.Describe(), c.Bytes, c.Lines, c.Archive, c.Stored, c.Estimated, p.Retry, p.Pod.LastSeen.UnixNano())
+	return fmt.Sprintln(c.Key, c.Kind, p.Label(run), c.Status, c.Why, c.Describe(), c.Bytes,
+		c.Lines, c.Archive, c.Stored, c.Estimated, p.Retry, p.Pod.LastSeen.UnixNano())
 }
 
 // agreeContent compares what was printed.
-func agreeContent(ctx context.Context, bucket live.Bucket, server *client.Client, c backend.Container) error {
+func agreeContent(ctx context.Context, bucket live.Bucket, server *client.Client,
+	c backend.Container) error {
 	var want bytes.Buffer
 	damaged := c.Status == backend.Missed
 	for l, err := range bucket.Archive.Lines(ctx, c, backend.LogOptions{}) {
@@ -158,7 +172,8 @@ func agreeContent(ctx context.Context, bucket live.Bucket, server *client.Client
 			return err
 		}
 		if l.Stream == criline.Markers {
-			damaged = damaged || bytes.Contains(l.Text, []byte(`"missing"`)) && c.Status != backend.Damaged
+			damaged = damaged || bytes.Contains(l.Text, []byte(`"missing"`)) &&
+				c.Status != backend.Damaged
 			continue
 		}
 		want.Write(l.Text)
@@ -175,14 +190,17 @@ func agreeContent(ctx context.Context, bucket live.Bucket, server *client.Client
 	if damaged != (err != nil) {
 		return fmt.Errorf("is damaged: %v, and the server's text ends with %w", damaged, err)
 	}
-	if err == nil && (!bytes.Equal(got, want.Bytes()) || length >= 0 && length != int64(want.Len())) {
-		return fmt.Errorf("the server's text is %q (%d bytes are promised), and the bucket's %q", got, length, want.Bytes())
+	if err == nil && (!bytes.Equal(got, want.Bytes()) || length >= 0 &&
+		length != int64(want.Len())) {
+		return fmt.Errorf("the server's text is %q (%d bytes are promised), and the bucket's %q",
+			got, length, want.Bytes())
 	}
 	return nil
 }
 
 // agreeSearch compares what a search finds.
-func agreeSearch(ctx context.Context, bucket live.Bucket, server *client.Client, kind layout.RunKind, ref string, places []backend.Place) error {
+func agreeSearch(ctx context.Context, bucket live.Bucket, server *client.Client,
+	kind layout.RunKind, ref string, places []backend.Place) error {
 	search := must(backend.NewSearch(backend.Query{Pattern: "a"}))
 	var want, got []string
 	for _, p := range places {
@@ -197,18 +215,21 @@ func agreeSearch(ctx context.Context, bucket live.Bucket, server *client.Client,
 			if err != nil {
 				return err
 			}
-			want = append(want, fmt.Sprint(p.TaskRun.Name, p.Retry, p.Container.Name, m.Number, string(m.Text)))
+			want = append(want, fmt.Sprint(p.TaskRun.Name, p.Retry, p.Container.Name, m.Number,
+				string(m.Text)))
 		}
 	}
 	var found client.Found
-	for m, err := range server.Search(ctx, "ns", kind, ref, url.Values{"q": {"a"}, "limit": {"10000"}}, &found) {
+	for m, err := range server.Search(ctx, "ns", kind, ref, url.Values{"q": {"a"},
+		"limit": {"10000"}}, &found) {
 		if err != nil {
 			return err
 		}
 		got = append(got, fmt.Sprint(m.TaskRun, m.Retry, m.Container, m.Line, m.Text))
 	}
 	if !slices.Equal(want, got) {
-		return fmt.Errorf("a search of the bucket finds\n%s\nand one of the server\n%s", strings.Join(want, "\n"), strings.Join(got, "\n"))
+		return fmt.Errorf("a search of the bucket finds\n%s\nand one of the server\n%s",
+			strings.Join(want, "\n"), strings.Join(got, "\n"))
 	}
 	return nil
 }

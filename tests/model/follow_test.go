@@ -24,7 +24,8 @@ const oneFollowed = 10
 // comes is what is archived then, once, and it ends when and as the slow reader says.
 func TestFollowModel(t *testing.T) {
 	n, seeds := asked(t)
-	each(t, n/oneFollowed, seeds, func(t *testing.T, seed uint64, writer *segment.Writer) (err error) {
+	each(t, n/oneFollowed, seeds, func(t *testing.T, seed uint64,
+		writer *segment.Writer) (err error) {
 		synctest.Test(t, func(t *testing.T) { err = follows(t.Context(), seed, writer) })
 		return err
 	})
@@ -38,13 +39,17 @@ func follows(ctx context.Context, seed uint64, writer *segment.Writer) error {
 	rnd := rand.New(rand.NewPCG(seed, 3))
 	p := w.pods[rnd.IntN(len(w.pods))]
 	l := p.logs[rnd.IntN(len(p.logs))]
-	if !pass(ctx, p.begin.Add(time.Second+time.Duration(rnd.Int64N(int64(p.end.Sub(p.begin)+time.Second))))) {
+	if !pass(ctx,
+		p.begin.Add(time.Second+time.Duration(rnd.Int64N(int64(p.end.Sub(p.begin)+time.Second))))) {
 		return nil
 	}
 	s := newStore(w.events, time.Now)
 	s.page = 2 + rnd.IntN(20)
 	if rnd.IntN(2) == 0 { // requests take time, and what comes meanwhile is in the next page
-		s.each = func() { pass(ctx, time.Now().Add(time.Duration(rnd.Int64N(int64(100*time.Millisecond))))) }
+		s.each = func() {
+			pass(ctx,
+				time.Now().Add(time.Duration(rnd.Int64N(int64(100*time.Millisecond)))))
+		}
 	}
 	if rnd.IntN(3) == 0 {
 		return s.followRun(ctx, w, p)
@@ -72,7 +77,8 @@ func (s *store) at(now time.Time) *store {
 }
 
 // expect says what a follower that began and ended at these moments had to see of a log.
-func (s *store) expect(p *pod, l *log, began, ended time.Time, state backend.Status, got iter.Seq2[backend.Line, error]) error {
+func (s *store) expect(p *pod, l *log, began, ended time.Time, state backend.Status,
+	got iter.Seq2[backend.Line, error]) error {
 	// What was requested last is of a moment between these.
 	fits := func(f func(now time.Time, t truth) error) error {
 		err := errors.New("never")
@@ -104,7 +110,8 @@ func (s *store) expect(p *pod, l *log, began, ended time.Time, state backend.Sta
 		case since.IsZero():
 			since = now
 		case now.Sub(since) > late:
-			return fmt.Errorf("ended at %s, and could have at %s", ended.Sub(epoch), since.Sub(epoch))
+			return fmt.Errorf("ended at %s, and could have at %s", ended.Sub(epoch),
+				since.Sub(epoch))
 		}
 	}
 	return nil
@@ -143,7 +150,8 @@ func (s *store) follow(ctx context.Context, p *pod, l *log) error {
 		return fmt.Errorf("%s: is called %q first, and then %q", l.key.Prefix(), label, c.Label())
 	}
 	if err := s.expect(p, l, began, time.Now(), c.Status, got.all); err != nil {
-		return fmt.Errorf("%s followed from %s to %s: %w", l.key.Prefix(), began.Sub(epoch), time.Since(epoch), err)
+		return fmt.Errorf("%s followed from %s to %s: %w", l.key.Prefix(), began.Sub(epoch),
+			time.Since(epoch), err)
 	}
 	return nil
 }
@@ -179,7 +187,10 @@ func (s *store) followRun(ctx context.Context, w *world, p *pod) error {
 	ended := map[layout.Container]time.Time{}
 	states := map[layout.Container]backend.Status{}
 	labels := map[layout.Container]string{}
-	for l, err := range a.FollowRun(ctx, backend.Target{Run: p.key.Run}, func(backend.TaskRun, backend.Container) bool { return true }, backend.LogOptions{}) {
+	for l, err := range a.FollowRun(ctx, backend.Target{Run: p.key.Run}, func(backend.TaskRun,
+		backend.Container) bool {
+		return true
+	}, backend.LogOptions{}) {
 		if err != nil {
 			return fmt.Errorf("%s: %w", p.key.Run.Prefix(), err)
 		}
@@ -189,7 +200,8 @@ func (s *store) followRun(ctx context.Context, w *world, p *pod) error {
 			labels[key] = l.Container.Label()
 		}
 		if labels[key] != l.Container.Label() {
-			return fmt.Errorf("%s: is called %q first, and then %q", key.Prefix(), labels[key], l.Container.Label())
+			return fmt.Errorf("%s: is called %q first, and then %q", key.Prefix(), labels[key],
+				l.Container.Label())
 		}
 		if l.Line.Stream == "" {
 			ended[key], states[key] = time.Now(), l.Container.Status
@@ -205,10 +217,13 @@ func (s *store) followRun(ctx context.Context, w *world, p *pod) error {
 			}
 			if ended[l.key].IsZero() {
 				// The run was over before, as far as was known.
-				return fmt.Errorf("%s followed from %s to %s: %s did not end", p.key.Run.Prefix(), began.Sub(epoch), time.Since(epoch), l.key.Prefix())
+				return fmt.Errorf("%s followed from %s to %s: %s did not end", p.key.Run.Prefix(),
+					began.Sub(epoch), time.Since(epoch), l.key.Prefix())
 			}
-			if err := s.expect(other, l, began, ended[l.key], states[l.key], logs[l.key].all); err != nil {
-				return fmt.Errorf("%s in its run followed from %s: %w", l.key.Prefix(), began.Sub(epoch), err)
+			if err := s.expect(other, l, began, ended[l.key], states[l.key],
+				logs[l.key].all); err != nil {
+				return fmt.Errorf("%s in its run followed from %s: %w", l.key.Prefix(),
+					began.Sub(epoch), err)
 			}
 		}
 	}

@@ -39,13 +39,17 @@ const (
 )
 
 // corpus are seeds whose histories were once read wrongly.
-var corpus = []uint64{1, 9, 10, 11, 17, 25, 31, 37, 392, 509, 547, 616, 675, 1205, 1497, 3413, 4075, 5222, 5991, 6062, 6579, 8526, 9228, 9688}
+var corpus = []uint64{1, 9, 10, 11, 17, 25, 31, 37, 392, 509, 547, 616, 675, 1205, 1497, 3413,
+	4075, 5222, 5991, 6062, 6579, 8526, 9228, 9688}
 
 // TestModel reads random histories at random moments, and compares what package backend says with
 // the slow reader.
 func TestModel(t *testing.T) {
 	n, seeds := asked(t)
-	each(t, n, seeds, func(t *testing.T, seed uint64, w *segment.Writer) error { return readings(t.Context(), seed, w) })
+	each(t, n, seeds, func(t *testing.T, seed uint64,
+		w *segment.Writer) error {
+		return readings(t.Context(), seed, w)
+	})
 }
 
 // asked is of how many histories a test is, and of which seeds beside.
@@ -74,7 +78,8 @@ func asked(t *testing.T) (n uint64, seeds []uint64) {
 const mostFailures = 20
 
 // each runs f for so many seeds, and for more of them, several at a time.
-func each(t *testing.T, n uint64, more []uint64, f func(t *testing.T, seed uint64, w *segment.Writer) error) {
+func each(t *testing.T, n uint64, more []uint64, f func(t *testing.T, seed uint64,
+	w *segment.Writer) error) {
 	var next, failed atomic.Uint64
 	t.Run("histories", func(t *testing.T) {
 		for i := range runtime.GOMAXPROCS(0) {
@@ -108,7 +113,8 @@ func readings(ctx context.Context, seed uint64, writer *segment.Writer) error {
 	rnd := rand.New(rand.NewPCG(seed, 2))
 	moments := []time.Time{w.end.Add(time.Minute)}
 	for range 1 + rnd.IntN(2) {
-		moments = append(moments, w.begin.Add(time.Duration(rnd.Int64N(int64(w.end.Sub(w.begin)+5*time.Minute)))))
+		moments = append(moments,
+			w.begin.Add(time.Duration(rnd.Int64N(int64(w.end.Sub(w.begin)+5*time.Minute)))))
 	}
 	slices.SortFunc(moments, time.Time.Compare)
 	var now time.Time
@@ -124,7 +130,8 @@ func readings(ctx context.Context, seed uint64, writer *segment.Writer) error {
 }
 
 // compare asks all that can be asked at a moment.
-func (w *world) compare(ctx context.Context, s *store, a *backend.Archive, rnd *rand.Rand, now time.Time) error {
+func (w *world) compare(ctx context.Context, s *store, a *backend.Archive, rnd *rand.Rand,
+	now time.Time) error {
 	if err := w.compareFind(ctx, s, a, rnd); err != nil {
 		return err
 	}
@@ -180,7 +187,8 @@ func (s *store) knows(p *pod, l *log) bool {
 }
 
 // compare compares one container's log.
-func (l *log) compare(ctx context.Context, a *backend.Archive, rnd *rand.Rand, want truth, c backend.Container) error {
+func (l *log) compare(ctx context.Context, a *backend.Archive, rnd *rand.Rand, want truth,
+	c backend.Container) error {
 	if c.Status != want.status {
 		return fmt.Errorf("Tree says %s (%s), want %s", c.Status, c.Why, want.status)
 	}
@@ -188,18 +196,25 @@ func (l *log) compare(ctx context.Context, a *backend.Archive, rnd *rand.Rand, w
 	if err != nil {
 		return err
 	}
-	if alone.Status != c.Status || alone.Why != c.Why || alone.Bytes != c.Bytes || alone.Lines != c.Lines || alone.Archive != c.Archive || alone.Estimated != c.Estimated || alone.Label() != c.Label() && c.Kind != "" {
-		return fmt.Errorf("Container says %s (%s), %d bytes, %d lines, and Tree %s (%s), %d, %d", alone.Status, alone.Why, alone.Bytes, alone.Lines, c.Status, c.Why, c.Bytes, c.Lines)
+	if alone.Status != c.Status || alone.Why != c.Why || alone.Bytes != c.Bytes ||
+		alone.Lines != c.Lines || alone.Archive != c.Archive || alone.Estimated != c.Estimated ||
+		alone.Label() != c.Label() && c.Kind != "" {
+		return fmt.Errorf("Container says %s (%s), %d bytes, %d lines, and Tree %s (%s), %d, %d",
+			alone.Status, alone.Why, alone.Bytes, alone.Lines, c.Status, c.Why, c.Bytes, c.Lines)
 	}
 	if c.Estimated && !want.estimated {
 		return errors.New("is estimated, and need not be")
 	}
-	if c.Archive != want.archive || c.Bytes < want.printed || c.Lines < want.lines || !c.Estimated && (c.Bytes != want.printed || c.Lines != want.lines) {
-		return fmt.Errorf("has %d archive bytes, %d printed and %d lines (estimated: %v), want %d, %d, %d", c.Archive, c.Bytes, c.Lines, c.Estimated, want.archive, want.printed, want.lines)
+	if c.Archive != want.archive || c.Bytes < want.printed || c.Lines < want.lines ||
+		!c.Estimated && (c.Bytes != want.printed || c.Lines != want.lines) {
+		return fmt.Errorf("has %d archive bytes, %d printed and %d lines (%v), want %d, %d, %d",
+			c.Archive, c.Bytes, c.Lines, c.Estimated, want.archive, want.printed, want.lines)
 	}
 	// Of what others cover, where these are corrupt, nobody may know where it begins.
-	spoiled := want.estimated && slices.ContainsFunc(want.pieces, func(p piece) bool { return p.missing })
-	if err := same(a.Lines(ctx, c, backend.LogOptions{}), want.pieces, c.Estimated || spoiled); err != nil {
+	spoiled := want.estimated && slices.ContainsFunc(want.pieces,
+		func(p piece) bool { return p.missing })
+	if err := same(a.Lines(ctx, c, backend.LogOptions{}), want.pieces, c.Estimated ||
+		spoiled); err != nil {
 		return fmt.Errorf("Lines: %w", err)
 	}
 	if err := l.compareContent(ctx, a, rnd, want, c); err != nil {
@@ -237,7 +252,8 @@ func someOptions(rnd *rand.Rand, t truth) (o backend.LogOptions) {
 	return o
 }
 
-// same compares lines. One gap of the archive itself is as good as several, and where something is chosen, none is looked for. Numbers that are estimated do not count, but never fall.
+// same compares lines. One gap of the archive itself is as good as several, and where something is
+// chosen, none is looked for. Numbers that are estimated do not count, but never fall.
 func same(lines func(func(backend.Line, error) bool), want []piece, estimated bool) error {
 	i := 0
 	var last backend.Line
@@ -246,7 +262,8 @@ func same(lines func(func(backend.Line, error) bool), want []piece, estimated bo
 			return err
 		}
 		if l.Number < last.Number && l.Stream == last.Stream || l.Offset < last.Offset {
-			return fmt.Errorf("line %d at %d comes behind line %d at %d", l.Number, l.Offset, last.Number, last.Offset)
+			return fmt.Errorf("line %d at %d comes behind line %d at %d", l.Number, l.Offset,
+				last.Number, last.Offset)
 		}
 		last = l
 		if l.Stream == criline.Markers && !bytes.Contains(l.Text, []byte("spool-limit")) {
@@ -256,7 +273,8 @@ func same(lines func(func(backend.Line, error) bool), want []piece, estimated bo
 			continue
 		}
 		is := func(p piece) bool {
-			return p.Stream == l.Stream && p.Full == l.Full && bytes.Equal(p.Text, l.Text) && p.Time.Equal(l.Time)
+			return p.Stream == l.Stream && p.Full == l.Full && bytes.Equal(p.Text, l.Text) &&
+				p.Time.Equal(l.Time)
 		}
 		for i < len(want) && want[i].perhaps && !is(want[i]) {
 			i++
@@ -269,10 +287,12 @@ func same(lines func(func(backend.Line, error) bool), want []piece, estimated bo
 			return fmt.Errorf("%q is said to be missing, and %q is there", p.Text, l.Text)
 		}
 		if !is(p) {
-			return fmt.Errorf("piece %d is %s %v %q, want %s %v %q", i, l.Stream, l.Full, l.Text, p.Stream, p.Full, p.Text)
+			return fmt.Errorf("piece %d is %s %v %q, want %s %v %q", i, l.Stream, l.Full, l.Text,
+				p.Stream, p.Full, p.Text)
 		}
 		if !estimated && (p.number != l.Number || p.offset != l.Offset) {
-			return fmt.Errorf("piece %d (%q) is line %d at %d, want line %d at %d", i, l.Text, l.Number, l.Offset, p.number, p.offset)
+			return fmt.Errorf("piece %d (%q) is line %d at %d, want line %d at %d", i, l.Text,
+				l.Number, l.Offset, p.number, p.offset)
 		}
 		i++
 	}
@@ -286,7 +306,8 @@ func same(lines func(func(backend.Line, error) bool), want []piece, estimated bo
 }
 
 // compareContent reads a log as a file, and a part of it.
-func (l *log) compareContent(ctx context.Context, a *backend.Archive, rnd *rand.Rand, want truth, c backend.Container) error {
+func (l *log) compareContent(ctx context.Context, a *backend.Archive, rnd *rand.Rand, want truth,
+	c backend.Container) error {
 	if c.Estimated || c.Status != backend.Verified && c.Status != backend.Gaps {
 		return nil
 	}
@@ -321,7 +342,8 @@ func (l *log) compareContent(ctx context.Context, a *backend.Archive, rnd *rand.
 }
 
 // compareSearch looks for a text.
-func (l *log) compareSearch(ctx context.Context, a *backend.Archive, rnd *rand.Rand, want truth, c backend.Container) error {
+func (l *log) compareSearch(ctx context.Context, a *backend.Archive, rnd *rand.Rand, want truth,
+	c backend.Container) error {
 	text := []string{"a", "b ", "1 ", "ab"}[rnd.IntN(4)]
 	search := must(backend.NewSearch(backend.Query{Pattern: text, After: rnd.IntN(2)}))
 	var got []match
@@ -346,20 +368,23 @@ func (l *log) compareSearch(ctx context.Context, a *backend.Archive, rnd *rand.R
 			matches[i].number = 0
 		}
 	}
-	order := func(a, b match) int { return strings.Compare(fmt.Sprint(a), fmt.Sprint(b)) } // of two streams, either may end first
+	// of two streams, either may end first
+	order := func(a, b match) int { return strings.Compare(fmt.Sprint(a), fmt.Sprint(b)) }
 	slices.SortFunc(got, order)
 	slices.SortFunc(matches, order)
 	if !slices.Equal(got, matches) {
 		return fmt.Errorf("search for %q found %v, want %v", text, got, matches)
 	}
-	if lacks := slices.ContainsFunc(want.pieces, func(p piece) bool { return p.missing }); lacks != missing {
+	if lacks := slices.ContainsFunc(want.pieces,
+		func(p piece) bool { return p.missing }); lacks != missing {
 		return fmt.Errorf("search said that something is missing: %v, want %v", missing, lacks)
 	}
 	return nil
 }
 
 // compareFind looks for names.
-func (w *world) compareFind(ctx context.Context, s *store, a *backend.Archive, rnd *rand.Rand) error {
+func (w *world) compareFind(ctx context.Context, s *store, a *backend.Archive,
+	rnd *rand.Rand) error {
 	refs := []string{"build", "build-pod", "nightly", "build-pod-retry1"}
 	refs = []string{refs[rnd.IntN(len(refs))]}
 	p := w.pods[rnd.IntN(len(w.pods))]

@@ -68,18 +68,26 @@ func (k *kube) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 		fmt.Fprint(w, strings.Join(lines, ""))
 	case kind == "pods":
-		answer(w, part, wanted, k.pods, func(p corev1.Pod) metav1.ObjectMeta { return p.ObjectMeta }, func(all []corev1.Pod) any { return corev1.PodList{Items: all} })
+		answer(w, part, wanted, k.pods,
+			func(p corev1.Pod) metav1.ObjectMeta { return p.ObjectMeta },
+			func(all []corev1.Pod) any { return corev1.PodList{Items: all} })
 	case kind == "pipelineruns":
-		answer(w, part, wanted, k.runs, func(p tekton.PipelineRun) metav1.ObjectMeta { return p.ObjectMeta }, func(all []tekton.PipelineRun) any { return tekton.PipelineRunList{Items: all} })
+		answer(w, part, wanted, k.runs,
+			func(p tekton.PipelineRun) metav1.ObjectMeta { return p.ObjectMeta },
+			func(all []tekton.PipelineRun) any { return tekton.PipelineRunList{Items: all} })
 	default:
-		answer(w, part, wanted, k.taskRuns, func(p tekton.TaskRun) metav1.ObjectMeta { return p.ObjectMeta }, func(all []tekton.TaskRun) any { return tekton.TaskRunList{Items: all} })
+		answer(w, part, wanted, k.taskRuns,
+			func(p tekton.TaskRun) metav1.ObjectMeta { return p.ObjectMeta },
+			func(all []tekton.TaskRun) any { return tekton.TaskRunList{Items: all} })
 	}
 }
 
-func answer[T any](w http.ResponseWriter, name []string, wanted labels.Selector, all []T, meta func(T) metav1.ObjectMeta, list func([]T) any) {
+func answer[T any](w http.ResponseWriter, name []string, wanted labels.Selector, all []T,
+	meta func(T) metav1.ObjectMeta, list func([]T) any) {
 	var found []T
 	for _, v := range all {
-		if m := meta(v); wanted.Matches(labels.Set(m.Labels)) && (len(name) == 0 || m.Name == name[0]) {
+		if m := meta(v); wanted.Matches(labels.Set(m.Labels)) && (len(name) == 0 ||
+			m.Name == name[0]) {
 			found = append(found, v)
 		}
 	}
@@ -98,7 +106,9 @@ func answer[T any](w http.ResponseWriter, name []string, wanted labels.Selector,
 
 func notFound(w http.ResponseWriter) {
 	w.WriteHeader(http.StatusNotFound)
-	_ = json.NewEncoder(w).Encode(metav1.Status{TypeMeta: metav1.TypeMeta{Kind: "Status", APIVersion: "v1"}, Status: metav1.StatusFailure, Reason: metav1.StatusReasonNotFound, Code: http.StatusNotFound})
+	_ = json.NewEncoder(w).Encode(metav1.Status{TypeMeta: metav1.TypeMeta{Kind: "Status",
+		APIVersion: "v1"}, Status: metav1.StatusFailure, Reason: metav1.StatusReasonNotFound,
+		Code: http.StatusNotFound})
 }
 
 // cluster asks it.
@@ -129,7 +139,8 @@ func podLog(lines []criline.Line) string {
 	return b.String()
 }
 
-// present is what the cluster has of the history at its end: the last run of each name, and its pods.
+// present is what the cluster has of the history at its end: the last run of each name, and its
+// pods.
 func (w *world) present() *kube {
 	k := &kube{logs: map[string]string{}}
 	taken := map[string]bool{}
@@ -139,7 +150,8 @@ func (w *world) present() *kube {
 		}
 		taken[r.name] = true
 		done := apis.Condition{Type: apis.ConditionSucceeded, Status: corev1.ConditionTrue}
-		meta := metav1.ObjectMeta{Namespace: "ns", Name: r.name, UID: types.UID(r.UID), CreationTimestamp: metav1.NewTime(r.created)}
+		meta := metav1.ObjectMeta{Namespace: "ns", Name: r.name, UID: types.UID(r.UID),
+			CreationTimestamp: metav1.NewTime(r.created)}
 		if r.kind == layout.PipelineRun {
 			pr := tekton.PipelineRun{ObjectMeta: meta}
 			pr.Status.Conditions = []apis.Condition{done}
@@ -149,13 +161,18 @@ func (w *world) present() *kube {
 			if p.key.Run != r.Run {
 				continue
 			}
-			with := labels.Set{pipeline.TaskRunLabelKey: p.key.TaskRun, pipeline.TaskRunUIDLabelKey: p.taskRunUID}
+			with := labels.Set{pipeline.TaskRunLabelKey: p.key.TaskRun,
+				pipeline.TaskRunUIDLabelKey: p.taskRunUID}
 			if r.kind == layout.PipelineRun {
-				with[pipeline.PipelineRunLabelKey], with[pipeline.PipelineRunUIDLabelKey] = r.Run.Name, r.UID
+				with[pipeline.PipelineRunLabelKey],
+					with[pipeline.PipelineRunUIDLabelKey] = r.Run.Name, r.UID
 			}
-			tr := tekton.TaskRun{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: p.key.TaskRun, UID: types.UID(p.taskRunUID), Labels: with, CreationTimestamp: metav1.NewTime(p.created)}}
+			tr := tekton.TaskRun{ObjectMeta: metav1.ObjectMeta{Namespace: "ns",
+				Name: p.key.TaskRun, UID: types.UID(p.taskRunUID), Labels: with,
+				CreationTimestamp: metav1.NewTime(p.created)}}
 			tr.Status.Conditions = []apis.Condition{done}
-			if !slices.ContainsFunc(k.taskRuns, func(other tekton.TaskRun) bool { return other.UID == tr.UID }) {
+			if !slices.ContainsFunc(k.taskRuns,
+				func(other tekton.TaskRun) bool { return other.UID == tr.UID }) {
 				k.taskRuns = append(k.taskRuns, tr)
 			}
 			k.pods = append(k.pods, p.present(with, k.logs))
@@ -166,7 +183,8 @@ func (w *world) present() *kube {
 
 // present is the pod, all of whose containers have ended.
 func (p *pod) present(with labels.Set, logs map[string]string) corev1.Pod {
-	pod := corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: p.name, UID: types.UID(p.key.PodUID), Labels: with, CreationTimestamp: metav1.NewTime(p.created)}}
+	pod := corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: p.name,
+		UID: types.UID(p.key.PodUID), Labels: with, CreationTimestamp: metav1.NewTime(p.created)}}
 	pod.Status.Phase = corev1.PodSucceeded
 	ended := corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{}}
 	for _, l := range p.logs {
@@ -206,7 +224,8 @@ func podsAgree(ctx context.Context, seed uint64, writer *segment.Writer) error {
 	both := &live.Reader{Archive: live.Bucket{Archive: backend.New(s)}, Cluster: cluster}
 	archive := &live.Reader{Archive: both.Archive}
 	p := w.pods[rnd.IntN(len(w.pods))]
-	for _, ref := range []string{p.taskRunUID, p.key.Run.UID} { // a name may be of something else in the cluster
+	// a name may be of something else in the cluster
+	for _, ref := range []string{p.taskRunUID, p.key.Run.UID} {
 		got, err := seen(ctx, both, ref)
 		if err != nil {
 			return fmt.Errorf("%q with pods: %w", ref, err)
@@ -221,14 +240,16 @@ func podsAgree(ctx context.Context, seed uint64, writer *segment.Writer) error {
 				continue
 			}
 			if g, ok := got[key]; !ok || g.state != log.state || !slices.Equal(g.lines, log.lines) {
-				return fmt.Errorf("%q: %s with pods is %s %q, and without %s %q", ref, key.Prefix(), g.state, g.lines, log.state, log.lines)
+				return fmt.Errorf("%q: %s with pods is %s %q, and without %s %q", ref,
+					key.Prefix(), g.state, g.lines, log.state, log.lines)
 			}
 		}
 	}
 	return nil
 }
 
-// shown is a log as a person sees it: its lines, in any order, since that of two streams is not sure.
+// shown is a log as a person sees it: its lines, in any order, since that of two streams is not
+// sure.
 type shown struct {
 	lines []string
 	state backend.Status
@@ -289,11 +310,16 @@ func TestFollowEndsWithItsRun(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				k := &kube{logs: map[string]string{"a-pod/step-a": "2026-11-23T12:00:00Z one\n"}}
 				with := labels.Set{pipeline.TaskRunLabelKey: "a", pipeline.TaskRunUIDLabelKey: "u"}
-				tr := tekton.TaskRun{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "a", UID: "u", Labels: with}}
-				tr.Status.Conditions = []apis.Condition{{Type: apis.ConditionSucceeded, Status: corev1.ConditionFalse}}
-				pod := corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "a-pod", UID: "p", Labels: with}}
+				tr := tekton.TaskRun{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "a",
+					UID: "u", Labels: with}}
+				tr.Status.Conditions = []apis.Condition{{Type: apis.ConditionSucceeded,
+					Status: corev1.ConditionFalse}}
+				pod := corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "a-pod",
+					UID: "p", Labels: with}}
 				pod.Spec.Containers = []corev1.Container{{Name: "step-a"}, {Name: "step-b"}}
-				pod.Status.ContainerStatuses = []corev1.ContainerStatus{{Name: "step-a", State: corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{}}}, {Name: "step-b"}}
+				pod.Status.ContainerStatuses = []corev1.ContainerStatus{{Name: "step-a",
+					State: corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{}}},
+					{Name: "step-b"}}
 				change(&pod)
 				k.taskRuns, k.pods = []tekton.TaskRun{tr}, []corev1.Pod{pod}
 				cluster, err := k.cluster()
@@ -303,7 +329,9 @@ func TestFollowEndsWithItsRun(t *testing.T) {
 				ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
 				defer cancel()
 				var got []string
-				for l, err := range (&live.Reader{Cluster: cluster}).Follow(ctx, "ns", "", "a", func(backend.TaskRun, backend.Container) bool { return true }, backend.LogOptions{}) {
+				for l, err := range (&live.Reader{Cluster: cluster}).Follow(ctx, "ns", "", "a",
+					func(backend.TaskRun, backend.Container) bool { return true },
+					backend.LogOptions{}) {
 					if err != nil {
 						t.Fatal(err)
 					}
@@ -327,18 +355,23 @@ func TestFollowTail(t *testing.T) {
 				k.logs["a-pod/"+name] += fmt.Sprintf("2026-11-23T12:00:0%dZ %d\n", i, i)
 			}
 		}
-		tr := tekton.TaskRun{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "a", UID: "u", Labels: with}}
-		pod := corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "a-pod", UID: "p", Labels: with}}
+		tr := tekton.TaskRun{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "a", UID: "u",
+			Labels: with}}
+		pod := corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "a-pod", UID: "p",
+			Labels: with}}
 		pod.Spec.Containers = []corev1.Container{{Name: "step-a"}, {Name: "step-b"}}
 		ended := corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{}}
-		pod.Status.ContainerStatuses = []corev1.ContainerStatus{{Name: "step-a", State: ended}, {Name: "step-b"}}
+		pod.Status.ContainerStatuses = []corev1.ContainerStatus{{Name: "step-a", State: ended},
+			{Name: "step-b"}}
 		k.taskRuns, k.pods = []tekton.TaskRun{tr}, []corev1.Pod{pod}
 		later := time.AfterFunc(10*time.Second, func() {
 			k.mu.Lock()
 			defer k.mu.Unlock()
-			k.pods[0].Status.ContainerStatuses = []corev1.ContainerStatus{{Name: "step-a", State: ended}, {Name: "step-b", State: ended}}
+			k.pods[0].Status.ContainerStatuses = []corev1.ContainerStatus{{Name: "step-a",
+				State: ended}, {Name: "step-b", State: ended}}
 			k.pods[0].Status.Phase = corev1.PodSucceeded
-			k.taskRuns[0].Status.Conditions = []apis.Condition{{Type: apis.ConditionSucceeded, Status: corev1.ConditionTrue}}
+			k.taskRuns[0].Status.Conditions = []apis.Condition{{Type: apis.ConditionSucceeded,
+				Status: corev1.ConditionTrue}}
 		})
 		defer later.Stop()
 		cluster, err := k.cluster()
@@ -346,7 +379,9 @@ func TestFollowTail(t *testing.T) {
 			t.Fatal(err)
 		}
 		var got []string
-		for l, err := range (&live.Reader{Cluster: cluster}).Follow(t.Context(), "ns", "", "a", func(backend.TaskRun, backend.Container) bool { return true }, backend.LogOptions{Tail: 2}) {
+		for l, err := range (&live.Reader{Cluster: cluster}).Follow(t.Context(), "ns", "", "a",
+			func(backend.TaskRun, backend.Container) bool { return true },
+			backend.LogOptions{Tail: 2}) {
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -354,7 +389,8 @@ func TestFollowTail(t *testing.T) {
 				got = append(got, l.Container.Name+" "+string(l.Line.Text))
 			}
 		}
-		if want := []string{"step-a 3", "step-a 4", "step-b 0", "step-b 1", "step-b 2", "step-b 3", "step-b 4"}; !slices.Equal(got, want) {
+		if want := []string{"step-a 3", "step-a 4", "step-b 0", "step-b 1", "step-b 2",
+			"step-b 3", "step-b 4"}; !slices.Equal(got, want) {
 			t.Errorf("got %q, want %q", got, want)
 		}
 	})

@@ -21,10 +21,12 @@ type piece struct {
 
 // truth is what the slow reader finds of a container.
 type truth struct {
-	status    backend.Status
-	pieces    []piece
-	place          // of the end, by what is archived
-	estimated bool // numbers that begin anew overlap, or what is lost was where segments met, so that nobody can know what counts twice
+	status backend.Status
+	pieces []piece
+	place  // of the end, by what is archived
+	// Numbers that begin anew overlap, or what is lost was where segments met, so that nobody can
+	// know what counts twice.
+	estimated bool
 }
 
 // read reads a container as it is in the store: all objects, in order.
@@ -131,7 +133,8 @@ func (t truth) chosen(o backend.LogOptions) (chosen []piece) {
 	for _, p := range t.pieces {
 		n := max(1, p.Printed())
 		p.perhaps = p.Printed() == 0 && o.FromByte > 0 && p.offset == o.FromByte // it has no byte
-		if p.missing || p.number < from || o.ToLine > 0 && p.number > o.ToLine || o.FromByte > 0 && p.offset+n <= o.FromByte || o.ToByte > 0 && p.offset >= o.ToByte {
+		if p.missing || p.number < from || o.ToLine > 0 && p.number > o.ToLine ||
+			o.FromByte > 0 && p.offset+n <= o.FromByte || o.ToByte > 0 && p.offset >= o.ToByte {
 			continue
 		}
 		chosen = append(chosen, p)
@@ -139,7 +142,8 @@ func (t truth) chosen(o backend.LogOptions) (chosen []piece) {
 	return chosen
 }
 
-// matches are the numbers of the lines in which a text is, and what these lines are: pieces of a stream put together, and not over what is missing.
+// matches are the numbers of the lines in which a text is, and what these lines are: pieces of a
+// stream put together, and not over what is missing.
 func (t truth) matches(text string) (found []match) {
 	open := map[criline.Stream]*match{}
 	end := func(stream criline.Stream) {
@@ -173,7 +177,8 @@ type match struct {
 	text   string
 }
 
-// find is what a name stands for, among what is in the index: a UID, a PipelineRun's name, a TaskRun's, and a pod's; of several the one that was made last.
+// find is what a name stands for, among what is in the index: a UID, a PipelineRun's name, a
+// TaskRun's, and a pod's; of several the one that was made last.
 func (s *store) find(w *world, ref string) (found backend.Target, ok bool) {
 	s.mu.Lock()
 	s.advance()
@@ -211,14 +216,16 @@ func (s *store) find(w *world, ref string) (found backend.Target, ok bool) {
 			if name {
 				fits = p.name == ref
 			}
-			if fits && there(layout.PodIndexKey("ns", p.name, p.key.PodUID)) && (newest == nil || !p.created.Before(newest.created)) {
+			if fits && there(layout.PodIndexKey("ns", p.name, p.key.PodUID)) && (newest == nil ||
+				!p.created.Before(newest.created)) {
 				newest = p
 			}
 		}
 		switch {
 		case newest == nil:
 		case name:
-			return backend.Target{Run: newest.key.Run, TaskRun: newest.key.TaskRun, PodUID: newest.key.PodUID}, true
+			return backend.Target{Run: newest.key.Run, TaskRun: newest.key.TaskRun,
+				PodUID: newest.key.PodUID}, true
 		default:
 			return backend.Target{Run: newest.key.Run, TaskRun: newest.key.TaskRun}, true
 		}

@@ -49,7 +49,8 @@ type store struct {
 }
 
 func newStore(events []event, clock func() time.Time) *store {
-	return &store{clock: clock, page: 1000, each: func() {}, events: events, objects: map[string]object{}}
+	return &store{clock: clock, page: 1000, each: func() {}, events: events,
+		objects: map[string]object{}}
 }
 
 // Now is the store's clock.
@@ -98,7 +99,8 @@ func (s *store) Get(_ context.Context, key string) (io.ReadCloser, error) {
 	return io.NopCloser(bytes.NewReader(o.body)), nil
 }
 
-func (s *store) List(_ context.Context, prefix, delimiter, startAfter string, limit int) iter.Seq2[objectstore.Entry, error] {
+func (s *store) List(_ context.Context, prefix, delimiter, startAfter string,
+	limit int) iter.Seq2[objectstore.Entry, error] {
 	return func(yield func(objectstore.Entry, error) bool) {
 		n := 0
 		for {
@@ -135,7 +137,8 @@ func (s *store) list(prefix, delimiter, startAfter string) (page []objectstore.E
 		if key == startAfter {
 			continue
 		}
-		e := objectstore.Entry{Key: key, Size: int64(len(s.objects[key].body)), LastModified: s.objects[key].modified}
+		e := objectstore.Entry{Key: key, Size: int64(len(s.objects[key].body)),
+			LastModified: s.objects[key].modified}
 		if j := strings.Index(key[len(prefix):], delimiter); delimiter != "" && j >= 0 {
 			e = objectstore.Entry{Key: key[:len(prefix)+j+1], IsPrefix: true}
 			if n := len(page); n > 0 && page[n-1].Key == e.Key || e.Key <= startAfter {

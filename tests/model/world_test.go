@@ -36,7 +36,8 @@ type run struct {
 }
 
 func (r *run) index() layout.RunIndex {
-	return layout.RunIndex{Namespace: r.Namespace, Created: r.created, Kind: r.kind, Name: r.name, UID: r.UID}
+	return layout.RunIndex{Namespace: r.Namespace, Created: r.created, Kind: r.kind, Name: r.name,
+		UID: r.UID}
 }
 
 type pod struct {
@@ -91,7 +92,10 @@ var epoch = time.Date(2000, 1, 1, 0, 0, 0, 0, time.UTC) // as a synctest bubble'
 func (w *world) one(n int) bool { return w.rnd.IntN(n) == 0 }
 
 // some is a random time up to d.
-func (w *world) some(d time.Duration) time.Duration { return time.Duration(w.rnd.Int64N(int64(d) + 1)) }
+func (w *world) some(d time.Duration) time.Duration {
+	return time.Duration(w.rnd.Int64N(int64(d) +
+		1))
+}
 
 func (w *world) put(at time.Time, key string, body []byte, c *cut) {
 	w.events = append(w.events, event{at, key, body, c})
@@ -178,14 +182,16 @@ func (w *world) run(at time.Time) time.Time {
 
 // pod makes a pod of a TaskRun, and returns when it has ended.
 func (w *world) pod(r *run, taskRun, taskUID string, task, try int, at time.Time) time.Time {
-	p := &pod{key: layout.Pod{Run: r.Run, TaskRun: taskRun, PodUID: w.uid()}, name: taskRun + "-pod", taskRunUID: taskUID, created: at.Truncate(time.Second), begin: at, end: at}
+	p := &pod{key: layout.Pod{Run: r.Run, TaskRun: taskRun, PodUID: w.uid()}, name: taskRun +
+		"-pod", taskRunUID: taskUID, created: at.Truncate(time.Second), begin: at, end: at}
 	if try > 0 {
 		p.name += fmt.Sprintf("-retry%d", try)
 	}
 	w.pods = append(w.pods, p)
 	names := []string{"prepare", "step-a", "step-b", "sidecar-x"}
 	kinds := []record.ContainerKind{record.Init, record.Step, record.Step, record.Sidecar}
-	rec := record.Pod{Namespace: "ns", PodName: p.name, PodUID: p.key.PodUID, TaskRun: taskRun, TaskRunUID: taskUID, Created: p.created}
+	rec := record.Pod{Namespace: "ns", PodName: p.name, PodUID: p.key.PodUID, TaskRun: taskRun,
+		TaskRunUID: taskUID, Created: p.created}
 	if r.kind == layout.PipelineRun {
 		rec.PipelineTask = string('a' + rune(task))
 	}
@@ -195,10 +201,12 @@ func (w *world) pod(r *run, taskRun, taskUID string, task, try int, at time.Time
 		}
 		c := record.Container{Name: name, Kind: kinds[i], Captured: true}
 		if w.one(12) {
-			c.Captured, c.Skipped = false, []string{record.SkippedOptedOut, record.SkippedNoAnswer, "memory-limit", ""}[w.rnd.IntN(4)]
+			c.Captured, c.Skipped = false, []string{record.SkippedOptedOut,
+				record.SkippedNoAnswer, "memory-limit", ""}[w.rnd.IntN(4)]
 		}
 		rec.Containers = append(rec.Containers, c)
-		l := &log{w: w, key: layout.Container{Pod: p.key, Container: name}, now: at.Add(w.some(2 * time.Second)), places: []place{{}}, files: []int{0}}
+		l := &log{w: w, key: layout.Container{Pod: p.key, Container: name},
+			now: at.Add(w.some(2 * time.Second)), places: []place{{}}, files: []int{0}}
 		p.logs = append(p.logs, l)
 		if c.Captured || w.one(8) {
 			l.live()
@@ -207,19 +215,22 @@ func (w *world) pod(r *run, taskRun, taskUID string, task, try int, at time.Time
 			p.end = l.now
 		}
 	}
-	pointer := must(record.Encode(record.Pointer{Run: r.Run, TaskRun: taskRun, PodUID: p.key.PodUID}))
+	pointer := must(record.Encode(record.Pointer{Run: r.Run, TaskRun: taskRun,
+		PodUID: p.key.PodUID}))
 	key := layout.PodIndexKey("ns", p.name, p.key.PodUID)
 	stored := at.Add(500 * time.Millisecond)
 	if !w.one(20) {
 		p.record = &rec
 		w.put(stored, p.key.PodKey(), must(record.Encode(rec)), nil)
 		if w.one(8) { // another ticket, later
-			w.put(stored.Add(w.some(p.end.Sub(stored)+10*time.Minute)), p.key.PodKey(), must(record.Encode(rec)), nil)
+			w.put(stored.Add(w.some(p.end.Sub(stored)+10*time.Minute)), p.key.PodKey(),
+				must(record.Encode(rec)), nil)
 		}
 	}
 	w.put(stored, key, pointer, nil)
 	if r.kind == layout.PipelineRun {
-		w.put(stored, layout.UIDIndexKey("ns", taskUID), must(record.Encode(record.Pointer{Run: r.Run, TaskRun: taskRun})), nil)
+		w.put(stored, layout.UIDIndexKey("ns", taskUID),
+			must(record.Encode(record.Pointer{Run: r.Run, TaskRun: taskRun})), nil)
 	}
 	if w.one(8) && p.record != nil { // who writes one writes the other
 		w.put(stored.Add(w.some(p.end.Sub(stored)+time.Hour)), key, pointer, nil)
@@ -366,7 +377,8 @@ func (l *log) lose() {
 
 func (l *log) seal() {
 	l.now = l.now.Add(time.Millisecond + l.w.some(time.Second))
-	s := record.Seal{Bytes: int64(len(l.raw)), End: record.EndExited, Exit: &record.Exit{}, Sealed: l.now}
+	s := record.Seal{Bytes: int64(len(l.raw)), End: record.EndExited, Exit: &record.Exit{},
+		Sealed: l.now}
 	for _, line := range l.lines[l.resumed:] {
 		if line.Stream == criline.Markers {
 			s.GapCount++
@@ -384,7 +396,8 @@ func (l *log) seal() {
 func (l *log) live() {
 	w := l.w
 	if w.one(20) {
-		w.put(l.now, l.key.WaitingKey(), must(record.Encode(record.Waiting{Reason: "ErrImagePull"})), nil)
+		w.put(l.now, l.key.WaitingKey(),
+			must(record.Encode(record.Waiting{Reason: "ErrImagePull"})), nil)
 	}
 	if w.one(12) { // it prints nothing
 		if !w.one(3) {
@@ -430,7 +443,8 @@ func (l *log) live() {
 	}
 }
 
-// tail ships the end first, and then what is before it. It returns false if the shipper is killed before it has come so far.
+// tail ships the end first, and then what is before it. It returns false if the shipper is killed
+// before it has come so far.
 func (l *log) tail() bool {
 	w := l.w
 	if len(l.lines)-l.at < 2 {
@@ -467,7 +481,10 @@ func (l *log) compact() {
 	for _, c := range byKey {
 		cuts = append(cuts, c)
 	}
-	slices.SortFunc(cuts, func(a, b cut) int { return cmp.Compare(a.segment.Offset, b.segment.Offset) })
+	slices.SortFunc(cuts, func(a, b cut) int {
+		return cmp.Compare(a.segment.Offset,
+			b.segment.Offset)
+	})
 	end := 0
 	for _, c := range cuts {
 		if c.from != end || c.renamed {
@@ -482,7 +499,8 @@ func (l *log) compact() {
 			l.upload(cuts[i].from, cuts[i+n-1].to)
 			for _, c := range cuts[i : i+n] {
 				if !w.one(10) {
-					w.put(l.now.Add(15*time.Minute+w.some(2*time.Second)), l.key.SegmentKey(c.segment), nil, nil)
+					w.put(l.now.Add(15*time.Minute+w.some(2*time.Second)),
+						l.key.SegmentKey(c.segment), nil, nil)
 				}
 			}
 		}

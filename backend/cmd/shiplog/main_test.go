@@ -145,9 +145,15 @@ func fill(t *testing.T, store *objectstore.Store) {
 	putRecord(t, store, layout.UIDIndexKey("ns", running.UID), record.Pointer{Run: running.Run})
 
 	for _, task := range []string{"a", "b"} {
-		two := layout.Pod{Run: layout.Run{Namespace: "ns", Name: "two", UID: "55555555-2222-3333-4444-555555555555"}, TaskRun: "two-" + task, PodUID: "pod-two-" + task}
-		archivetest.PutPod(t, store, two, record.Pod{PodName: two.TaskRun + "-pod", PipelineTask: task, Created: start, Containers: []record.Container{{Name: "step-x", Kind: record.Step, Captured: true}}})
-		put(t, store, logText{container: layout.Container{Pod: two, Container: "step-x"}, lines: criline.Append(nil, start, criline.Stdout, true, []byte("line of "+task)), sealed: true})
+		two := layout.Pod{Run: layout.Run{Namespace: "ns", Name: "two",
+			UID: "55555555-2222-3333-4444-555555555555"}, TaskRun: "two-" + task,
+			PodUID: "pod-two-" + task}
+		archivetest.PutPod(t, store, two, record.Pod{PodName: two.TaskRun + "-pod",
+			PipelineTask: task, Created: start, Containers: []record.Container{{Name: "step-x",
+				Kind: record.Step, Captured: true}}})
+		put(t, store, logText{container: layout.Container{Pod: two, Container: "step-x"},
+			lines:  criline.Append(nil, start, criline.Stdout, true, []byte("line of "+task)),
+			sealed: true})
 	}
 
 	// One container for each state, and for each reason of an empty log.

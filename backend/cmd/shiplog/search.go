@@ -230,7 +230,8 @@ func (src *source) searchBucket(ctx context.Context, tree *backend.Tree, sel *se
 }
 
 // searchServer has the server search what it finds for the same words as the tree.
-func (src *source) searchServer(ctx context.Context, tree *backend.Tree, run string, sel *selection, q backend.Query, limit int, found *api.Found) iter.Seq2[placed, error] {
+func (src *source) searchServer(ctx context.Context, tree *backend.Tree, run string,
+	sel *selection, q backend.Query, limit int, found *api.Found) iter.Seq2[placed, error] {
 	query := url.Values{"q": {q.Pattern}, "limit": {strconv.Itoa(limit)}, "before": {strconv.Itoa(q.Before)}, "after": {strconv.Itoa(q.After)},
 		"regexp": {strconv.FormatBool(q.Regexp)}, "ignoreCase": {strconv.FormatBool(q.IgnoreCase)}}
 	for name, values := range map[string][]string{"task": sel.Tasks, "step": sel.Steps} {
