@@ -177,6 +177,14 @@ type match struct {
 	text   string
 }
 
+// holds says whether there is an object under a prefix.
+func (s *store) holds(prefix string) bool {
+	for range s.under(prefix) {
+		return true
+	}
+	return false
+}
+
 // find is what a name stands for, among what is in the index: a UID, a PipelineRun's name, a
 // TaskRun's, and a pod's; of several the one that was made last.
 func (s *store) find(w *world, ref string) (found backend.Target, ok bool) {
@@ -198,7 +206,7 @@ func (s *store) find(w *world, ref string) (found backend.Target, ok bool) {
 	}
 	for i := len(w.runs) - 1; i >= 0; i-- { // they were made in this order
 		r := w.runs[i]
-		if r.kind == layout.PipelineRun && r.name == ref && there(r.RunKey()) {
+		if r.kind == layout.PipelineRun && r.name == ref && s.holds(r.Prefix()) {
 			if !ok {
 				found, ok = backend.Target{Run: r.Run}, true
 			} else {
