@@ -78,7 +78,7 @@ func TestAhead(t *testing.T) {
 		{"the last of them", nil, LogOptions{Tail: 15}, 0, printed[len(printed)-15:], 2},
 		{"corrupt ones among them", func(t *testing.T, m memory) {
 			for _, n := range []int{5, 6, 9} {
-				m.put(t, name(t, n), now, []byte("garbage"))
+				m.put(t, name(t, n), now.Add(-time.Hour), []byte("garbage"))
 			}
 		}, LogOptions{}, 0, slices.Concat(printed[:40], []string{"gap", "gap"}, printed[60:80], []string{"gap"}, printed[90:]), segments},
 		{"one that is gone", func(t *testing.T, m memory) { delete(m, name(t, 7)) }, LogOptions{}, 0, slices.Concat(printed[:60], []string{"gap"}, printed[70:]), segments},
@@ -97,7 +97,7 @@ func TestAhead(t *testing.T) {
 			for n := range segments {
 				ends = append(ends, end(n+1))
 			}
-			m.putLog(t, step, now, whole, ends...)
+			m.putLog(t, step, now.Add(-time.Hour), whole, ends...)
 			if c.make != nil {
 				c.make(t, m)
 			}
@@ -254,8 +254,24 @@ func TestFollowRunMemory(t *testing.T) {
 	}
 }
 
-// TestFollowNone: of what is there nothing is shown, and all of what comes, of logs too that are not there yet.
-func TestFollowNone(t *testing.T) {
+// TestFollowLast: of what is there nothing is shown, or the last lines, and all of what comes, of
+// logs too that are not there yet.
+func TestFollowLast(t *testing.T) {
+	for _, c := range []struct {
+		name    string
+		options LogOptions
+		want    []string
+	}{
+		{"none", LogOptions{None: true}, []string{"step-a line 2", "step-a line 3",
+			"step-b line 0", "step-b line 1", "step-b line 2"}},
+		{"the last line", LogOptions{Tail: 1}, []string{"step-a line 1", "step-a line 2",
+			"step-a line 3", "step-b line 0", "step-b line 1", "step-b line 2"}},
+	} {
+		t.Run(c.name, func(t *testing.T) { testFollowLast(t, c.options, c.want) })
+	}
+}
+
+func testFollowLast(t *testing.T, o LogOptions, want []string) {
 	synctest.Test(t, func(t *testing.T) {
 		start := time.Now()
 		whole := lines(4)
@@ -266,11 +282,12 @@ func TestFollowNone(t *testing.T) {
 			m.put(t, step.SegmentKey(s), start.Add(time.Duration(max(0, i-1))*time.Second), b)
 		}
 		m.put(t, step.SealKey(), start.Add(4*time.Second), sealOf(whole))
-		m.putLog(t, other, start.Add(2*time.Second), whole, lineEnd(whole, 1))
-		m.put(t, other.SealKey(), start.Add(3*time.Second), sealOf(whole[:lineEnd(whole, 1)]))
+		m.putLog(t, other, start.Add(2*time.Second), whole, lineEnd(whole, 3))
+		m.put(t, other.SealKey(), start.Add(3*time.Second), sealOf(whole[:lineEnd(whole, 3)]))
 		m.put(t, run.RunKey(), start.Add(5*time.Second), record.Run{State: record.Succeeded, Completed: start})
 		var got []string
-		for l, err := range New(growing{m}).FollowRun(t.Context(), Target{Run: run}, func(TaskRun, Container) bool { return true }, LogOptions{None: true}) {
+		all := func(TaskRun, Container) bool { return true }
+		for l, err := range New(growing{m}).FollowRun(t.Context(), Target{Run: run}, all, o) {
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -279,7 +296,7 @@ func TestFollowNone(t *testing.T) {
 			}
 		}
 		slices.Sort(got)
-		if want := []string{"step-a line 2", "step-a line 3", "step-b line 0"}; !slices.Equal(got, want) {
+		if !slices.Equal(got, want) {
 			t.Errorf("got %q, want %q", got, want)
 		}
 	})

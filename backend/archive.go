@@ -14,7 +14,10 @@ import (
 	"iter"
 	"slices"
 	"strings"
+	"sync"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/shiplog-dev/shiplog/internal/layout"
 	"github.com/shiplog-dev/shiplog/internal/objectstore"
@@ -33,12 +36,23 @@ type Store interface {
 type Archive struct {
 	store Store
 	now   func() time.Time
-	base  string // see URL
-	close func() // nil where the store is the caller's
+	base  string    // see URL
+	close func()    // nil where the store is the caller's
+	spare sync.Pool // of *blocks
 }
 
-// New makes an Archive.
-func New(store Store) *Archive { return &Archive{store: store, now: time.Now} }
+// New makes an Archive. A store with a method Now() time.Time says what time it is for the store,
+// whose times tell a running log from a partial one: this machine's clock may be off.
+func New(store Store) *Archive {
+	a := &Archive{store: store, now: time.Now}
+	if s, ok := store.(interface{ Now() time.Time }); ok {
+		a.now = s.Now
+	}
+	return a
+}
+
+// Now is what time it is for the store.
+func (a *Archive) Now() time.Time { return a.now() }
 
 // readRecord reads and decodes a JSON object.
 func readRecord[T record.Run | record.Pod | record.Alive | record.Waiting | record.Pointer | record.Seal](ctx context.Context, store Store, key string) (T, error) {
@@ -112,11 +126,14 @@ func (e *NotFoundError) Error() string {
 type find func(ctx context.Context, namespace, name string) (Target, error)
 
 // Find resolves what a person types. It tries, in this order, and ends with the first that is there: a UID of a PipelineRun or TaskRun (one GET); a PipelineRun's name (one
-// LIST, and a GET for each run where several have had the name: the newest is taken); a pod's name (one LIST and one GET); a TaskRun's name (by its pods'
-// names, which Tekton derives from it: one LIST and a GET for each pod); and last the name of a TaskRun without PipelineRun whose pod is named otherwise, since the name was long (all
-// LISTs of the namespace's runs). Nothing found is a *NotFoundError.
+// LIST, and a GET for each run where several have had the name: the newest is taken); a TaskRun's
+// name (by its pods' names, which Tekton derives from it: two LISTs and two GETs, and some more
+// where several have had the name at about the same time); a pod's name (one LIST and two GETs);
+// and last the name of a TaskRun without PipelineRun whose pod is named otherwise, since the name
+// was long (all LISTs of the namespace's runs). Nothing found is a *NotFoundError.
 func (a *Archive) Find(ctx context.Context, namespace, ref string) (Target, error) {
-	return firstOf(ctx, namespace, ref, a.findUID, a.findRun, a.findPod, a.findTaskRun, a.findInIndex)
+	return firstOf(ctx, namespace, ref, a.findUID, a.findRun, a.findTaskRun, a.findPod,
+		a.findInIndex)
 }
 
 // FindPipelineRun is Find for the UID or name of a PipelineRun alone.
@@ -160,7 +177,8 @@ func firstOf(ctx context.Context, namespace, ref string, finds ...find) (Target,
 		if err == nil && !t.within(namespace) {
 			continue
 		}
-		if err == nil || !errors.Is(err, fs.ErrNotExist) {
+		// An object that cannot be read must not hide the others
+		if ignoreAbsent(err) != nil || err == nil {
 			return t, err
 		}
 	}
@@ -214,6 +232,7 @@ func targetOf(p record.Pointer) Target {
 	return Target{Run: p.Run, TaskRun: p.TaskRun, PodUID: p.PodUID}
 }
 
+// findRun takes the last of the runs that had the name.
 func (a *Archive) findRun(ctx context.Context, namespace, name string) (Target, error) {
 	type candidate struct {
 		run     layout.Run
@@ -234,12 +253,16 @@ func (a *Archive) findRun(ctx context.Context, namespace, name string) (Target, 
 		return Target{}, fs.ErrNotExist
 	}
 	if len(found) > 1 {
+		group, ctx := errgroup.WithContext(ctx)
+		group.SetLimit(recordConcurrency)
 		for i := range found {
-			r, err := readRecord[record.Run](ctx, a.store, found[i].run.RunKey())
-			if err != nil && !errors.Is(err, fs.ErrNotExist) {
-				return Target{}, err
-			}
-			found[i].created = r.Created
+			group.Go(func() (err error) {
+				found[i].created, err = a.created(ctx, found[i].run)
+				return err
+			})
+		}
+		if err := group.Wait(); err != nil {
+			return Target{}, err
 		}
 		slices.SortFunc(found, func(a, b candidate) int {
 			return cmp.Or(b.created.Compare(a.created), cmp.Compare(a.run.UID, b.run.UID))
@@ -252,52 +275,114 @@ func (a *Archive) findRun(ctx context.Context, namespace, name string) (Target, 
 	return t, nil
 }
 
+// created is when a run was made. Where its record does not say, the store knows when something of
+// it was stored.
+func (a *Archive) created(ctx context.Context, run layout.Run) (time.Time, error) {
+	r, err := readRecord[record.Run](ctx, a.store, run.RunKey())
+	if ignoreAbsent(err) != nil || err == nil {
+		return r.Created, err
+	}
+	for e, err := range a.store.List(ctx, run.Prefix(), "", "", 1) {
+		return e.LastModified, err
+	}
+	return time.Time{}, nil
+}
+
 // findPod takes the last of the pods that had the name.
 func (a *Archive) findPod(ctx context.Context, namespace, name string) (Target, error) {
-	var newest objectstore.Entry
-	for e, err := range a.store.List(ctx, layout.PodIndexPrefix(namespace, name), "", "", 0) {
-		if err != nil {
-			return Target{}, fmt.Errorf("find pod %s: %w", name, err)
-		}
-		if newest.Key == "" || e.LastModified.After(newest.LastModified) {
-			newest = e
-		}
+	pointers, err := a.podPointers(ctx, layout.PodIndexPrefix(namespace, name), "",
+		func(pod string) bool { return pod == name })
+	if err != nil {
+		return Target{}, fmt.Errorf("find pod %s: %w", name, err)
 	}
-	if newest.Key == "" {
-		return Target{}, fs.ErrNotExist
-	}
-	p, err := readRecord[record.Pointer](ctx, a.store, newest.Key)
+	p, err := a.newestPod(ctx, pointers, func(record.Pointer) bool { return true })
 	return targetOf(p), err
 }
 
 // findTaskRun uses that Tekton names a TaskRun's pods <TaskRun>-pod and <TaskRun>-pod-retry<N>.
+// Other TaskRuns' names may begin so, too, and there may be any number of them: they are not
+// listed, as far as names tell.
 func (a *Archive) findTaskRun(ctx context.Context, namespace, name string) (Target, error) {
-	if layout.CheckName("pod", name+"-pod") != nil { // Tekton has shortened it
+	first := name + "-pod"
+	if layout.CheckName("pod", first) != nil { // Tekton has shortened it
 		return Target{}, fs.ErrNotExist
 	}
-	var newest time.Time
-	var found *record.Pointer
-	prefix := strings.TrimSuffix(layout.PodIndexPrefix(namespace, name+"-pod"), "/")
-	for e, err := range a.store.List(ctx, prefix, "", "", 1000) {
-		if err != nil {
-			return Target{}, fmt.Errorf("find TaskRun %s: %w", name, err)
+	pointers, err := a.podPointers(ctx, layout.PodIndexPrefix(namespace, first), "",
+		func(pod string) bool { return pod == first })
+	if err == nil {
+		retry := first + "-retry"
+		isRetry := func(pod string) bool {
+			n := strings.TrimPrefix(pod, retry)
+			return n != "" && strings.Trim(n, "0123456789") == ""
 		}
-		_, pod, _, err := layout.ParsePodIndexKey(e.Key)
-		if err != nil || pod != name+"-pod" && !strings.HasPrefix(pod, name+"-pod-retry") {
-			continue
+		prefix := strings.TrimSuffix(layout.PodIndexPrefix(namespace, retry), "/")
+		var retries []objectstore.Entry
+		// Digits are behind the slash.
+		retries, err = a.podPointers(ctx, prefix, prefix+"/", isRetry)
+		pointers = append(pointers, retries...)
+	}
+	if err != nil {
+		return Target{}, fmt.Errorf("find TaskRun %s: %w", name, err)
+	}
+	p, err := a.newestPod(ctx, pointers, func(p record.Pointer) bool { return p.TaskRun == name })
+	return Target{Run: p.Run, TaskRun: p.TaskRun}, err
+}
+
+// podPointers lists the pointers of the pods whose name fits, up to the first key behind the
+// digits.
+func (a *Archive) podPointers(ctx context.Context, prefix, after string,
+	fits func(pod string) bool) (pointers []objectstore.Entry, err error) {
+	for e, err := range a.store.List(ctx, prefix, "", after, 0) {
+		if err != nil {
+			return nil, err
+		}
+		if after != "" && e.Key > prefix+":" {
+			break
+		}
+		if _, pod, _, err := layout.ParsePodIndexKey(e.Key); err == nil && fits(pod) {
+			pointers = append(pointers, e)
+		}
+	}
+	return pointers, nil
+}
+
+// newestPod reads the pointers of pods, the youngest first, until the others cannot be of one that
+// was made later, and returns that of the last pod for which fits is true. A pointer may be written
+// again while its pod lives, so its own time is no more than a bound.
+func (a *Archive) newestPod(ctx context.Context, pointers []objectstore.Entry,
+	fits func(record.Pointer) bool) (newest record.Pointer, err error) {
+	youngest := func(a, b objectstore.Entry) int { return b.LastModified.Compare(a.LastModified) }
+	slices.SortFunc(pointers, youngest)
+	found := false
+	var made time.Time
+	for _, e := range pointers {
+		if found && e.LastModified.Before(made) {
+			break
 		}
 		p, err := readRecord[record.Pointer](ctx, a.store, e.Key)
-		if err != nil {
-			return Target{}, err
+		if ignoreAbsent(err) != nil {
+			return newest, err
 		}
-		if p.TaskRun == name && (found == nil || e.LastModified.After(newest)) {
-			found, newest = &p, e.LastModified
+		if err != nil || !fits(p) {
+			continue
+		}
+		created := e.LastModified
+		r, err := readRecord[record.Pod](ctx, a.store,
+			layout.Pod{Run: p.Run, TaskRun: p.TaskRun, PodUID: p.PodUID}.PodKey())
+		if ignoreAbsent(err) != nil {
+			return newest, err
+		}
+		if err == nil && !r.Created.IsZero() && r.Created.Before(created) {
+			created = r.Created
+		}
+		if !found || created.After(made) {
+			found, newest, made = true, p, created
 		}
 	}
-	if found == nil {
-		return Target{}, fs.ErrNotExist
+	if !found {
+		return newest, fs.ErrNotExist
 	}
-	return Target{Run: found.Run, TaskRun: name}, nil
+	return newest, nil
 }
 
 func (a *Archive) findInIndex(ctx context.Context, namespace, name string) (Target, error) {

@@ -558,3 +558,82 @@ func TestRecipe(t *testing.T) {
 		t.Errorf("the recipe gives %d bytes, printed were %d", len(got), len(printed))
 	}
 }
+
+// TestFindAmongMany: of a name that many have had, the last is found, with few requests one behind
+// the other, whatever has a name that begins alike and whatever cannot be read.
+func TestFindAmongMany(t *testing.T) {
+	m := memory{}
+	put := func(run layout.Run, taskRun, podName, uid string, created time.Time) {
+		p := layout.Pod{Run: run, TaskRun: taskRun, PodUID: uid}
+		m.put(t, layout.PodIndexKey("ns", podName, uid), created.Add(time.Second),
+			record.Pointer{Run: run, TaskRun: taskRun, PodUID: uid})
+		m.put(t, p.PodKey(), created.Add(time.Second), record.Pod{PodName: podName,
+			Created: created})
+	}
+	begin := now.Add(-24 * time.Hour)
+	// Their UIDs are in no order.
+	uid := func(i int) string {
+		return fmt.Sprintf("%x", sha256.Sum256(fmt.Append(nil, i)))[:16]
+	}
+	for i := range 1201 {
+		created := begin.Add(time.Duration(i) * time.Minute)
+		put(layout.Run{Namespace: "ns", Name: layout.NoPipelineRun, UID: uid(i)}, "nightly",
+			"nightly-pod", "p"+uid(i), created)
+		// A TaskRun build-pod-NNNN, whose pod's name is before that of the TaskRun build.
+		other := fmt.Sprintf("build-pod-%04d", i)
+		put(run, other, other+"-pod", "o"+uid(i), created)
+		retry := fmt.Sprintf("build-pod-retry-%04d", i)
+		put(run, retry, retry+"-pod", "r"+uid(i), created)
+	}
+	// A pointer is written again while its pod lives.
+	first := layout.PodIndexKey("ns", "nightly-pod", "p"+uid(0))
+	m[first] = object{m[first].body, now}
+	put(run, "build", "build-pod", "b0", begin)
+	put(run, "build", "build-pod-retry1", "b1", begin.Add(time.Hour))
+	put(layout.Run{Namespace: "ns", Name: "last", UID: "u"}, "build", "build-pod-retry2", "b2",
+		begin.Add(2*time.Hour))
+	// A pointer that cannot be read.
+	m.put(t, layout.PodIndexKey("ns", "build-pod", "b9"), now, []byte("garbage"))
+	for i := range 500 {
+		r := layout.Run{Namespace: "ns", Name: "hourly", UID: uid(i)}
+		m.put(t, r.RunKey(), now, record.Run{Created: begin.Add(time.Duration(i) * time.Hour)})
+	}
+	m.put(t, layout.Run{Namespace: "ns", Name: "hourly", UID: uid(3)}.RunKey(), begin,
+		[]byte("garbage"))
+	for _, c := range []struct {
+		ref  string
+		want Target
+		gets int // at most
+	}{
+		{"nightly", Target{Run: layout.Run{Namespace: "ns", Name: layout.NoPipelineRun,
+			UID: uid(1200)}, TaskRun: "nightly"}, 5},
+		{"nightly-pod", Target{Run: layout.Run{Namespace: "ns", Name: layout.NoPipelineRun,
+			UID: uid(1200)}, TaskRun: "nightly", PodUID: "p" + uid(1200)}, 5},
+		{"build", Target{Run: layout.Run{Namespace: "ns", Name: "last", UID: "u"},
+			TaskRun: "build"}, 4},
+		{"build-pod", Target{Run: run, TaskRun: "build", PodUID: "b0"}, 4},
+		{"hourly", Target{Run: layout.Run{Namespace: "ns", Name: "hourly", UID: uid(499)}}, 501},
+	} {
+		t.Run(c.ref, func(t *testing.T) {
+			store := &asked{memory: m, gets: map[string]int{}}
+			a := archive(nil)
+			a.store = store
+			got, err := a.Find(t.Context(), "ns", c.ref)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if c.ref == "hourly" {
+				if len(got.Others) != 499 || got.Others[0].UID != uid(498) {
+					t.Errorf("%d others", len(got.Others))
+				}
+				got.Others = nil
+			}
+			if fmt.Sprint(got) != fmt.Sprint(c.want) {
+				t.Errorf("%+v, want %+v", got, c.want)
+			}
+			if n := store.total(); n > c.gets {
+				t.Errorf("%d GET, want at most %d", n, c.gets)
+			}
+		})
+	}
+}

@@ -21,7 +21,7 @@ func (c Choice) Includes(tr TaskRun, k Container) bool {
 	if len(c.Tasks) > 0 && !slices.Contains(c.Tasks, tr.PipelineTask) && !slices.Contains(c.Tasks, tr.Name) {
 		return false
 	}
-	step := k.Kind == record.Step || k.Kind == "" && strings.HasPrefix(k.Name, "step-")
+	step := k.isStep()
 	switch {
 	case c.Container != "":
 		return k.Name == c.Container

@@ -94,16 +94,59 @@ func (a *Archive) judgeOne(ctx context.Context, c *Container, p *Pod, sealed boo
 		if err := a.readSeal(ctx, c); err != nil {
 			return err
 		}
-	} else if a.now().Sub(p.LastSeen) > AliveWithin/2 { // silent, or gone: its sign of life says which
-		for e, err := range a.store.List(ctx, p.Key.AliveKey(), "", "", 1) {
-			if err != nil {
-				return fmt.Errorf("list the pod: %w", err)
-			}
-			p.heard(e.LastModified)
-		}
+	}
+	c.judge(p, a.now())
+	if c.Status == Verified || c.Status == Gaps {
+		return nil // whether the pod is alive does not matter
+	}
+	if err := a.lookAgain(ctx, c, p); err != nil {
+		return err
+	}
+	if err := a.listen(ctx, p); err != nil {
+		return err
 	}
 	c.judge(p, a.now())
 	return nil
+}
+
+// lookAgain lists a container whose segments do not reach as far as its seal says. The seal is read
+// behind the list, whose pages are not of one moment either: what is missing may have come since.
+func (a *Archive) lookAgain(ctx context.Context, c *Container, p *Pod) error {
+	if c.Seal == nil || c.Status != Damaged || c.over != "" {
+		return nil
+	}
+	again := Container{Key: c.Key}
+	if _, err := a.listContainer(ctx, &again, p); err != nil {
+		return err
+	}
+	c.Segments, c.covered, c.early, c.Stored, c.over = again.Segments, nil, nil, again.Stored,
+		again.over
+	c.judge(p, a.now())
+	return nil
+}
+
+// listen finds out whether a pod of which was nothing heard is silent or gone: its sign of life
+// says so, and where its shipper has others to upload, these do.
+func (a *Archive) listen(ctx context.Context, p *Pod) error {
+	silent := func(d time.Duration) bool { return a.now().Sub(p.LastSeen) >= d }
+	if !silent(AliveWithin / 2) {
+		return nil
+	}
+	ask := func(prefix string, most int) error {
+		for e, err := range a.store.List(ctx, prefix, "", "", most) {
+			if err != nil {
+				return fmt.Errorf("list the pod: %w", err)
+			}
+			if _, err := layout.ParseKey(e.Key); err == nil {
+				p.heard(e.LastModified)
+			}
+		}
+		return nil
+	}
+	if err := ask(p.Key.AliveKey(), 1); err != nil || !silent(AliveWithin) {
+		return err
+	}
+	return ask(p.Key.Prefix(), 0)
 }
 
 // Follow yields a container's lines as they are archived, and then says nothing more: when it is sealed, or its pod is not heard of any more, or o wants no more. c is kept up to date, and has the final state then.
@@ -111,7 +154,9 @@ func (a *Archive) judgeOne(ctx context.Context, c *Container, p *Pod, sealed boo
 func (a *Archive) Follow(ctx context.Context, c *Container, o LogOptions) iter.Seq2[Line, error] {
 	return func(yield func(Line, error) bool) {
 		p := Pod{Key: c.Key.Pod, LastSeen: c.heard}
-		r := a.begin(*c, o)
+		b := a.take()
+		defer a.spare.Put(b)
+		r := a.begin(*c, o, b)
 		for {
 			if !r.read(ctx, *c, yield) {
 				return
@@ -134,26 +179,24 @@ func (a *Archive) Follow(ctx context.Context, c *Container, o LogOptions) iter.S
 
 // refresh looks for what has come to a container.
 func (a *Archive) refresh(ctx context.Context, c *Container, p *Pod) error {
-	before := len(c.Segments)
 	sealed, err := a.listContainer(ctx, c, p)
 	if err != nil {
 		return err
 	}
-	if sealed || len(c.Segments) == 0 {
+	if sealed || len(c.Segments) == 0 || len(c.early) > 0 {
 		// All of it: of a shipper that had lost its state, segments are before those that were there.
 		whole, err := a.Container(ctx, c.Key)
 		if err != nil {
 			return err
 		}
+		if whole.Kind == "" {
+			whole.Kind = c.Kind
+		}
 		*c = whole
+		p.heard(c.heard)
 		return nil
 	}
-	c.Segments = append(c.Segments, c.covered...)
-	if len(c.Segments) > before || a.now().Sub(p.LastSeen) > AliveWithin/2 {
-		return a.judgeOne(ctx, c, p, false)
-	}
-	c.judge(p, a.now())
-	return nil
+	return a.judgeOne(ctx, c, p, false)
 }
 
 // pause waits until it is time to look again, or returns ctx's error.
@@ -188,7 +231,8 @@ func (a *Archive) FollowRun(ctx context.Context, target Target, choose func(Task
 	return func(yield func(PlacedLine, error) bool) {
 		readings := map[layout.Container]*reading{}
 		ended := map[layout.Container]bool{}
-		shared := &blocks{} // only one log is read at a time
+		shared := a.take() // only one log is read at a time
+		defer a.spare.Put(shared)
 		for {
 			tree, err := a.Tree(ctx, target)
 			if err != nil {
@@ -202,8 +246,7 @@ func (a *Archive) FollowRun(ctx context.Context, target Target, choose func(Task
 					continue
 				}
 				if readings[c.Key] == nil {
-					readings[c.Key] = a.begin(c, o)
-					readings[c.Key].blocks = shared
+					readings[c.Key] = a.begin(c, o, shared)
 				}
 				show := func(l Line, err error) bool { return yield(PlacedLine{place, l}, err) }
 				stopped := false
@@ -230,7 +273,7 @@ func (a *Archive) FollowRun(ctx context.Context, target Target, choose func(Task
 			if !running {
 				return
 			}
-			o.None = false // of what comes from now on, nothing was there
+			o.None, o.Tail = false, 0 // of what comes from now on, nothing was there
 			if err := o.pause(ctx); err != nil {
 				yield(PlacedLine{}, err)
 				return

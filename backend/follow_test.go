@@ -77,7 +77,38 @@ func TestFollow(t *testing.T) {
 			m.putLog(t, step, at(0), whole, end(1))
 			m.put(t, pod.AliveKey(), at(10*time.Minute), []byte("{}"))
 			m.put(t, pod.PodKey(), at(2*time.Minute), record.Pod{})
-		}, []seen{{"line 0", 0}}, AliveWithin, Partial},
+		}, []seen{{"line 0", 0}}, 2*time.Minute + AliveWithin, Partial},
+		{"silent beside a sidecar that is not", func(t *testing.T, m memory,
+			at func(time.Duration) time.Time) {
+			m.putLog(t, step, at(0), whole, end(1))
+			sidecar := layout.Container{Pod: pod, Container: "sidecar-x"}
+			for i := range 9 {
+				s, b := segmentOf(t, lines(9), lineEnd(lines(9), i), lineEnd(lines(9), i+1))
+				m.put(t, sidecar.SegmentKey(s), at(time.Duration(i)*time.Minute), b)
+			}
+			s, b := segmentOf(t, whole, end(1), end(2))
+			m.put(t, step.SegmentKey(s), at(9*time.Minute), b)
+			m.put(t, step.SealKey(), at(9*time.Minute), sealOf(whole[:end(2)]))
+		}, []seen{{"line 0", 0}, {"line 1", 9 * time.Minute}}, 9 * time.Minute, Verified},
+		{"the tail first", func(t *testing.T, m memory, at func(time.Duration) time.Time) {
+			m.putLog(t, step, at(0), whole, end(1))
+			s, b := segmentOf(t, whole, end(3), end(4))
+			m.put(t, step.SegmentKey(s), at(time.Second), b)
+			s, b = segmentOf(t, whole, end(1), end(2))
+			m.put(t, step.SegmentKey(s), at(time.Minute), b)
+			s, b = segmentOf(t, whole, end(2), end(3))
+			m.put(t, step.SegmentKey(s), at(2*time.Minute), b)
+			m.put(t, step.SealKey(), at(2*time.Minute), sealOf(whole))
+		}, []seen{{"line 0", 0}, {"line 1", time.Minute}, {"line 2", 2 * time.Minute}, {"line 3",
+			2 * time.Minute}}, 2 * time.Minute, Verified},
+		{"the tail first, and nothing more", func(t *testing.T, m memory,
+			at func(time.Duration) time.Time) {
+			m.putLog(t, step, at(0), whole, end(1))
+			s, b := segmentOf(t, whole, end(3), end(4))
+			m.put(t, step.SegmentKey(s), at(time.Second), b)
+		}, []seen{{"line 0", 0},
+			{`{"kind":"gap","reason":"missing","stdout":14,"stderr":0,"unknown":true,"detail":"no object"}`, time.Second + AliveWithin}, {"line 3", time.Second + AliveWithin}},
+			time.Second + AliveWithin, Damaged},
 		{"while the pod lives", func(t *testing.T, m memory, at func(time.Duration) time.Time) {
 			m.putLog(t, step, at(0), whole, end(1))
 			m.put(t, pod.AliveKey(), at(time.Minute), []byte("{}"))

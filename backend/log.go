@@ -44,6 +44,7 @@ type Line struct {
 // LogOptions choose what of a log is read. What is not zero holds together. Reading begins at the first segment that can hold something of it.
 type LogOptions struct {
 	// Tail, if positive, leaves only so many of the last ended lines, and what is behind them.
+	// FollowRun yields all of the logs that come later.
 	Tail int64
 	// None leaves nothing of what is there when reading begins. FollowRun yields all of the logs that come later.
 	None bool
@@ -71,7 +72,9 @@ type LogOptions struct {
 // error is the store's, and ends the log.
 func (a *Archive) Lines(ctx context.Context, c Container, o LogOptions) iter.Seq2[Line, error] {
 	return func(yield func(Line, error) bool) {
-		r := a.begin(c, o)
+		b := a.take()
+		defer a.spare.Put(b)
+		r := a.begin(c, o, b)
 		if r.read(ctx, c, yield) {
 			r.check(c, yield)
 		}
@@ -85,12 +88,17 @@ type reading struct {
 	end     int64    // archive bytes
 	at      position // of end
 	named   int64    // printed bytes before end, as the names of segments count them
-	digest  hash.Hash
-	whole   bool // nothing is missing up to end
-	blocks  *blocks
-	parser  criline.Parser
-	pieces  map[criline.Stream]bool // the last line of that stream has not ended; where options.dull is set
-	since   bool                    // a line at or behind options.Since was there
+	// Of what is behind end: in a log that is followed, what was counted twice may turn out to be.
+	least position
+
+	unplaced bool // of the segment that is read; see placed
+	digest   hash.Hash
+	whole    bool // nothing is missing up to end
+	blocks   *blocks
+	parser   criline.Parser
+	// the last line of that stream has not ended; where options.dull is set
+	pieces map[criline.Stream]bool
+	since  bool // a line at or behind options.Since was there
 
 	lists   int            // how often the log was listed anew
 	dropped layout.Segment // corrupt, and the one of these that goes furthest
@@ -101,17 +109,19 @@ type reading struct {
 const mostLists = 3
 
 // begin chooses where to begin.
-func (a *Archive) begin(c Container, o LogOptions) *reading {
+func (a *Archive) begin(c Container, o LogOptions, b *blocks) *reading {
 	if o.None {
 		o.FromByte = max(o.FromByte, c.Bytes)
 	}
 	if o.Tail > 0 {
 		o.FromLine = max(o.FromLine, c.Lines-o.Tail+1)
 	}
-	r := &reading{archive: a, options: o, digest: sha256.New(), since: o.Since.IsZero(), blocks: &blocks{}, pieces: map[criline.Stream]bool{}}
+	r := &reading{archive: a, options: o, digest: sha256.New(), since: o.Since.IsZero(),
+		blocks: b, pieces: map[criline.Stream]bool{}}
 	if first := c.first(o); first > 0 {
-		before := c.Segments[first-1]
+		before, at := c.Segments[first-1], c.starts[first-1]
 		r.end, r.named = before.End(), before.PrintedOffset+before.Printed
+		r.at = position{at.lines + before.Lines, at.printed + before.Printed}
 	} else {
 		r.whole = true
 	}
@@ -164,7 +174,7 @@ func (r *reading) read(ctx context.Context, c Container, yield func(Line, error)
 		}
 		if p.overlaps {
 			// Another segment holds at least a part of it. Lines of a corrupt frame can be decompressed before its checksum is seen, so it is looked at first.
-			err := r.archive.checkSegment(ctx, c.Key, s)
+			err := r.archive.checkSegment(ctx, c.Key, s, r.blocks)
 			var corrupt *segment.CorruptError
 			if errors.As(err, &corrupt) {
 				if s.End() > r.dropped.End() {
@@ -190,7 +200,10 @@ func (r *reading) read(ctx context.Context, c Container, yield func(Line, error)
 				return false
 			}
 		}
-		r.at = p.start
+		r.unplaced = p.unplaced
+		if !p.unplaced {
+			r.at = p.start
+		}
 		offset, shown := s.Offset, int64(0)
 		get := next.take(s)
 		if get == nil {
@@ -224,7 +237,7 @@ func (r *reading) read(ctx context.Context, c Container, yield func(Line, error)
 				return false
 			}
 		}
-		r.end, r.named = s.End(), s.PrintedOffset+s.Printed
+		r.end, r.named, r.least = s.End(), s.PrintedOffset+s.Printed, r.at
 	}
 	if r.dropped.End() > r.end {
 		lost := r.dropped.PrintedOffset + r.dropped.Printed - r.named
@@ -258,14 +271,19 @@ func (r *reading) lines(block []byte, offset, shown *int64, malformed func([]byt
 	for len(block) > 0 {
 		raw := block[:bytes.IndexByte(block, '\n')+1]
 		block = block[len(raw):]
+		if *offset >= r.end {
+			r.at = position{max(r.at.lines, r.least.lines), max(r.at.printed, r.least.printed)}
+		}
 		*offset += int64(len(raw))
 		parsed, err := r.parser.Parse(raw[:len(raw)-1])
 		l := Line{Line: parsed, Number: r.at.lines + 1, Offset: r.at.printed}
 		printed := l.Printed()
 		*shown += printed
-		r.at.printed += printed
-		if l.Full && l.Stream != criline.Markers {
-			r.at.lines++
+		if !r.unplaced || *offset > r.end {
+			r.at.printed += printed
+			if l.Full && l.Stream != criline.Markers {
+				r.at.lines++
+			}
 		}
 		if known {
 			if *offset <= r.end {
@@ -327,6 +345,7 @@ func (r *reading) check(c Container, yield func(Line, error) bool) {
 type placed struct {
 	layout.Segment
 	start    position
+	unplaced bool // where it begins is not known: its lines go on where those before it ended
 	overlaps bool
 }
 
@@ -336,14 +355,19 @@ func (c Container) readingOrder() []placed {
 	for i, s := range c.Segments {
 		order = append(order, placed{Segment: s, start: c.starts[i]})
 	}
-	for _, s := range c.covered {
-		p := placed{Segment: s}
-		// It has the numbering of the one that covers it, or of one right before that.
-		if i, _ := slices.BinarySearchFunc(c.Segments, s, compareSegments); i > 0 {
-			by := c.Segments[i-1]
-			p.start = position{c.starts[i-1].lines + max(0, s.Line-by.Line), c.starts[i-1].printed + max(0, s.PrintedOffset-by.PrintedOffset)}
+	if len(c.covered) > 0 {
+		known := placesOf(slices.Concat(c.Segments, c.covered))
+		for i, s := range c.Segments {
+			known.anchor(s.Offset, c.starts[i])
 		}
-		order = append(order, p)
+		for _, s := range c.covered {
+			at, ok := known.at(s.Offset)
+			if i, _ := slices.BinarySearchFunc(c.Segments, s, compareSegments); !ok && i > 0 {
+				at, ok = c.within(c.Segments[i-1], s)
+				at = at.behind(c.starts[i-1])
+			}
+			order = append(order, placed{Segment: s, start: at, unplaced: !ok || c.Estimated})
+		}
 	}
 	slices.SortFunc(order, func(a, b placed) int { return compareSegments(a.Segment, b.Segment) })
 	end, last := int64(0), 0 // of what is before, and where it is
@@ -359,9 +383,10 @@ func (c Container) readingOrder() []placed {
 }
 
 // checkSegment reads a segment to its end.
-func (a *Archive) checkSegment(ctx context.Context, c layout.Container, s layout.Segment) error {
+func (a *Archive) checkSegment(ctx context.Context, c layout.Container, s layout.Segment,
+	b *blocks) error {
 	get := func() (io.ReadCloser, error) { return a.store.Get(ctx, c.SegmentKey(s)) }
-	for _, err := range segmentBlocks(get, s, &blocks{}) {
+	for _, err := range segmentBlocks(get, s, b) {
 		if err != nil {
 			return err
 		}
@@ -387,6 +412,15 @@ const blockBytes = 4 * criline.MaxLen
 type blocks struct {
 	reader segment.Reader
 	memory []byte
+}
+
+// take returns blocks that nobody uses: to make them costs more than to read a small log. The
+// caller puts them into a.spare.
+func (a *Archive) take() *blocks {
+	if b, ok := a.spare.Get().(*blocks); ok {
+		return b
+	}
+	return &blocks{}
 }
 
 // A window is of so many segments, but only of one where they are large: several hide a store's delay, which for the small ones of a slow step is nearly all of their time.

@@ -49,6 +49,7 @@ func Open(ctx context.Context, config Config, wrap ...func(Store) Store) (*Archi
 		wrapped = w(wrapped)
 	}
 	a := New(wrapped)
+	a.now = store.Now // which what is around it does not have
 	a.close = store.Close
 	a.base = "s3://" + config.Bucket + "/"
 	if p := strings.Trim(config.Prefix, "/"); p != "" {

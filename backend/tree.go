@@ -13,6 +13,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/shiplog-dev/shiplog/internal/criline"
 	"github.com/shiplog-dev/shiplog/internal/layout"
 	"github.com/shiplog-dev/shiplog/internal/objectstore"
 	"github.com/shiplog-dev/shiplog/internal/record"
@@ -47,6 +48,7 @@ type Tree struct {
 	Run      layout.Run  `json:"run"`
 	Record   *record.Run `json:"record,omitempty"` // nil if run.json is missing
 	TaskRuns []TaskRun   `json:"taskRuns"`         // in the order of their start
+	At       time.Time   `json:"at"`               // when it was read, by the store's clock
 }
 
 // TaskRun is one TaskRun of a run. Each retry is another pod.
@@ -92,6 +94,7 @@ type Container struct {
 
 	over    string           // what of it is not read, since it is more than a log can have
 	covered []layout.Segment // by Segments: read where one of these is corrupt
+	early   []layout.Segment // behind a hole that the shipper is at: not read yet
 	starts  []position       // where each of Segments begins
 	badSeal string           // why there is a seal and it is not in Seal
 	heard   time.Time        // when the store last got something of the pod, as far as was looked at
@@ -99,10 +102,18 @@ type Container struct {
 
 // Label is what a person calls the container: a step without its prefix.
 func (c Container) Label() string {
-	if c.Kind == record.Step {
-		return strings.TrimPrefix(c.Name, "step-")
+	if c.isStep() {
+		return strings.TrimPrefix(c.Name, stepPrefix)
 	}
 	return c.Name
+}
+
+// stepPrefix begins the names of steps' containers, and of no others.
+const stepPrefix = "step-"
+
+// isStep also knows a step by its name, where the pod's record was not read.
+func (c Container) isStep() bool {
+	return c.Kind == record.Step || c.Kind == "" && strings.HasPrefix(c.Name, stepPrefix)
 }
 
 // recordConcurrency is how many small objects are read at once.
@@ -259,6 +270,9 @@ func (a *Archive) Tree(ctx context.Context, target Target) (*Tree, error) {
 			}
 			for i := range p.Containers { // now that all that is known of the pod is read
 				p.Containers[i].judge(p, a.now())
+				if err := a.lookAgain(ctx, &p.Containers[i], p); err != nil {
+					return err
+				}
 			}
 			return nil
 		})
@@ -267,6 +281,7 @@ func (a *Archive) Tree(ctx context.Context, target Target) (*Tree, error) {
 		return nil, err
 	}
 	tree.arrange(all.pods)
+	tree.At = a.now()
 	return tree, nil
 }
 
@@ -371,8 +386,27 @@ func (c *Container) judge(p *Pod, now time.Time) {
 		return
 	}
 	c.Why = ""
-	segments, covered, hole := contiguous(c.Segments)
-	c.Segments, c.covered = segments, covered
+	segments, covered, whole := contiguous(slices.Concat(c.Segments, c.covered, c.early))
+	c.Segments, c.covered, c.early = segments, covered, nil
+	hole, alive := "", now.Sub(p.LastSeen) < AliveWithin
+	if i := slices.IndexFunc(segments,
+		func(s layout.Segment) bool { return s.Offset > whole }); i >= 0 {
+		hole = fmt.Sprintf("%d archive bytes are missing at offset %d", segments[i].Offset-whole,
+			whole)
+		// A log that is far behind at its pod's end has its own end shipped first. What is before
+		// it is on its way, as long as no seal counts it and the pod is alive.
+		if alive && c.over == "" && c.badSeal == "" && (c.Seal == nil || c.Seal.Bytes <= whole) {
+			behind := func(s layout.Segment) bool { return s.Offset > whole }
+			c.Segments, c.early = slices.Clip(segments[:i]), slices.Clone(segments[i:])
+			for _, s := range covered {
+				if behind(s) {
+					c.early = append(c.early, s)
+				}
+			}
+			c.covered = slices.DeleteFunc(covered, behind)
+			segments, hole = c.Segments, ""
+		}
+	}
 	c.count()
 	end := int64(0)
 	if len(segments) > 0 {
@@ -385,6 +419,9 @@ func (c *Container) judge(p *Pod, now time.Time) {
 		c.Status, c.Why = Damaged, hole
 	case c.badSeal != "":
 		c.Status, c.Why = Damaged, c.badSeal
+	case len(c.early) > 0:
+		c.Status, c.Why = Running,
+			"still running: more will follow; its end is there, and what is before it is on its way"
 	case c.Seal != nil && end < c.Seal.Bytes:
 		c.Status, c.Why = Damaged, fmt.Sprintf("the last %d archive bytes are missing", c.Seal.Bytes-end)
 	case c.Seal != nil && end == c.Seal.Bytes && c.Seal.GapCount > 0:
@@ -400,7 +437,7 @@ func (c *Container) judge(p *Pod, now time.Time) {
 		case c.Seal.End == record.EndKilled && !c.Seal.Drained:
 			c.Why = "killed: some of its last output may be missing"
 		}
-	case now.Sub(p.LastSeen) < AliveWithin: // not sealed, or it went on behind the seal
+	case alive: // not sealed, or it went on behind the seal
 		c.Status = Running
 		if c.Waiting != nil {
 			c.Why = "not started yet: " + whyWaiting(*c.Waiting)
@@ -422,24 +459,69 @@ type position struct {
 	printed int64 // bytes
 }
 
-// count sums up what was printed, and finds where each segment begins. Within one numbering what overlaps counts once; see Container.Estimated for the rest.
+// behind is the place so far behind another.
+func (p position) behind(o position) position {
+	return position{o.lines + p.lines, o.printed + p.printed}
+}
+
+// count sums up what was printed, and finds where each segment begins. What overlaps counts once,
+// as far as names tell; see Container.Estimated for the rest.
 func (c *Container) count() {
 	c.Bytes, c.Lines, c.Archive, c.Estimated, c.starts = 0, 0, 0, false, nil
-	var end, printed, line int64 // behind the last segment, as its name numbers it
+	var known *places // needed where segments overlap
+	end := int64(0)
 	for _, s := range c.Segments {
-		// Only a shipper that had lost its state numbers from 0 behind the beginning of a log.
-		if s.PrintedOffset == 0 && s.Line == 0 && printed > 0 {
-			c.Estimated = c.Estimated || s.Offset < end
-			printed, line = 0, 0
+		if s.Offset < end {
+			known = placesOf(slices.Concat(c.Segments, c.covered))
+			break
 		}
-		again := position{min(s.Lines, max(0, line-s.Line)), min(s.Printed, max(0, printed-s.PrintedOffset))}
-		c.starts = append(c.starts, position{c.Lines - again.lines, c.Bytes - again.printed})
-		c.Bytes += s.Printed - again.printed
-		c.Lines += s.Lines - again.lines
+		end = s.End()
+	}
+	end = 0
+	for i, s := range c.Segments {
+		start := position{c.Lines, c.Bytes} // behind what is before it
+		if s.Offset < end {
+			at, ok := known.at(s.Offset)
+			if !ok {
+				at, ok = c.within(c.Segments[i-1], s)
+				at = at.behind(c.starts[i-1])
+			}
+			ok = ok && at.lines <= c.Lines && at.lines+s.Lines >= c.Lines &&
+				at.printed <= c.Bytes && at.printed+s.Printed >= c.Bytes
+			if ok {
+				start = at
+			} else { // it counts twice what both hold, and numbers of before do not fit any more
+				c.Estimated = true
+				clear(known.anchors)
+			}
+		}
+		if known != nil {
+			known.anchor(s.Offset, start)
+		}
+		c.starts = append(c.starts, start)
+		c.Bytes, c.Lines = start.printed+s.Printed, start.lines+s.Lines
 		c.Archive += s.End() - max(end, s.Offset)
 		c.LastSeen = s.Last
-		end, printed, line = s.End(), s.PrintedOffset+s.Printed, s.Line+s.Lines
+		end = s.End()
 	}
+}
+
+// within is how far behind a segment's beginning another begins that meets no other, if both are
+// numbered alike. That is sure where the numbers are those of whole lines that have just the
+// archive bytes between, and where no segment shows that a shipper has numbered anew.
+func (c *Container) within(by, s layout.Segment) (position, bool) {
+	between := position{s.Line - by.Line, s.PrintedOffset - by.PrintedOffset}
+	pieces := s.Offset - by.Offset - between.printed - between.lines*int64(criline.PrefixLen)
+	anew := func(s layout.Segment) bool {
+		return s.Offset > 0 && s.PrintedOffset == 0 &&
+			s.Line == 0
+	}
+	if between.lines < 0 || between.lines > by.Lines || between.printed < 0 ||
+		between.printed > by.Printed || pieces < 0 || pieces > 0 &&
+		(slices.ContainsFunc(c.Segments, anew) || slices.ContainsFunc(c.covered, anew)) {
+		return position{}, false
+	}
+	return between, true
 }
 
 // whyEmpty explains a sealed log without a byte.
@@ -500,23 +582,26 @@ func whyWaiting(w record.Waiting) string {
 // Covered are the segments of which others hold every byte. A reader needs them where one of those is corrupt.
 func (c Container) Covered() []layout.Segment { return c.covered }
 
-// contiguous returns the segments in order, those that others cover apart, and says where bytes are missing. Segments that overlap hold the same bytes where they do, since what
-// was written at an offset never changes.
-func contiguous(segments []layout.Segment) (kept, covered []layout.Segment, hole string) {
+// contiguous returns the segments in order, those that others cover apart, and where the first hole
+// begins, or the end. Segments that overlap hold the same bytes where they do, since what was
+// written at an offset never changes.
+func contiguous(segments []layout.Segment) (kept, covered []layout.Segment, whole int64) {
 	slices.SortFunc(segments, compareSegments)
-	end := int64(0)
+	segments = slices.Compact(segments) // a log that is followed is listed again and again
+	end, hole := int64(0), false
 	for _, s := range segments {
-		if s.Offset > end && hole == "" {
-			hole = fmt.Sprintf("%d archive bytes are missing at offset %d", s.Offset-end, end)
-		}
+		hole = hole || s.Offset > end
 		if s.End() > end {
 			kept = append(kept, s)
 			end = s.End()
 		} else {
 			covered = append(covered, s)
 		}
+		if !hole {
+			whole = end
+		}
 	}
-	return kept, covered, hole
+	return kept, covered, whole
 }
 
 // compareSegments orders segments by offset, and of two with the same offset the longer first.

@@ -44,6 +44,12 @@ func TestStatusAtItsEdges(t *testing.T) {
 		{"a hole shows before the seal", func(t *testing.T, m memory) {
 			s, b := segmentOf(t, whole, third, sixth)
 			m.put(t, step.SegmentKey(s), now, b)
+		}, Running,
+			"still running: more will follow; its end is there, and what is before it is on its way",
+		},
+		{"a hole, and no seal will come", func(t *testing.T, m memory) {
+			s, b := segmentOf(t, whole, third, sixth)
+			m.put(t, step.SegmentKey(s), old, b)
 		}, Damaged, fmt.Sprintf("%d archive bytes are missing at offset 0", third)},
 		{"a seal without any segment", func(t *testing.T, m memory) {
 			m.put(t, step.SealKey(), old, sealOf(whole))
@@ -262,7 +268,7 @@ func TestMissingMarker(t *testing.T) {
 	third, sixth := lineEnd(whole, 3), lineEnd(whole, 6)
 	middle, _ := segmentOf(t, whole, third, sixth)
 	m := memory{}
-	m.putLog(t, step, now, whole, third, sixth, len(whole))
+	m.putLog(t, step, now.Add(-time.Hour), whole, third, sixth, len(whole))
 	delete(m, step.SegmentKey(middle))
 	n := 0
 	for l, err := range archive(m).Lines(t.Context(), onlyContainer(t, m), LogOptions{}) {
@@ -332,7 +338,7 @@ func TestCounts(t *testing.T) {
 	}
 	put := func(t *testing.T, m memory, from, to int) {
 		s, b := segmentOf(t, whole, from, to)
-		m.put(t, step.SegmentKey(s), now, b)
+		m.put(t, step.SegmentKey(s), now.Add(-time.Hour), b)
 	}
 	for _, c := range []struct {
 		name      string
@@ -346,6 +352,13 @@ func TestCounts(t *testing.T) {
 		{"numbered anew, without an overlap", func(t *testing.T, m memory) { put(t, m, 0, third); renumbered(t, m, third, len(whole)) }, 9, false},
 		{"numbered anew, with an overlap", func(t *testing.T, m memory) { put(t, m, 0, fifth); renumbered(t, m, third, len(whole)) }, 11, true},
 		{"a hole", func(t *testing.T, m memory) { put(t, m, 0, third); put(t, m, sixth, len(whole)) }, 6, false},
+		{"numbered anew, and the first that is so is covered", func(t *testing.T, m memory) {
+			put(t, m, 0, fifth)
+			renumbered(t, m, third, fifth)
+			s, b := segmentOf(t, whole, fifth, len(whole))
+			s.PrintedOffset, s.Line = 2*int64(len("line 0\n")), 2
+			m.put(t, step.SegmentKey(s), now, b)
+		}, 9, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			m := memory{}

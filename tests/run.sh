@@ -57,6 +57,7 @@ unit() {
     leave_out 'the race detector: it needs gcc'
   fi
   go_test unit "${race[@]}" ./...
+  go_test model ./tests/model
 }
 
 e2e() {

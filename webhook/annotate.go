@@ -688,7 +688,7 @@ func (a *annotator) inspect(
 		if tree, err = a.archive.Tree(ctx, backend.Target{Run: run.archived()}); err != nil {
 			return verdict{}, nil, false, err
 		}
-		if v = judge(tree, nil, time.Now()); v.standing == growing { // it is looked at again anyway
+		if v = judge(tree, nil, tree.At); v.standing == growing { // it is looked at again anyway
 			return v, nil, true, nil
 		}
 	}
@@ -702,7 +702,7 @@ func (a *annotator) inspect(
 	if err != nil || !archived && !ours(absent, label) {
 		return verdict{}, nil, false, err
 	}
-	v = judge(tree, absent, time.Now())
+	v = judge(tree, absent, tree.At)
 	if archived && tree.Record == nil {
 		v.standing = max(v.standing, damaged)
 		v.findings = append(v.findings, finding{where: "run.json", standing: damaged, why: "it cannot be read"})

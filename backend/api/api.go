@@ -105,10 +105,8 @@ func (a *api) routes() map[string]handler {
 		}
 	}
 	for _, kind := range []string{"runs", "pipelineruns", "taskruns"} {
-		in("/namespaces/{namespace}/"+kind, a.runs(kind))
-	}
-	for _, kind := range []string{"pipelineruns", "taskruns"} {
 		of := "/namespaces/{namespace}/" + kind + "/{run}"
+		in("/namespaces/{namespace}/"+kind, a.runs(kind))
 		in(of, a.tree(kind))
 		in(of+"/objects", a.objects(kind))
 		in(of+"/logs", a.severalLogs(kind))

@@ -254,7 +254,8 @@ func containerOf(c backend.Container) Container {
 }
 
 func treeOf(t *backend.Tree) Tree {
-	out := Tree{Run: t.Run, Record: t.Record, Prefix: t.Run.Prefix(), TaskRuns: []TaskRun{}}
+	out := Tree{Run: t.Run, Record: t.Record, Prefix: t.Run.Prefix(), TaskRuns: []TaskRun{},
+		At: t.At}
 	for _, tr := range t.TaskRuns {
 		j := TaskRun{Name: tr.Name, PipelineTask: tr.PipelineTask}
 		for _, p := range tr.Pods {
@@ -288,7 +289,7 @@ func (a *api) tree(kind string) func(http.ResponseWriter, *http.Request) error {
 			return err
 		}
 		out := treeOf(tree)
-		out.Others = target.Others
+		out.Others, out.TaskRun, out.PodUID = target.Others, target.TaskRun, target.PodUID
 		return writeJSON(w, out)
 	}
 }

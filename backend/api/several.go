@@ -16,10 +16,14 @@ import (
 // find resolves the run of a path.
 func (a *api) find(r *http.Request, kind string) (backend.Target, error) {
 	namespace, ref := r.PathValue("namespace"), r.PathValue("run")
-	if kind == "pipelineruns" {
+	switch kind {
+	case "pipelineruns":
 		return a.Archive.FindPipelineRun(r.Context(), namespace, ref)
+	case "taskruns":
+		return a.Archive.FindTaskRun(r.Context(), namespace, ref)
+	default:
+		return a.Archive.Find(r.Context(), namespace, ref)
 	}
-	return a.Archive.FindTaskRun(r.Context(), namespace, ref)
 }
 
 func placeOf(p backend.Place) *Place {

@@ -41,6 +41,10 @@ type Tree struct {
 	Prefix   string       `json:"prefix"`
 	TaskRuns []TaskRun    `json:"taskRuns"` // in the order in which their first pods were made
 	Others   []layout.Run `json:"others,omitempty"`
+	// the one that was asked for, if it was not the run
+	TaskRun string    `json:"taskRun,omitempty"`
+	PodUID  string    `json:"podUID,omitempty"` // the one pod of it that was asked for
+	At      time.Time `json:"at"`               // when it was read, by the store's clock
 }
 
 // TaskRun is a TaskRun of a tree.

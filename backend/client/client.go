@@ -150,38 +150,38 @@ func (c *Client) Runs(ctx context.Context, namespace string, query url.Values, l
 	}
 }
 
-// Tree finds a run by the name or UID of a PipelineRun or TaskRun ("" stands for both), and reads it as a tree. Nothing of this name is a *backend.NotFoundError.
+// Tree finds a run by the name or UID of a PipelineRun or TaskRun (with "", of both, and by a pod's
+// name), and reads it as a tree. Nothing of this name is a *backend.NotFoundError.
 func (c *Client) Tree(ctx context.Context, namespace string, kind layout.RunKind, ref string) (*backend.Tree, backend.Target, error) {
 	if ref == "" || strings.ContainsAny(ref, "/") {
 		return nil, backend.Target{}, &backend.NotFoundError{Namespace: namespace, Ref: ref}
 	}
-	kinds := []string{"pipelineruns", "taskruns"}
+	t, err := getJSON[api.Tree](ctx, c, nil, "namespaces", namespace, plural(kind), ref)
+	if errors.Is(err, fs.ErrNotExist) {
+		err = &backend.NotFoundError{Namespace: namespace, Ref: ref}
+	}
+	if err != nil {
+		return nil, backend.Target{}, err
+	}
+	return treeOf(t), backend.Target{Run: t.Run, TaskRun: t.TaskRun, PodUID: t.PodUID,
+		Others: t.Others}, nil
+}
+
+// plural is what the API calls runs of a kind.
+func plural(kind layout.RunKind) string {
 	switch kind {
 	case layout.PipelineRun:
-		kinds = kinds[:1]
+		return "pipelineruns"
 	case layout.TaskRun:
-		kinds = kinds[1:]
+		return "taskruns"
+	default:
+		return "runs"
 	}
-	for _, kind := range kinds {
-		t, err := getJSON[api.Tree](ctx, c, nil, "namespaces", namespace, kind, ref)
-		if errors.Is(err, fs.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return nil, backend.Target{}, err
-		}
-		target := backend.Target{Run: t.Run, Others: t.Others}
-		if kind == "taskruns" && len(t.TaskRuns) > 0 {
-			target.TaskRun = t.TaskRuns[0].Name
-		}
-		return treeOf(t), target, nil
-	}
-	return nil, backend.Target{}, &backend.NotFoundError{Namespace: namespace, Ref: ref}
 }
 
 // treeOf makes the tree again of which the server has told.
 func treeOf(t api.Tree) *backend.Tree {
-	out := &backend.Tree{Run: t.Run, Record: t.Record}
+	out := &backend.Tree{Run: t.Run, Record: t.Record, At: t.At}
 	for _, tr := range t.TaskRuns {
 		task := backend.TaskRun{Name: tr.Name, PipelineTask: tr.PipelineTask}
 		for _, p := range tr.Pods {
@@ -435,11 +435,8 @@ type Found = api.Found
 // lacks it is an error.
 func (c *Client) Search(ctx context.Context, namespace string, kind layout.RunKind, ref string, query url.Values, found *Found) iter.Seq2[api.Match, error] {
 	return func(yield func(api.Match, error) bool) {
-		plural := "pipelineruns"
-		if kind == layout.TaskRun {
-			plural = "taskruns"
-		}
-		res, err := c.get(ctx, []string{"namespaces", namespace, plural, ref, "search"}, query, nil)
+		res, err := c.get(ctx, []string{"namespaces", namespace, plural(kind), ref, "search"},
+			query, nil)
 		if err != nil {
 			yield(api.Match{}, err)
 			return

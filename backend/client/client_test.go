@@ -109,7 +109,10 @@ func TestSameAsArchive(t *testing.T) {
 			t.Fatal(err)
 		}
 		ignore := cmp.Options{
-			cmpopts.IgnoreUnexported(backend.Container{}, backend.TaskRun{}), cmpopts.IgnoreFields(backend.Container{}, "Segments"), cmpopts.IgnoreFields(record.Pod{}, "TaskRunUID", "Containers"), cmpopts.EquateEmpty(),
+			cmpopts.IgnoreUnexported(backend.Container{}, backend.TaskRun{}),
+			cmpopts.IgnoreFields(backend.Container{}, "Segments"),
+			cmpopts.IgnoreFields(backend.Tree{}, "At"), cmpopts.IgnoreFields(record.Pod{},
+				"TaskRunUID", "Containers"), cmpopts.EquateEmpty(),
 		}
 		if diff := cmp.Diff(want, got, ignore); diff != "" {
 			t.Errorf("%s (-archive +client):\n%s", ref, diff)

@@ -37,7 +37,7 @@ type Compactor struct {
 // New makes a Compactor.
 func New(o Options) (*Compactor, error) {
 	c := &Compactor{
-		options: o, now: time.Now,
+		options: o, now: o.Archive.Now,
 		stored:   prometheus.NewCounter(prometheus.CounterOpts{Name: "shiplog_compaction_stored_segments_total", Help: "Large segments that were stored in the place of small ones."}),
 		deleted:  prometheus.NewCounter(prometheus.CounterOpts{Name: "shiplog_compaction_deleted_segments_total", Help: "Small segments that were deleted, since large ones hold their bytes."}),
 		failures: prometheus.NewCounter(prometheus.CounterOpts{Name: "shiplog_compaction_failures_total", Help: "Runs and logs that could not be compacted. It is tried again with the next pass."}),

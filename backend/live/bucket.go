@@ -2,6 +2,8 @@ package live
 
 import (
 	"context"
+	"errors"
+	"io/fs"
 	"iter"
 
 	"github.com/shiplog-dev/shiplog/backend"
@@ -25,6 +27,9 @@ func (b Bucket) Tree(ctx context.Context, namespace string, kind layout.RunKind,
 		return nil, target, err
 	}
 	tree, err := b.Archive.Tree(ctx, target)
+	if errors.Is(err, fs.ErrNotExist) { // the index comes before the logs
+		err = &backend.NotFoundError{Namespace: namespace, Ref: ref}
+	}
 	return tree, target, err
 }
 

@@ -96,7 +96,7 @@ func (r *Reader) Look(ctx context.Context, namespace string, kind layout.RunKind
 		for p := range v.Tree.Containers() {
 			v.kept[p.Container.Key] = len(p.Container.Segments) > 0 || p.Container.Seal != nil || p.Container.Bytes > 0
 		}
-		v.over = v.Tree.Over(time.Now())
+		v.over = v.Tree.Over(v.Tree.At)
 		if rec := v.Tree.Record; rec != nil {
 			v.Outcome, v.Reason = outcomeOfRecord(rec)
 		}
@@ -456,6 +456,7 @@ type following struct {
 
 	// What follows is of watch.
 	mu    sync.Mutex
+	first map[layout.Container]bool // that had begun when they were looked at first
 	ended map[layout.Container]bool
 	// old are logs that had ended when following began. Of any other that is read later, all is
 	// wanted: what it has got until then came while others were read.
@@ -511,6 +512,12 @@ func (f *following) begin(ctx context.Context, v *View) (over bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	over = v.over
+	if f.first == nil {
+		f.first = map[layout.Container]bool{}
+		for place := range v.Tree.Containers() {
+			f.first[place.Container.Key] = v.begun(place.Container)
+		}
+	}
 	next := map[string]bool{}
 	first := f.old == nil
 	if first {
@@ -522,8 +529,10 @@ func (f *following) begin(ctx context.Context, v *View) (over bool) {
 			continue
 		}
 		pod := v.pod(place)
-		if pod != nil && terminal(pod) && !v.begun(c) {
-			continue // it never ran
+		if pod != nil && (v.over || terminal(pod)) && !v.begun(c) {
+			// It never ran, and where the run is over it never will: a pod of a lost node stays as
+			// it is.
+			continue
 		}
 		next[key], over = true, false
 		if f.busy[key] || !v.begun(c) {
@@ -531,6 +540,9 @@ func (f *following) begin(ctx context.Context, v *View) (over bool) {
 		}
 		f.busy[key] = true
 		o := f.o
+		if !f.first[c.Key] { // the last lines are those of what was there
+			o.Tail = 0
+		}
 		if !first && !f.old[c.Key] {
 			o.None = false
 		}

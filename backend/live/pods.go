@@ -362,7 +362,10 @@ func parseLog(r io.Reader) iter.Seq2[backend.Line, error] {
 			for {
 				full := err == nil
 				l := backend.Line{Line: criline.Line{Time: at, Stream: criline.Stdout, Full: full, Text: bytes.TrimSuffix(text, []byte("\n"))}}
-				if !yield(l, nil) || full {
+				if !yield(l, nil) {
+					return
+				}
+				if full {
 					break
 				}
 				if !errors.Is(err, bufio.ErrBufferFull) {

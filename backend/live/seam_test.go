@@ -127,6 +127,19 @@ func FuzzSeam(f *testing.F) {
 	})
 }
 
+// TestParseLogStops: who has seen enough of a log sees no more of it.
+func TestParseLogStops(t *testing.T) {
+	const at = "2026-11-23T12:00:00.000000000Z"
+	n := 0
+	for range parseLog(strings.NewReader(at + " a\n" + at + " b\n")) {
+		n++
+		break
+	}
+	if n != 1 {
+		t.Errorf("%d lines", n)
+	}
+}
+
 func TestParseLog(t *testing.T) {
 	const at = "2026-11-23T12:00:00.000000000Z"
 	long := strings.Repeat("y", 3*judged)

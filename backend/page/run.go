@@ -88,7 +88,7 @@ func (p *page) run(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	data := runPageOf(tree, kind, time.Now())
+	data := runPageOf(tree, kind, tree.At)
 	data.Others = target.Others
 	return p.show(w, http.StatusOK, "run.html", data)
 }

@@ -49,6 +49,7 @@ type Store struct {
 	client      *s3.Client
 	credentials aws.CredentialsProvider // the client's: *keyFiles, or the chain; nil without any
 	transport   *http.Transport
+	clock       *clock
 }
 
 // New makes a Store. It sends nothing yet, apart from what the credential chain needs.
@@ -92,10 +93,11 @@ func New(ctx context.Context, cfg Config) (*Store, error) {
 		transport.TLSClientConfig.RootCAs.AppendCertsFromPEM([]byte(caBundle))
 	}
 
+	clocked := &clock{RoundTripper: transport}
 	client := s3.NewFromConfig(base, func(o *s3.Options) {
 		// For this client only: the credential chain talks to AWS, whatever signs the store's certificate.
 		o.HTTPClient = &http.Client{
-			Transport: transport,
+			Transport: clocked,
 			// A redirected request carries a signature for the wrong host. The SDK makes a clear error of the 3xx answer.
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		}
@@ -112,7 +114,8 @@ func New(ctx context.Context, cfg Config) (*Store, error) {
 		}
 	})
 	return &Store{
-		cfg: cfg, prefix: cfg.keyPrefix(), caBundle: caBundle, client: client, credentials: base.Credentials, transport: transport,
+		cfg: cfg, prefix: cfg.keyPrefix(), caBundle: caBundle, client: client,
+		credentials: base.Credentials, transport: transport, clock: clocked,
 	}, nil
 }
 

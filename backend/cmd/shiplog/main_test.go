@@ -149,6 +149,18 @@ func fill(t *testing.T, store *objectstore.Store) {
 	put(t, store, logText{container: layout.Container{Pod: running, Container: "step-a"}, lines: first})
 	putRecord(t, store, layout.UIDIndexKey("ns", running.UID), record.Pointer{Run: running.Run})
 
+	for _, task := range []string{"a", "b"} {
+		two := layout.Pod{Run: layout.Run{Namespace: "ns", Name: "two",
+			UID: "55555555-2222-3333-4444-555555555555"}, TaskRun: "two-" + task,
+			PodUID: "pod-two-" + task}
+		archivetest.PutPod(t, store, two, record.Pod{PodName: two.TaskRun + "-pod",
+			PipelineTask: task, Created: start, Containers: []record.Container{{Name: "step-x",
+				Kind: record.Step, Captured: true}}})
+		put(t, store, logText{container: layout.Container{Pod: two, Container: "step-x"},
+			lines:  criline.Append(nil, start, criline.Stdout, true, []byte("line of "+task)),
+			sealed: true})
+	}
+
 	// One container for each state, and for each reason of an empty log.
 	states := layout.Pod{Run: layout.Run{Namespace: "ns", Name: "states", UID: "77777777-2222-3333-4444-555555555555"}, TaskRun: "states-a", PodUID: "pod-states"}
 	putRecord(t, store, layout.UIDIndexKey("ns", states.UID), record.Pointer{Run: states.Run})
@@ -243,6 +255,9 @@ func TestCommands(t *testing.T) {
 		{"search-broken", []string{"search", "-n", "ns", "broken", "line"}, exitLost},
 		{"search-no-such-run", []string{"search", "-n", "ns", "none", "line"}, exitUsage},
 		{"search-limit", []string{"search", "-n", "ns", "run", "line", "--limit", "1"}, 0},
+		{"search-taskrun", []string{"search", "-n", "ns", "two-b", "line"}, 0},
+		{"search-pod", []string{"search", "-n", "ns", "run-build-pod-retry1", "gap"}, exitLost},
+		{"ls-pod", []string{"ls", "-n", "ns", "run-build-pod-retry1"}, 0},
 		{"search-pattern", []string{"search", "-n", "ns", "run", "-e", "("}, exitUsage},
 		{"verify", []string{"verify", "-n", "ns", "run"}, exitLost},
 		{"verify-states", []string{"verify", "-n", "ns", "states"}, exitLost},

@@ -17,7 +17,6 @@ import (
 	"github.com/shiplog-dev/shiplog/backend"
 	"github.com/shiplog-dev/shiplog/backend/api"
 	"github.com/shiplog-dev/shiplog/internal/contract"
-	"github.com/shiplog-dev/shiplog/internal/layout"
 )
 
 // report writes rows as a table.
@@ -118,7 +117,7 @@ func (s *settings) search(ctx context.Context, sel *selection, q backend.Query, 
 	var found api.Found
 	matches := src.searchBucket(ctx, v.Tree, sel, search, limit, &found)
 	if src.server != nil {
-		matches = src.searchServer(ctx, v.Tree, sel, q, limit, &found)
+		matches = src.searchServer(ctx, v.Tree, run, sel, q, limit, &found)
 	}
 	text := func(l string) string { return l }
 	if isTerminal(s.stdout) {
@@ -239,8 +238,9 @@ func (src *source) searchBucket(ctx context.Context, tree *backend.Tree, sel *se
 	}
 }
 
-// searchServer has the server search.
-func (src *source) searchServer(ctx context.Context, tree *backend.Tree, sel *selection, q backend.Query, limit int, found *api.Found) iter.Seq2[placed, error] {
+// searchServer has the server search what it finds for the same words as the tree.
+func (src *source) searchServer(ctx context.Context, tree *backend.Tree, run string,
+	sel *selection, q backend.Query, limit int, found *api.Found) iter.Seq2[placed, error] {
 	query := url.Values{"q": {q.Pattern}, "limit": {strconv.Itoa(limit)}, "before": {strconv.Itoa(q.Before)}, "after": {strconv.Itoa(q.After)},
 		"regexp": {strconv.FormatBool(q.Regexp)}, "ignoreCase": {strconv.FormatBool(q.IgnoreCase)}}
 	for name, values := range map[string][]string{"task": sel.Tasks, "step": sel.Steps} {
@@ -254,19 +254,18 @@ func (src *source) searchServer(ctx context.Context, tree *backend.Tree, sel *se
 	if sel.All {
 		query.Set("all", "true")
 	}
-	kind := layout.PipelineRun
-	if tree.Run.Name == layout.NoPipelineRun {
-		kind = layout.TaskRun
-	}
 	labels := map[api.Place]string{}
 	for p := range tree.Containers() {
 		labels[api.Place{TaskRun: p.TaskRun.Name, Task: p.TaskRun.PipelineTask, Retry: p.Retry, Container: p.Container.Name}] = p.Label(tree.Run)
 	}
 	return func(yield func(placed, error) bool) {
-		for m, err := range src.server.Search(ctx, src.namespace, kind, tree.Run.UID, query, found) {
+		for m, err := range src.server.Search(ctx, src.namespace, "", run, query, found) {
 			label := ""
 			if m.Place != nil {
-				label = labels[*m.Place]
+				ok := false
+				if label, ok = labels[*m.Place]; !ok { // it has begun since the tree was read
+					label = fmt.Sprintf("[%s : %s] ", m.Place.TaskRun, m.Place.Container)
+				}
 			}
 			if !yield(placed{label, m}, err) || err != nil {
 				return

@@ -100,6 +100,9 @@ func TestThroughServer(t *testing.T) {
 		{"search-broken", []string{"search", "-n", "ns", "broken", "line"}, exitLost},
 		{"search-no-such-run", []string{"search", "-n", "ns", "none", "line"}, exitUsage},
 		{"search-limit", []string{"search", "-n", "ns", "run", "line", "--limit", "1"}, 0},
+		{"search-taskrun", []string{"search", "-n", "ns", "two-b", "line"}, 0},
+		{"search-pod", []string{"search", "-n", "ns", "run-build-pod-retry1", "gap"}, exitLost},
+		{"ls-pod", []string{"ls", "-n", "ns", "run-build-pod-retry1"}, 0},
 		{"verify", []string{"verify", "-n", "ns", "run"}, exitLost},
 	} {
 		t.Run(c.name, func(t *testing.T) {

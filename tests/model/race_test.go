@@ -1,0 +1,6 @@
+//go:build race
+
+package model
+
+// histories is less than without the race detector, with which each takes many times as long.
+const histories = 500
