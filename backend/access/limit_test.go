@@ -22,7 +22,7 @@ import (
 
 // small are limits that are soon reached.
 func small() Limits {
-	return Limits{PerClient: 2, Total: 3, Time: time.Minute, FollowTime: time.Hour, Bytes: 1 << 20, Failures: 0, Burst: 3}
+	return Limits{PerClient: 2, Total: 3, FollowsPerClient: 2, Follows: 3, Time: time.Minute, StallTime: 10 * time.Second, FollowTime: time.Hour, Bytes: 1 << 20, Failures: 0, Burst: 3}
 }
 
 // behind serves what only those may read who may read namespace a.
@@ -81,7 +81,7 @@ func TestGuesses(t *testing.T) {
 			if code := ask(h, here, bearer("good-a")...); code != 200 {
 				t.Errorf("a good token that is remembered: %d", code)
 			}
-			g.tokens.Remove(tokenKey("good-a"))
+			g.tokens.remove(tokenKey("good-a"))
 			if code := ask(h, here, bearer("good-a")...); code != 200 {
 				t.Errorf("a good token that was good before: %d", code)
 			}
@@ -111,11 +111,11 @@ func TestGoodTokensAreNoGuesses(t *testing.T) {
 		}
 	}
 	f.fault = nil
-	g.users.Add(tokenKey("bad"), "a", time.Hour)
+	g.users.add("a", tokenKey("bad"), answer{identity: Identity{User: "a"}, yes: true})
 	if code := ask(h, "192.0.2.1:1", "Authorization", "Bearer bad"); code != 401 {
 		t.Errorf("a token that is not good any more: %d", code)
 	}
-	if _, ok := g.users.Get(tokenKey("bad")); ok {
+	if _, ok := g.users.get(tokenKey("bad")); ok {
 		t.Error("it is still known")
 	}
 }
@@ -282,8 +282,8 @@ func TestSlowClients(t *testing.T) {
 	}{
 		{"a body that does not come", "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n", func(_ http.ResponseWriter, r *http.Request) { _, _ = io.ReadAll(r.Body) }, bodyTime},
 		{"an answer to somebody unknown that is not read", "GET / HTTP/1.1\r\nHost: x\r\n\r\n", write, unknownTime + lastTime},
-		{"an answer that is not read", get + "\r\n", nil, time.Minute + lastTime},
-		{"one that follows a log", get + "X-Follow: yes\r\n\r\n", nil, time.Hour + lastTime},
+		{"an answer that is not read", get + "\r\n", nil, 10 * time.Second},
+		{"one that follows a log", get + "X-Follow: yes\r\n\r\n", nil, 10 * time.Second},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -308,6 +308,143 @@ func TestSlowClients(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestSlowReaders: an answer takes as long as its client goes on reading, up to the time of one that
+// follows a log. What is sent after the handler has returned is bounded too.
+func TestSlowReaders(t *testing.T) {
+	const chunk = 4096
+	for _, c := range []struct {
+		name  string
+		pause time.Duration // of the client, before each chunk
+		reads int           // 0: for ever
+		want  time.Duration
+	}{
+		{"reads slowly", 9 * time.Second, 0, time.Hour + lastTime},
+		{"reads too slowly", 11 * time.Second, 0, 10 * time.Second},
+		{"stops reading", 9 * time.Second, 100, 100*9*time.Second + 10*time.Second},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				_, g := newFakeInProcess(t, Options{})
+				left := make(chan time.Duration, 1)
+				begun := time.Now()
+				h := g.Wrap(small(), behind(g, func(w http.ResponseWriter, r *http.Request) {
+					defer func() { left <- time.Since(begun) }()
+					for r.Context().Err() == nil {
+						if _, err := w.Write(make([]byte, chunk)); err != nil {
+							return
+						}
+					}
+				}))
+				served(t, h, func(dial func(string) net.Conn) {
+					conn := dial(get + "\r\n")
+					var group sync.WaitGroup
+					ctx, stop := context.WithCancel(t.Context())
+					group.Go(func() {
+						for i := 0; c.reads == 0 || i < c.reads; i++ {
+							timer := time.NewTimer(c.pause)
+							select {
+							case <-timer.C:
+							case <-ctx.Done():
+								timer.Stop()
+								return
+							}
+							// A chunk and the lines around it, as the server writes them.
+							if _, err := io.ReadAtLeast(conn, make([]byte, 2*chunk), chunk); err != nil {
+								return
+							}
+						}
+					})
+					got := <-left
+					if got < c.want-20*time.Second || got > c.want+20*time.Second {
+						t.Errorf("let go after %s, want %s", got, c.want)
+					}
+					stop()
+					conn.Close()
+					group.Wait()
+				})
+			})
+		})
+	}
+}
+
+// TestFollowsLeaveRoom: however many logs are followed, by one or by all, a single request finds a
+// place, and who comes last may follow too.
+func TestFollowsLeaveRoom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, g := newFakeInProcess(t, Options{})
+		l := DefaultLimits()
+		leave := make(chan struct{})
+		h := g.Wrap(l, known(g, func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Query().Has("follow") {
+				if err := http.NewResponseController(w).SetWriteDeadline(time.Time{}); err != nil {
+					err.(*Error).Write(w)
+					return
+				}
+				<-leave
+			}
+		}))
+		send := func(user, query string) int {
+			r := httptest.NewRequest("GET", "/"+query, nil)
+			r.Header.Set("Authorization", "Bearer good-"+user)
+			w := httptest.NewRecorder()
+			h.ServeHTTP(w, r)
+			return w.Code
+		}
+		var group sync.WaitGroup
+		refused := make(chan string, 100*100)
+		follow := func(user string) {
+			group.Go(func() {
+				if send(user, "?follow") != 200 {
+					refused <- user
+				}
+			})
+			synctest.Wait()
+		}
+		for i := range 40 { // as many as they can, one user after the other
+			user := fmt.Sprint("greedy-", i)
+			for range l.FollowsPerClient + 1 {
+				follow(user)
+			}
+			if code := send(user, ""); code != 200 {
+				t.Fatalf("a single request of user %d, who follows: %d", i, code)
+			}
+		}
+		if len(refused) == 0 {
+			t.Error("nobody is refused")
+		}
+		for len(refused) > 0 {
+			<-refused
+		}
+		if code := send("modest", ""); code != 200 {
+			t.Errorf("a single request: %d", code)
+		}
+		follow("modest")
+		if len(refused) != 0 {
+			t.Error("who comes last may not follow a single log")
+		}
+		// All service accounts of a namespace are one client.
+		for i := range 20 {
+			follow(fmt.Sprintf("system:serviceaccount:team:robot-%d", i))
+		}
+		if len(refused) == 0 {
+			t.Error("a namespace with many service accounts takes what it wants")
+		}
+		close(leave)
+		group.Wait()
+	})
+}
+
+// known is behind, where everybody may read.
+func known(g *Gate, h http.HandlerFunc) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if _, err := g.Identify(r); err != nil {
+			err.(*Error).Write(w)
+			return
+		}
+		h(w, r)
+	})
 }
 
 // write writes for ever, and does not look at the context.

@@ -281,6 +281,20 @@ type out struct {
 
 func newOut(w http.ResponseWriter) out { return out{bufio.NewWriterSize(w, 64<<10), w} }
 
+// unbuffered asks proxies to pass on what comes as it comes (nginx reads the header, and others do
+// as it does).
+func unbuffered(w http.ResponseWriter) { w.Header().Set("X-Accel-Buffering", "no") }
+
+// sendHeaders sends them before there is anything to send: who waits is told that an answer comes.
+func sendHeaders(w http.ResponseWriter) error {
+	unbuffered(w)
+	w.WriteHeader(http.StatusOK)
+	if err := http.NewResponseController(w).Flush(); err != nil && !errors.Is(err, http.ErrNotSupported) {
+		return err
+	}
+	return nil
+}
+
 func (o out) flush() error {
 	if err := o.Flush(); err != nil {
 		return err

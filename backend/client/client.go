@@ -117,8 +117,18 @@ func getJSON[T any](ctx context.Context, c *Client, query url.Values, path ...st
 
 // Namespaces returns those that may be read.
 func (c *Client) Namespaces(ctx context.Context) ([]string, error) {
-	v, err := getJSON[struct{ Namespaces []string }](ctx, c, nil, "namespaces")
-	return v.Namespaces, err
+	var all []string
+	for q := (url.Values{}); ; {
+		page, err := getJSON[api.Namespaces](ctx, c, q, "namespaces")
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, page.Namespaces...)
+		if page.Continue == "" {
+			return all, nil
+		}
+		q.Set("continue", page.Continue)
+	}
 }
 
 // Runs yields a namespace's runs, newest first, at most limit of them (0: all). query has the filters of the API.
