@@ -193,11 +193,35 @@ func (g *Gate) Wrap(l Limits, next http.Handler) http.Handler {
 		v.mu.Unlock()
 		defer v.leave()
 		out := &watched{ResponseWriter: w, visit: v, left: l.Bytes}
+		defer func() {
+			if why := recover(); why != nil {
+				if !r.ProtoAtLeast(1, 1) {
+					reset(v.control)
+				}
+				panic(why)
+			}
+		}()
 		next.ServeHTTP(out, r.WithContext(ctx))
 		if why, ok := context.Cause(ctx).(*Error); ok && out.status == 0 { // handlers answer nothing where the context has ended
 			why.Write(w)
 		}
 	})
+}
+
+// reset breaks a connection off. In HTTP/1.0 an answer without a length ends with its connection:
+// one that ends too early would look whole if it ended in peace, to a proxy and to all behind it.
+func reset(control *http.ResponseController) {
+	conn, _, err := control.Hijack()
+	if err != nil {
+		return // the server closes it
+	}
+	if outer, ok := conn.(interface{ NetConn() net.Conn }); ok { // TLS, which would say goodbye
+		conn = outer.NetConn()
+	}
+	if tcp, ok := conn.(*net.TCPConn); ok {
+		_ = tcp.SetLinger(0) // then Close resets
+	}
+	_ = conn.Close() // there is nothing more to do about it
 }
 
 // address is where a request is from: the peer, or where a proxy that is believed has it from. Of IPv6 it is the network, of which one client has all addresses.

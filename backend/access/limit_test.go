@@ -3,6 +3,7 @@ package access
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -574,6 +575,52 @@ func TestLongAnswer(t *testing.T) {
 			}
 		})
 	})
+}
+
+// TestBrokenOff: an answer that is broken off does not look whole, whatever protocol it is asked in,
+// with TLS too, and behind a proxy that asks in HTTP/1.0.
+func TestBrokenOff(t *testing.T) {
+	_, g := newFake(t, Options{})
+	h := g.Wrap(small(), http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.WriteString(w, "half of a text\n")
+		_ = http.NewResponseController(w).Flush()
+		if r.URL.Path == "/broken" {
+			panic(http.ErrAbortHandler)
+		}
+	}))
+	plain, secret := httptest.NewServer(h), httptest.NewTLSServer(h)
+	defer plain.Close()
+	defer secret.Close()
+	for name, dial := range map[string]func() (net.Conn, error){
+		"plain": func() (net.Conn, error) { return net.Dial("tcp", plain.Listener.Addr().String()) },
+		"TLS": func() (net.Conn, error) {
+			return tls.Dial("tcp", secret.Listener.Addr().String(), secret.Client().Transport.(*http.Transport).TLSClientConfig)
+		},
+	} {
+		for _, protocol := range []string{"1.0", "1.1"} {
+			for path, broken := range map[string]bool{"/": false, "/broken": true} {
+				t.Run(fmt.Sprintf("%s %s %s", name, protocol, path), func(t *testing.T) {
+					conn, err := dial()
+					if err != nil {
+						t.Fatal(err)
+					}
+					defer conn.Close()
+					fmt.Fprintf(conn, "GET %s HTTP/%s\r\nHost: x\r\nConnection: close\r\n\r\n", path, protocol)
+					res, err := http.ReadResponse(bufio.NewReader(conn), nil)
+					if err != nil {
+						if broken { // a reset may overtake what came before it
+							return
+						}
+						t.Fatal(err)
+					}
+					body, err := io.ReadAll(res.Body)
+					if (err != nil) != broken {
+						t.Errorf("%q ended with %v", body, err)
+					}
+				})
+			}
+		}
+	}
 }
 
 // TestErrors: the API tells an error of the gate's as the gate itself does, also where it is wrapped.

@@ -114,7 +114,7 @@ func (a *api) beginSearch(w http.ResponseWriter, r *http.Request, search *backen
 		return nil, nil
 	}
 	// Who waits for the first match, or for a turn, is told that there will be an answer.
-	if err := sendHeaders(w); err != nil {
+	if err := SendHeaders(w); err != nil {
 		return nil, err
 	}
 	turn, err := a.Turns.Take(r.Context())
@@ -126,7 +126,7 @@ func (a *api) beginSearch(w http.ResponseWriter, r *http.Request, search *backen
 
 // pass lets others search, and says once in a while that the search goes on.
 func (f *finding) pass(ctx context.Context) error {
-	if now := time.Now(); now.Sub(f.sent) > keepAlive {
+	if now := time.Now(); now.Sub(f.sent) > KeepAlive {
 		f.sent = now
 		if _, err := f.out.WriteString("\n"); err != nil {
 			return err
