@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -19,8 +20,8 @@ import (
 // Limits bound what clients can take up. A client is a user, or a tenant of a Dashboard; as long as it is not known who sent a request, the client is the address that it is from.
 //
 // Of requests, of those that follow a log, and of those of whom nobody knows who sent them, there are
-// so many at the same time each, and of each kind a client has no more than are left free: whoever
-// comes next finds a place, however many others take what they can.
+// so many at the same time each, and of each kind a client has no more than are left free. Where all
+// places of those that follow are taken, who has none gets one of the client with the most.
 type Limits struct {
 	PerClient int // requests at the same time, of one client
 	Total     int // of all users and tenants; and as many of all addresses, so that who is unknown takes no place of who is known
@@ -69,6 +70,7 @@ type limiter struct {
 	mu      sync.Mutex
 	clients map[place]int
 	total   map[pool]int
+	follows map[string][]*Visit   // those that hold a place, by client, the newest last
 	guesses *cache.LRUExpireCache // address → *guesses
 }
 
@@ -124,6 +126,7 @@ func (m *limiter) move(from, to place) error {
 		return tooMany("too many requests are under way from your address of which it is not known yet who sent them: try again later")
 	case have >= perClient:
 		return tooMany(fmt.Sprintf("you have too many %s under way: wait for one to end", to.pool))
+	case to.pool == follows && have >= free && m.displace(have):
 	case have >= free:
 		return tooMany(fmt.Sprintf("too many %s are under way: try again later", to.pool))
 	}
@@ -138,6 +141,55 @@ func (m *limiter) move(from, to place) error {
 		}
 	}
 	return nil
+}
+
+// displace ends a follow of the client with the most of them, for one that has fewer. Follows last for
+// hours: otherwise those who came first would have all places. The caller holds the lock.
+func (m *limiter) displace(have int) bool {
+	most := ""
+	for client, theirs := range m.follows {
+		if len(theirs) > len(m.follows[most]) {
+			most = client
+		}
+	}
+	n := len(m.follows[most])
+	if n < have+2 {
+		return false
+	}
+	v := m.follows[most][n-1]
+	m.follows[most] = m.follows[most][:n-1]
+	m.clients[place{follows, most}]--
+	m.total[follows]--
+	v.displaced = true
+	v.cancel(tooMany("others want to follow a log, and you follow the most: wait, or follow fewer"))
+	return true
+}
+
+// follow moves a visit to the places of those that follow.
+func (m *limiter) follow(v *Visit) error {
+	to := place{follows, v.at.client}
+	if err := m.move(v.at, to); err != nil {
+		return err
+	}
+	v.at = to
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.follows[to.client] = append(m.follows[to.client], v)
+	return nil
+}
+
+// leave gives up a visit's place.
+func (m *limiter) leave(v *Visit) {
+	m.mu.Lock()
+	theirs := slices.DeleteFunc(m.follows[v.at.client], func(o *Visit) bool { return o == v })
+	if m.follows[v.at.client] = theirs; len(theirs) == 0 {
+		delete(m.follows, v.at.client)
+	}
+	gone := v.displaced
+	m.mu.Unlock()
+	if !gone {
+		_ = m.move(v.at, place{}) // there is always room to leave
+	}
 }
 
 // guess lets an address send what may turn out to be nobody's. The caller must call done, which says whether it was.
@@ -166,7 +218,7 @@ func (m *limiter) guess(address string) (done func(failed bool), err error) {
 
 // Wrap bounds the requests to a handler, which asks this gate who sends them.
 func (g *Gate) Wrap(l Limits, next http.Handler) http.Handler {
-	m := &limiter{Limits: l, clients: map[place]int{}, total: map[pool]int{}, guesses: cache.NewLRUExpireCache(cacheSize)}
+	m := &limiter{Limits: l, clients: map[place]int{}, total: map[pool]int{}, follows: map[string][]*Visit{}, guesses: cache.NewLRUExpireCache(cacheSize)}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		v, ctx := visitOf(r.Context()), r.Context()
 		if !v.watched {
@@ -267,6 +319,7 @@ type Visit struct {
 	user      string
 	namespace string
 	following bool
+	displaced bool          // its place is another's; the limiter's lock guards it
 	left      bool          // the request has ended
 	life      time.Duration // without progress
 	progress  time.Time     // when the client has read something last, or the request has begun
@@ -448,11 +501,10 @@ func (v *Visit) follow() error {
 	if v.following {
 		return nil
 	}
-	to := place{follows, v.at.client}
-	if err := v.limiter.move(v.at, to); err != nil {
+	if err := v.limiter.follow(v); err != nil {
 		return err
 	}
-	v.at, v.following = to, true
+	v.following = true
 	v.live(v.life)
 	if v.again != nil {
 		v.look = time.AfterFunc(againTime, v.lookAgain)
@@ -487,7 +539,7 @@ func (v *Visit) leave() {
 	if v.look != nil {
 		v.look.Stop()
 	}
-	_ = v.limiter.move(v.at, place{}) // there is always room to leave
+	v.limiter.leave(v)
 }
 
 // watched remembers the status, and ends an answer that is too long.

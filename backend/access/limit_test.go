@@ -282,7 +282,7 @@ func TestSlowClients(t *testing.T) {
 		want          time.Duration
 	}{
 		{"a body that does not come", "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n", func(_ http.ResponseWriter, r *http.Request) { _, _ = io.ReadAll(r.Body) }, bodyTime},
-		{"an answer to somebody unknown that is not read", "GET / HTTP/1.1\r\nHost: x\r\n\r\n", write, unknownTime + lastTime},
+		{"an answer to somebody unknown that is not read", "GET / HTTP/1.1\r\nHost: x\r\n\r\n", write, 10 * time.Second},
 		{"an answer that is not read", get + "\r\n", nil, 10 * time.Second},
 		{"one that follows a log", get + "X-Follow: yes\r\n\r\n", nil, 10 * time.Second},
 	} {
@@ -330,7 +330,9 @@ func TestSlowReaders(t *testing.T) {
 				_, g := newFakeInProcess(t, Options{})
 				left := make(chan time.Duration, 1)
 				begun := time.Now()
-				h := g.Wrap(small(), behind(g, func(w http.ResponseWriter, r *http.Request) {
+				limits := small()
+				limits.Bytes = 1 << 30
+				h := g.Wrap(limits, behind(g, func(w http.ResponseWriter, r *http.Request) {
 					defer func() { left <- time.Since(begun) }()
 					for r.Context().Err() == nil {
 						if _, err := w.Write(make([]byte, chunk)); err != nil {
@@ -383,7 +385,10 @@ func TestFollowsLeaveRoom(t *testing.T) {
 					err.(*Error).Write(w)
 					return
 				}
-				<-leave
+				select {
+				case <-leave:
+				case <-r.Context().Done(): // another takes the place
+				}
 			}
 		}))
 		send := func(user, query string) int {
@@ -412,25 +417,35 @@ func TestFollowsLeaveRoom(t *testing.T) {
 				t.Fatalf("a single request of user %d, who follows: %d", i, code)
 			}
 		}
-		if len(refused) == 0 {
-			t.Error("nobody is refused")
+		refusals := func() map[string]int { // or whose place another got
+			n := map[string]int{}
+			for len(refused) > 0 {
+				n[<-refused]++
+			}
+			return n
 		}
-		for len(refused) > 0 {
-			<-refused
+		if len(refusals()) == 0 {
+			t.Error("nobody is refused")
 		}
 		if code := send("modest", ""); code != 200 {
 			t.Errorf("a single request: %d", code)
 		}
 		follow("modest")
-		if len(refused) != 0 {
+		if refusals()["modest"] != 0 {
 			t.Error("who comes last may not follow a single log")
 		}
-		// All service accounts of a namespace are one client.
+		// All service accounts of a namespace are one client, and get what one gets.
 		for i := range 20 {
 			follow(fmt.Sprintf("system:serviceaccount:team:robot-%d", i))
 		}
-		if len(refused) == 0 {
-			t.Error("a namespace with many service accounts takes what it wants")
+		robots := 0
+		for user, n := range refusals() {
+			if strings.Contains(user, "robot") {
+				robots += n
+			}
+		}
+		if robots == 0 || robots == 20 {
+			t.Errorf("of a namespace with 20 service accounts, %d may not follow", robots)
 		}
 		close(leave)
 		group.Wait()
