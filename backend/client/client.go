@@ -320,8 +320,8 @@ func (c *Client) Lines(ctx context.Context, k *backend.Container, o backend.LogO
 				return
 			}
 			now := time.Now()
-			silent := now.Sub(asked) > c.settled
-			if at != before || silent {
+			silent, moved := now.Sub(asked) > c.settled, at.next != before.next || at.empty != before.empty
+			if moved || silent {
 				wait, since = c.firstWait, now
 			}
 			if since.IsZero() {
@@ -331,7 +331,7 @@ func (c *Client) Lines(ctx context.Context, k *backend.Container, o backend.LogO
 				yield(backend.Line{}, fmt.Errorf("%w; nothing more came for %s", err, c.patience))
 				return
 			}
-			if c.Notice != nil && (at != before || !silent) {
+			if c.Notice != nil && (moved || !silent) {
 				c.Notice(fmt.Errorf("%w: asking for the rest", err))
 			}
 			timer := time.NewTimer(wait/2 + rand.N(wait/2+1))
