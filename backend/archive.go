@@ -198,11 +198,16 @@ func (a *Archive) findUID(ctx context.Context, namespace, uid string) (Target, e
 	return targetOf(p), err
 }
 
-// Namespaces yields the namespaces that the archive has runs of, in the order of their names. It costs one LIST for each 1000.
-func (a *Archive) Namespaces(ctx context.Context) iter.Seq2[string, error] {
+// Namespaces yields the namespaces that the archive has runs of, in the order of their keys: with
+// after, only those behind it. It costs one LIST for each 1000.
+func (a *Archive) Namespaces(ctx context.Context, after string) iter.Seq2[string, error] {
 	return func(yield func(string, error) bool) {
 		const root = layout.IndexVersion + "/"
-		for e, err := range a.store.List(ctx, root, "/", "", 0) {
+		start := ""
+		if after != "" {
+			start = root + after + "0" // the first text behind all that begin with "after/"
+		}
+		for e, err := range a.store.List(ctx, root, "/", start, 0) {
 			if err != nil {
 				yield("", fmt.Errorf("list namespaces: %w", err))
 				return

@@ -56,6 +56,9 @@ type LogOptions struct {
 	Since time.Time
 	// Idle, if set, is called by Follow and FollowRun each time when all that is there was yielded. Its error ends them.
 	Idle func() error
+	// Pass, if set, is called before each block of lines, so that others who wait for the processor
+	// get their turn. Its error ends the reading.
+	Pass func(context.Context) error
 
 	// unchecked leaves out the comparison with the seal's digest. Each segment has a checksum of its own.
 	unchecked bool
@@ -217,6 +220,12 @@ func (r *reading) read(ctx context.Context, c Container, yield func(Line, error)
 			if ctx.Err() != nil { // what is in memory goes on for as long as a search takes
 				yield(Line{}, context.Cause(ctx))
 				return false
+			}
+			if r.options.Pass != nil {
+				if err := r.options.Pass(ctx); err != nil {
+					yield(Line{}, err)
+					return false
+				}
 			}
 			var corrupt *segment.CorruptError
 			if errors.As(err, &corrupt) {

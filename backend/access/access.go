@@ -4,6 +4,7 @@
 package access
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/json"
@@ -15,6 +16,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sync/singleflight"
+	"golang.org/x/time/rate"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	authorizationv1 "k8s.io/api/authorization/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -31,8 +33,11 @@ const (
 	cacheSize = 10_000
 	// reviewTime bounds one question to the API server.
 	reviewTime = 5 * time.Second
-	// reviewsAtOnce is how many namespaces are asked for at the same time.
+	// reviewsAtOnce is how many namespaces are asked for at the same time, for one who lists them, and
+	// reviewRate how many in a second, after the first reviewBurst.
 	reviewsAtOnce = 16
+	reviewRate    = 100
+	reviewBurst   = 500
 )
 
 // Error is why a request is not answered, in words that tell nothing of what there is.
@@ -108,9 +113,10 @@ type Options struct {
 // Gate says who may read. Its methods may be called at the same time.
 type Gate struct {
 	Options
-	tokens, reviews *cache.LRUExpireCache
+	tokens, reviews *kept
 	// users are those whose tokens were good once, by the keys of tokens. It lets nobody in, but their tokens are no guesses, and it is known whose places their requests take.
-	users  *cache.LRUExpireCache
+	users  *kept
+	paces  *cache.LRUExpireCache // client → *rate.Limiter: how fast lists ask
 	asking singleflight.Group
 
 	mu      sync.Mutex
@@ -122,8 +128,10 @@ func New(o Options) (*Gate, error) {
 	if err := o.Proxy.validate(); err != nil {
 		return nil, err
 	}
-	newCache := func() *cache.LRUExpireCache { return cache.NewLRUExpireCache(cacheSize) }
-	return &Gate{Options: o, tokens: newCache(), reviews: newCache(), users: newCache(), listing: map[string]*listing{}}, nil
+	return &Gate{
+		Options: o, tokens: newKept(cacheSize, CacheTime), reviews: newKept(cacheSize, CacheTime), users: newKept(cacheSize, SessionTime),
+		paces: cache.NewLRUExpireCache(cacheSize), listing: map[string]*listing{},
+	}, nil
 }
 
 // answer is what the API server has said.
@@ -134,11 +142,9 @@ type answer struct {
 }
 
 // ask returns the cached answer, or asks. A no holds for as long as the caller says. The same question is asked once at a time, whoever asks. Errors are not kept.
-func (g *Gate) ask(ctx context.Context, kept *cache.LRUExpireCache, key string, no time.Duration, question func(context.Context) (answer, error)) (answer, error) {
-	if a, ok := kept.Get(key); ok {
-		if a := a.(answer); a.yes || time.Since(a.at) < no {
-			return a, nil
-		}
+func (g *Gate) ask(ctx context.Context, kept *kept, key string, no time.Duration, question func(context.Context) (answer, error)) (answer, error) {
+	if a, ok := kept.get(key); ok && (a.yes || time.Since(a.at) < no) {
+		return a, nil
 	}
 	result := g.asking.DoChan(key, func() (any, error) {
 		// For all who ask: that the first of them leaves, must not be an error for the others.
@@ -147,7 +153,7 @@ func (g *Gate) ask(ctx context.Context, kept *cache.LRUExpireCache, key string, 
 		a, err := question(ctx)
 		if err == nil {
 			a.at = time.Now()
-			kept.Add(key, a, CacheTime)
+			kept.add(asks(ctx, a), key, a)
 		}
 		return a, err
 	})
@@ -162,6 +168,18 @@ func (g *Gate) ask(ctx context.Context, kept *cache.LRUExpireCache, key string, 
 	}
 }
 
+// asks is whose answer it is: it is kept among theirs.
+func asks(ctx context.Context, a answer) string {
+	v := visitOf(ctx)
+	if a.identity.User != "" {
+		return clientOf(a.identity.User)
+	}
+	if client := v.Client(); client != "" {
+		return client
+	}
+	return "address " + v.address
+}
+
 // tokenKey is where the answer about a token is kept.
 func tokenKey(token string) string {
 	sum := sha256.Sum256([]byte(token))
@@ -173,7 +191,7 @@ func (g *Gate) review(ctx context.Context, token string) (Identity, error) {
 	key := tokenKey(token)
 	a, err := g.ask(ctx, g.tokens, key, deniedTime, func(ctx context.Context) (answer, error) {
 		done := func(bool) {}
-		if _, good := g.users.Get(key); !good {
+		if _, good := g.users.get(key); !good {
 			var err error
 			if done, err = visitOf(ctx).guess(); err != nil {
 				return answer{}, err
@@ -184,9 +202,9 @@ func (g *Gate) review(ctx context.Context, token string) (Identity, error) {
 		switch {
 		case err != nil:
 		case a.yes:
-			g.users.Add(key, a.identity.User, SessionTime)
+			g.users.add(asks(ctx, a), key, a)
 		default:
-			g.users.Remove(key)
+			g.users.remove(key)
 		}
 		return a, err
 	})
@@ -216,12 +234,19 @@ func (g *Gate) askWhose(ctx context.Context, token string) (answer, error) {
 
 // MayRead asks whether somebody may get pods/log in a namespace, or with "" in all of them.
 func (g *Gate) MayRead(ctx context.Context, id Identity, namespace string) (bool, error) {
-	return g.mayRead(ctx, id, namespace, deniedTime)
+	return g.mayRead(ctx, id, namespace, deniedTime, nil)
 }
 
-// mayRead is MayRead, where a no holds for some time.
-func (g *Gate) mayRead(ctx context.Context, id Identity, namespace string, no time.Duration) (bool, error) {
-	a, err := g.ask(ctx, g.reviews, "access "+id.key()+" "+namespace, no, func(ctx context.Context) (answer, error) {
+// mayRead is MayRead, where a no holds for some time. What is asked for goes at a pace, if there is
+// one.
+func (g *Gate) mayRead(ctx context.Context, id Identity, namespace string, no time.Duration, pace *rate.Limiter) (bool, error) {
+	key := "access " + id.key() + " " + namespace
+	if _, ok := g.reviews.get(key); !ok && pace != nil {
+		if err := pace.Wait(ctx); err != nil {
+			return false, cmp.Or(context.Cause(ctx), err)
+		}
+	}
+	a, err := g.ask(ctx, g.reviews, key, no, func(ctx context.Context) (answer, error) {
 		r, err := g.Client.AuthorizationV1().SubjectAccessReviews().Create(ctx, &authorizationv1.SubjectAccessReview{
 			Spec: authorizationv1.SubjectAccessReviewSpec{
 				User: id.User, UID: id.UID, Groups: id.Groups, Extra: id.Extra,
@@ -266,15 +291,16 @@ func (g *Gate) Allowed(r *http.Request, namespaces []string) ([]string, error) {
 		return nil, err
 	}
 	defer done()
-	if all, err := g.mayRead(r.Context(), id, "", CacheTime); err != nil || all {
+	if all, err := g.mayRead(r.Context(), id, "", CacheTime, nil); err != nil || all {
 		return slices.Clone(namespaces), err
 	}
+	pace := g.pace(clientOf(id.User))
 	may := make([]bool, len(namespaces))
 	group, ctx := errgroup.WithContext(r.Context())
 	group.SetLimit(reviewsAtOnce)
 	for i, namespace := range namespaces {
 		group.Go(func() (err error) {
-			may[i], err = g.mayRead(ctx, id, namespace, CacheTime)
+			may[i], err = g.mayRead(ctx, id, namespace, CacheTime, pace)
 			return err
 		})
 	}
@@ -288,6 +314,18 @@ func (g *Gate) Allowed(r *http.Request, namespaces []string) ([]string, error) {
 		}
 	}
 	return allowed, nil
+}
+
+// pace is how fast a client's lists ask the API server.
+func (g *Gate) pace(client string) *rate.Limiter {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if p, ok := g.paces.Get(client); ok {
+		return p.(*rate.Limiter)
+	}
+	p := rate.NewLimiter(reviewRate, reviewBurst)
+	g.paces.Add(client, p, time.Hour)
+	return p
 }
 
 // listing is a turn to ask for many namespaces.

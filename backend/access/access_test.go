@@ -409,6 +409,33 @@ func TestListsInTurn(t *testing.T) {
 	})
 }
 
+// TestManyNamespaces: a list of many does not flood the API server, and leaves what is known of others.
+func TestManyNamespaces(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, g := newFakeInProcess(t, Options{})
+		other := request("GET", "Authorization", "Bearer good-other")
+		if err := g.Allow(other, "other"); err != nil {
+			t.Fatal(err)
+		}
+		names := make([]string, 2*reviewBurst)
+		for i := range names {
+			names[i] = fmt.Sprint("ns-", i)
+		}
+		before, begun := f.count("subjectaccessreviews"), time.Now()
+		if _, err := g.Allowed(request("GET", "Authorization", "Bearer good-none"), names); err != nil {
+			t.Fatal(err)
+		}
+		asked, took := f.count("subjectaccessreviews")-before, time.Since(begun)
+		if asked != len(names)+1 || took < reviewBurst*time.Second/reviewRate-time.Second {
+			t.Errorf("%d questions in %s", asked, took)
+		}
+		before = f.count("subjectaccessreviews")
+		if err := g.Allow(other, "other"); err != nil || f.count("subjectaccessreviews") != before {
+			t.Errorf("another user is asked for again: %v", err)
+		}
+	})
+}
+
 func TestSession(t *testing.T) {
 	_, g := newFake(t, Options{})
 	for _, c := range []struct {

@@ -74,11 +74,8 @@ func (g *Gate) seen(r *http.Request) (user string, ok bool) {
 	if err != nil || token == "" {
 		return id.User, err == nil
 	}
-	known, ok := g.users.Get(tokenKey(token))
-	if !ok {
-		return "", false
-	}
-	return known.(string), true
+	known, ok := g.users.get(tokenKey(token))
+	return known.identity.User, ok
 }
 
 // identify reads the proxy's headers, if it is the proxy who sends them.

@@ -3,6 +3,7 @@ package access
 import (
 	"bufio"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -22,7 +23,7 @@ import (
 
 // small are limits that are soon reached.
 func small() Limits {
-	return Limits{PerClient: 2, Total: 3, Time: time.Minute, FollowTime: time.Hour, Bytes: 1 << 20, Failures: 0, Burst: 3}
+	return Limits{PerClient: 2, Total: 3, FollowsPerClient: 2, Follows: 3, Time: time.Minute, StallTime: 10 * time.Second, FollowTime: time.Hour, Bytes: 1 << 20, Failures: 0, Burst: 3}
 }
 
 // behind serves what only those may read who may read namespace a.
@@ -81,7 +82,7 @@ func TestGuesses(t *testing.T) {
 			if code := ask(h, here, bearer("good-a")...); code != 200 {
 				t.Errorf("a good token that is remembered: %d", code)
 			}
-			g.tokens.Remove(tokenKey("good-a"))
+			g.tokens.remove(tokenKey("good-a"))
 			if code := ask(h, here, bearer("good-a")...); code != 200 {
 				t.Errorf("a good token that was good before: %d", code)
 			}
@@ -111,11 +112,11 @@ func TestGoodTokensAreNoGuesses(t *testing.T) {
 		}
 	}
 	f.fault = nil
-	g.users.Add(tokenKey("bad"), "a", time.Hour)
+	g.users.add("a", tokenKey("bad"), answer{identity: Identity{User: "a"}, yes: true})
 	if code := ask(h, "192.0.2.1:1", "Authorization", "Bearer bad"); code != 401 {
 		t.Errorf("a token that is not good any more: %d", code)
 	}
-	if _, ok := g.users.Get(tokenKey("bad")); ok {
+	if _, ok := g.users.get(tokenKey("bad")); ok {
 		t.Error("it is still known")
 	}
 }
@@ -281,9 +282,9 @@ func TestSlowClients(t *testing.T) {
 		want          time.Duration
 	}{
 		{"a body that does not come", "POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n", func(_ http.ResponseWriter, r *http.Request) { _, _ = io.ReadAll(r.Body) }, bodyTime},
-		{"an answer to somebody unknown that is not read", "GET / HTTP/1.1\r\nHost: x\r\n\r\n", write, unknownTime + lastTime},
-		{"an answer that is not read", get + "\r\n", nil, time.Minute + lastTime},
-		{"one that follows a log", get + "X-Follow: yes\r\n\r\n", nil, time.Hour + lastTime},
+		{"an answer to somebody unknown that is not read", "GET / HTTP/1.1\r\nHost: x\r\n\r\n", write, 10 * time.Second},
+		{"an answer that is not read", get + "\r\n", nil, 10 * time.Second},
+		{"one that follows a log", get + "X-Follow: yes\r\n\r\n", nil, 10 * time.Second},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -308,6 +309,158 @@ func TestSlowClients(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestSlowReaders: an answer takes as long as its client goes on reading, up to the time of one that
+// follows a log. What is sent after the handler has returned is bounded too.
+func TestSlowReaders(t *testing.T) {
+	const chunk = 4096
+	for _, c := range []struct {
+		name  string
+		pause time.Duration // of the client, before each chunk
+		reads int           // 0: for ever
+		want  time.Duration
+	}{
+		{"reads slowly", 9 * time.Second, 0, time.Hour + lastTime},
+		{"reads too slowly", 11 * time.Second, 0, 10 * time.Second},
+		{"stops reading", 9 * time.Second, 100, 100*9*time.Second + 10*time.Second},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				_, g := newFakeInProcess(t, Options{})
+				left := make(chan time.Duration, 1)
+				begun := time.Now()
+				limits := small()
+				limits.Bytes = 1 << 30
+				h := g.Wrap(limits, behind(g, func(w http.ResponseWriter, r *http.Request) {
+					defer func() { left <- time.Since(begun) }()
+					for r.Context().Err() == nil {
+						if _, err := w.Write(make([]byte, chunk)); err != nil {
+							return
+						}
+					}
+				}))
+				served(t, h, func(dial func(string) net.Conn) {
+					conn := dial(get + "\r\n")
+					var group sync.WaitGroup
+					ctx, stop := context.WithCancel(t.Context())
+					group.Go(func() {
+						for i := 0; c.reads == 0 || i < c.reads; i++ {
+							timer := time.NewTimer(c.pause)
+							select {
+							case <-timer.C:
+							case <-ctx.Done():
+								timer.Stop()
+								return
+							}
+							// A chunk and the lines around it, as the server writes them.
+							if _, err := io.ReadAtLeast(conn, make([]byte, 2*chunk), chunk); err != nil {
+								return
+							}
+						}
+					})
+					got := <-left
+					if got < c.want-20*time.Second || got > c.want+20*time.Second {
+						t.Errorf("let go after %s, want %s", got, c.want)
+					}
+					stop()
+					conn.Close()
+					group.Wait()
+				})
+			})
+		})
+	}
+}
+
+// TestFollowsLeaveRoom: however many logs are followed, by one or by all, a single request finds a
+// place, and who comes last may follow too.
+func TestFollowsLeaveRoom(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, g := newFakeInProcess(t, Options{})
+		l := DefaultLimits()
+		leave := make(chan struct{})
+		h := g.Wrap(l, known(g, func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Query().Has("follow") {
+				if err := http.NewResponseController(w).SetWriteDeadline(time.Time{}); err != nil {
+					err.(*Error).Write(w)
+					return
+				}
+				select {
+				case <-leave:
+				case <-r.Context().Done(): // another takes the place
+				}
+			}
+		}))
+		send := func(user, query string) int {
+			r := httptest.NewRequest("GET", "/"+query, nil)
+			r.Header.Set("Authorization", "Bearer good-"+user)
+			w := httptest.NewRecorder()
+			h.ServeHTTP(w, r)
+			return w.Code
+		}
+		var group sync.WaitGroup
+		refused := make(chan string, 100*100)
+		follow := func(user string) {
+			group.Go(func() {
+				if send(user, "?follow") != 200 {
+					refused <- user
+				}
+			})
+			synctest.Wait()
+		}
+		for i := range 40 { // as many as they can, one user after the other
+			user := fmt.Sprint("greedy-", i)
+			for range l.FollowsPerClient + 1 {
+				follow(user)
+			}
+			if code := send(user, ""); code != 200 {
+				t.Fatalf("a single request of user %d, who follows: %d", i, code)
+			}
+		}
+		refusals := func() map[string]int { // or whose place another got
+			n := map[string]int{}
+			for len(refused) > 0 {
+				n[<-refused]++
+			}
+			return n
+		}
+		if len(refusals()) == 0 {
+			t.Error("nobody is refused")
+		}
+		if code := send("modest", ""); code != 200 {
+			t.Errorf("a single request: %d", code)
+		}
+		follow("modest")
+		if refusals()["modest"] != 0 {
+			t.Error("who comes last may not follow a single log")
+		}
+		// All service accounts of a namespace are one client, and get what one gets.
+		for i := range 20 {
+			follow(fmt.Sprintf("system:serviceaccount:team:robot-%d", i))
+		}
+		robots := 0
+		for user, n := range refusals() {
+			if strings.Contains(user, "robot") {
+				robots += n
+			}
+		}
+		if robots == 0 || robots == 20 {
+			t.Errorf("of a namespace with 20 service accounts, %d may not follow", robots)
+		}
+		close(leave)
+		group.Wait()
+	})
+}
+
+// known is behind, where everybody may read.
+func known(g *Gate, h http.HandlerFunc) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if _, err := g.Identify(r); err != nil {
+			err.(*Error).Write(w)
+			return
+		}
+		h(w, r)
+	})
 }
 
 // write writes for ever, and does not look at the context.
@@ -437,6 +590,52 @@ func TestLongAnswer(t *testing.T) {
 			}
 		})
 	})
+}
+
+// TestBrokenOff: an answer that is broken off does not look whole, whatever protocol it is asked in,
+// with TLS too, and behind a proxy that asks in HTTP/1.0.
+func TestBrokenOff(t *testing.T) {
+	_, g := newFake(t, Options{})
+	h := g.Wrap(small(), http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.WriteString(w, "half of a text\n")
+		_ = http.NewResponseController(w).Flush()
+		if r.URL.Path == "/broken" {
+			panic(http.ErrAbortHandler)
+		}
+	}))
+	plain, secret := httptest.NewServer(h), httptest.NewTLSServer(h)
+	defer plain.Close()
+	defer secret.Close()
+	for name, dial := range map[string]func() (net.Conn, error){
+		"plain": func() (net.Conn, error) { return net.Dial("tcp", plain.Listener.Addr().String()) },
+		"TLS": func() (net.Conn, error) {
+			return tls.Dial("tcp", secret.Listener.Addr().String(), secret.Client().Transport.(*http.Transport).TLSClientConfig)
+		},
+	} {
+		for _, protocol := range []string{"1.0", "1.1"} {
+			for path, broken := range map[string]bool{"/": false, "/broken": true} {
+				t.Run(fmt.Sprintf("%s %s %s", name, protocol, path), func(t *testing.T) {
+					conn, err := dial()
+					if err != nil {
+						t.Fatal(err)
+					}
+					defer conn.Close()
+					fmt.Fprintf(conn, "GET %s HTTP/%s\r\nHost: x\r\nConnection: close\r\n\r\n", path, protocol)
+					res, err := http.ReadResponse(bufio.NewReader(conn), nil)
+					if err != nil {
+						if broken { // a reset may overtake what came before it
+							return
+						}
+						t.Fatal(err)
+					}
+					body, err := io.ReadAll(res.Body)
+					if (err != nil) != broken {
+						t.Errorf("%q ended with %v", body, err)
+					}
+				})
+			}
+		}
+	}
 }
 
 // TestErrors: the API tells an error of the gate's as the gate itself does, also where it is wrapped.

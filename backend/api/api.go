@@ -16,6 +16,7 @@ import (
 	"runtime"
 
 	"github.com/shiplog-dev/shiplog/backend"
+	"github.com/shiplog-dev/shiplog/backend/turns"
 	"github.com/shiplog-dev/shiplog/internal/layout"
 )
 
@@ -35,12 +36,12 @@ type Options struct {
 	Archive *backend.Archive
 	Gate    Gate
 	Log     *slog.Logger
+	// Turns are what searches share. nil stands for twice as many as there are processors: the
+	// others wait, and who reads does not wait for them.
+	Turns *turns.Pool
 }
 
-type api struct {
-	Options
-	searches chan struct{} // as many as may run at the same time
-}
+type api struct{ Options }
 
 //go:embed openapi.yaml
 var openAPI []byte
@@ -50,8 +51,10 @@ type handler func(w http.ResponseWriter, r *http.Request) error
 
 // New makes the handler of every path under Base.
 func New(o Options) http.Handler {
-	// A search is work for a processor. The others wait, and who reads does not wait for them.
-	a := &api{o, make(chan struct{}, 2*runtime.GOMAXPROCS(0))}
+	if o.Turns == nil {
+		o.Turns = turns.New(2 * runtime.GOMAXPROCS(0))
+	}
+	a := &api{o}
 	mux := http.NewServeMux()
 	for path, h := range a.routes() {
 		mux.HandleFunc("GET "+Base+path, func(w http.ResponseWriter, r *http.Request) {

@@ -28,8 +28,9 @@ const (
 	HeaderBytes = "Shiplog-Bytes"
 	headerLines = "Shiplog-Lines"
 
-	// keepAlive is how often a stream of events says that it is still there, so that nobody on the way closes it.
-	keepAlive = 15 * time.Second
+	// KeepAlive is how often an answer in which nothing happens says that it is still there, so that
+	// nobody on the way closes it.
+	KeepAlive = 15 * time.Second
 )
 
 // containerLog answers with the log of the container that the path names as the bucket does: one LIST, and a GET for the seal and for each segment that is read.
@@ -248,6 +249,9 @@ func (a *api) stream(w http.ResponseWriter, r *http.Request, c backend.Container
 		if err := longLived(w); err != nil {
 			return err
 		}
+		if err := SendHeaders(w); err != nil {
+			return err
+		}
 		l.options.Idle = out.flush
 		lines = a.Archive.Follow(r.Context(), &c, l.options)
 	}
@@ -286,6 +290,20 @@ type out struct {
 }
 
 func newOut(w http.ResponseWriter) out { return out{bufio.NewWriterSize(w, 64<<10), w} }
+
+// unbuffered asks proxies to pass on what comes as it comes (nginx reads the header, and others do
+// as it does).
+func unbuffered(w http.ResponseWriter) { w.Header().Set("X-Accel-Buffering", "no") }
+
+// SendHeaders sends them before there is anything to send: who waits is told that an answer comes.
+func SendHeaders(w http.ResponseWriter) error {
+	unbuffered(w)
+	w.WriteHeader(http.StatusOK)
+	if err := http.NewResponseController(w).Flush(); err != nil && !errors.Is(err, http.ErrNotSupported) {
+		return err
+	}
+	return nil
+}
 
 func (o out) flush() error {
 	if err := o.Flush(); err != nil {
@@ -394,10 +412,37 @@ type lineWriter struct {
 	out    out
 	place  *Place
 	damage *Damage
+	alive  alive
 }
 
 func (n *lineWriter) contentType() string { return "application/x-ndjson" }
-func (n *lineWriter) flush() error        { return n.out.flush() }
+
+// flush also says, once in a while, that there is nothing new: with an empty line.
+func (n *lineWriter) flush() error {
+	if n.alive.due(n.out) {
+		if _, err := n.out.WriteString("\n"); err != nil {
+			return err
+		}
+	}
+	return n.out.flush()
+}
+
+// alive is when something was sent last.
+type alive struct{ sent time.Time }
+
+// due says whether nothing was sent for so long that it is time to say something. What waits in the
+// buffer counts as sent.
+func (a *alive) due(o out) bool {
+	now := time.Now()
+	if a.sent.IsZero() || o.Buffered() > 0 {
+		a.sent = now
+	}
+	if now.Sub(a.sent) < KeepAlive {
+		return false
+	}
+	a.sent = now
+	return true
+}
 
 func (n *lineWriter) line(l backend.Line, err error) error {
 	var digest *backend.DigestError
@@ -433,7 +478,8 @@ type eventWriter struct {
 	out    out
 	place  *Place
 	damage *Damage
-	sent   time.Time
+	alive  alive
+	begun  bool   // the first sign of life is sent
 	from   *int64 // the place where it begins, to be told before there is a line
 }
 
@@ -448,8 +494,8 @@ func (e *eventWriter) flush() error {
 		}
 		e.from = nil
 	}
-	if now := time.Now(); now.Sub(e.sent) > keepAlive || e.sent.IsZero() {
-		e.sent = now
+	if e.alive.due(e.out) || !e.begun {
+		e.begun = true
 		if _, err := e.out.WriteString(":\n\n"); err != nil {
 			return err
 		}

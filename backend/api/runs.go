@@ -28,16 +28,13 @@ const (
 	recordsAtOnce = 16
 )
 
-// namespaces answers with those that the archive has runs of, and that who asks may read.
+// namespaces answers with a page of those that the archive has runs of, and that who asks may read.
 func (a *api) namespaces(w http.ResponseWriter, r *http.Request) error {
-	if err := readParams(r).done(); err != nil {
-		return err
-	}
-	allowed, err := a.ListNamespaces(r)
+	page, err := a.ListNamespaces(r)
 	if err != nil {
 		return err
 	}
-	return writeJSON(w, map[string][]string{"namespaces": append([]string{}, allowed...)})
+	return writeJSON(w, page)
 }
 
 // filter is which runs are asked for.
@@ -124,20 +121,51 @@ func (o Options) ListRuns(r *http.Request, namespace, kind string) (Runs, error)
 	return o.page(r, namespace, f, after, limit)
 }
 
-// ListNamespaces are those that the archive has runs of, and that who asks may read.
-func (o Options) ListNamespaces(r *http.Request) ([]string, error) {
+// ListNamespaces is the page that a request's parameters limit and continue ask for of the namespaces
+// that the archive has runs of, and that who asks may read. Only those are asked about that the page
+// may show; it can be shorter than limit, and yet not the last.
+func (o Options) ListNamespaces(r *http.Request) (Namespaces, error) {
+	page := Namespaces{Namespaces: []string{}}
+	p := readParams(r)
+	limit := int(p.number("limit", 1, mostRuns, mostRuns))
+	after := p.text("continue")
+	if p.values.Has("continue") && layout.CheckName("namespace", after) != nil {
+		p.fail(badParameter("continue", after, "is not what an earlier page said"))
+	}
+	if err := p.done(); err != nil {
+		return page, err
+	}
 	// Nobody who is nobody makes us list.
 	if _, err := o.Gate.Allowed(r, nil); err != nil {
-		return nil, err
+		return page, err
 	}
-	var all []string
-	for name, err := range o.Archive.Namespaces(r.Context()) {
+	var batch []string
+	looked := 0
+	take := func() error {
+		allowed, err := o.Gate.Allowed(r, batch)
+		page.Namespaces = append(page.Namespaces, allowed...)
+		batch = batch[:0]
+		return err
+	}
+	last := ""
+	for name, err := range o.Archive.Namespaces(r.Context(), after) {
 		if err != nil {
-			return nil, err
+			return page, err
 		}
-		all = append(all, name)
+		if len(page.Namespaces)+len(batch) == limit || looked == mostLooked {
+			if err := take(); err != nil {
+				return page, err
+			}
+			if len(page.Namespaces) == limit || looked == mostLooked {
+				page.Continue = last
+				return page, nil
+			}
+		}
+		looked++
+		last = name
+		batch = append(batch, name)
 	}
-	return o.Gate.Allowed(r, all)
+	return page, take()
 }
 
 // cursorOf reads where a page begins.

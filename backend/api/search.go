@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/shiplog-dev/shiplog/backend"
+	"github.com/shiplog-dev/shiplog/backend/turns"
 )
 
 const (
@@ -51,7 +52,7 @@ func (a *api) searchOne(w http.ResponseWriter, r *http.Request) error {
 	if f == nil {
 		return err
 	}
-	defer f.done()
+	defer f.turn.Pause()
 	if err := f.in(a, r, nil, c); err != nil {
 		return err
 	}
@@ -79,7 +80,7 @@ func (a *api) searchSeveral(kind string) func(http.ResponseWriter, *http.Request
 		if f == nil {
 			return err
 		}
-		defer f.done()
+		defer f.turn.Pause()
 		for place := range tree.Containers() {
 			if !wanted.Includes(place.TaskRun, place.Container) {
 				continue
@@ -102,21 +103,39 @@ type finding struct {
 	out    out
 	sent   time.Time
 	found  Found
-	done   func() // lets another search run
+	turn   *turns.Turn
 }
 
-// beginSearch waits until the search may run. Without an error, it returns nil where only the headers are asked for.
+// beginSearch sends the headers and waits until the search may run. Without an error, it returns nil
+// where only the headers are asked for.
 func (a *api) beginSearch(w http.ResponseWriter, r *http.Request, search *backend.Search, limit int64) (*finding, error) {
 	w.Header().Set("Content-Type", "application/x-ndjson")
 	if headersOnly(w, r) {
 		return nil, nil
 	}
-	select {
-	case a.searches <- struct{}{}:
-	case <-r.Context().Done():
-		return nil, fmt.Errorf("wait for %d other searches: %w", cap(a.searches), context.Cause(r.Context()))
+	// Who waits for the first match, or for a turn, is told that there will be an answer.
+	if err := SendHeaders(w); err != nil {
+		return nil, err
 	}
-	return &finding{search: search, limit: limit, out: newOut(w), sent: time.Now(), done: func() { <-a.searches }}, nil
+	turn, err := a.Turns.Take(r.Context())
+	if err != nil {
+		return nil, fmt.Errorf("wait for other searches: %w", err)
+	}
+	return &finding{search: search, limit: limit, out: newOut(turn.Writer(r.Context(), w)), sent: time.Now(), turn: turn}, nil
+}
+
+// pass lets others search, and says once in a while that the search goes on.
+func (f *finding) pass(ctx context.Context) error {
+	if now := time.Now(); now.Sub(f.sent) > KeepAlive {
+		f.sent = now
+		if _, err := f.out.WriteString("\n"); err != nil {
+			return err
+		}
+		if err := f.out.flush(); err != nil {
+			return err
+		}
+	}
+	return f.turn.Pass(ctx)
 }
 
 // in searches one log. place is nil where it is the only one.
@@ -143,7 +162,7 @@ func (f *finding) in(a *api, r *http.Request, place *backend.Place, c backend.Co
 			all.Damage = append(all.Damage, said)
 		}
 	}()
-	for m, err := range f.search.In(r.Context(), a.Archive, c, backend.LogOptions{}) {
+	for m, err := range f.search.In(r.Context(), a.Archive, c, backend.LogOptions{Pass: f.pass}) {
 		var lacks *backend.MissingError
 		if errors.As(err, &lacks) {
 			if missing++; missing == 1 {

@@ -125,6 +125,9 @@ func (a *api) streamSeveral(w http.ResponseWriter, r *http.Request, tree *backen
 		if err := longLived(w); err != nil {
 			return err
 		}
+		if err := SendHeaders(w); err != nil {
+			return err
+		}
 		l.options.Idle = to.flush
 		lines = a.Archive.FollowRun(r.Context(), target, wanted.Includes, l.options)
 	}

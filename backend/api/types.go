@@ -151,3 +151,9 @@ type Found struct {
 		Unfinished []string `json:"unfinished,omitempty"`
 	} `json:"found"`
 }
+
+// Namespaces is a page of them.
+type Namespaces struct {
+	Namespaces []string `json:"namespaces"`
+	Continue   string   `json:"continue,omitempty"` // for the next page
+}

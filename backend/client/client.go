@@ -26,13 +26,16 @@ import (
 
 // Client asks one server. Its methods may be called at the same time.
 type Client struct {
-	// Notice, if set, is told why an answer that is followed broke off, and goes on. It may be called at the same time.
+	// Notice, if set, is told why an answer broke off, and goes on. It is not told of one that was
+	// silent for long before: somebody on the way has closed it. It may be called at the same time.
 	Notice func(error)
 
 	base string
 	http *http.Client
 	// How long it waits before it asks again for what broke off, at first and at most, and how long without a line until it gives up.
 	firstWait, mostWait, patience time.Duration
+	// An answer that was there for so long has not failed, also where no line came.
+	settled time.Duration
 }
 
 // New makes a Client of a server's address, as https://shiplog.example.com. h adds the token.
@@ -44,7 +47,7 @@ func New(address string, h *http.Client) (*Client, error) {
 	own := *h
 	// A redirect may lead to another host, and h would show the token there too.
 	own.CheckRedirect = func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
-	return &Client{base: strings.TrimSuffix(address, "/") + api.Base, http: &own, firstWait: 500 * time.Millisecond, mostWait: 10 * time.Second, patience: 2 * time.Minute}, nil
+	return &Client{base: strings.TrimSuffix(address, "/") + api.Base, http: &own, firstWait: 500 * time.Millisecond, mostWait: 10 * time.Second, patience: 2 * time.Minute, settled: 10 * time.Second}, nil
 }
 
 // Error is what the server answered in the place of what was asked for. Where there is nothing, it wraps fs.ErrNotExist.
@@ -117,8 +120,18 @@ func getJSON[T any](ctx context.Context, c *Client, query url.Values, path ...st
 
 // Namespaces returns those that may be read.
 func (c *Client) Namespaces(ctx context.Context) ([]string, error) {
-	v, err := getJSON[struct{ Namespaces []string }](ctx, c, nil, "namespaces")
-	return v.Namespaces, err
+	var all []string
+	for q := (url.Values{}); ; {
+		page, err := getJSON[api.Namespaces](ctx, c, q, "namespaces")
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, page.Namespaces...)
+		if page.Continue == "" {
+			return all, nil
+		}
+		q.Set("continue", page.Continue)
+	}
 }
 
 // Runs yields a namespace's runs, newest first, at most limit of them (0: all). query has the filters of the API.
@@ -225,6 +238,9 @@ func entries(body io.Reader) iter.Seq2[entry, error] {
 			if errors.Is(err, io.EOF) && len(text) == 0 {
 				return
 			}
+			if err == nil && len(text) == 1 { // there is nothing new
+				continue
+			}
 			var e entry
 			if err == nil {
 				err = json.Unmarshal(text, &e)
@@ -290,7 +306,7 @@ func settle(c *backend.Container, s api.State) error {
 	return nil
 }
 
-// Lines yields a container's lines as Archive.Lines does, or with follow as Archive.Follow does: c has its final state then. LogOptions.ToByte is not asked for. An answer that is followed and breaks off, as when the server is
+// Lines yields a container's lines as Archive.Lines does, or with follow as Archive.Follow does: c has its final state then. LogOptions.ToByte is not asked for. An answer that breaks off, as when the server is
 // replaced, goes on with the next line; what is read in several answers is not compared with the seal's digest.
 func (c *Client) Lines(ctx context.Context, k *backend.Container, o backend.LogOptions, follow bool) iter.Seq2[backend.Line, error] {
 	return func(yield func(backend.Line, error) bool) {
@@ -302,12 +318,13 @@ func (c *Client) Lines(ctx context.Context, k *backend.Container, o backend.LogO
 			if ended {
 				return
 			}
-			if !follow || !opened || ctx.Err() != nil || !passing(err) {
+			if !opened || ctx.Err() != nil || !passing(err) {
 				yield(backend.Line{}, err)
 				return
 			}
 			now := time.Now()
-			if at != before || now.Sub(asked) > c.patience {
+			silent, moved := now.Sub(asked) > c.settled, at.next != before.next || at.empty != before.empty
+			if moved || silent {
 				wait, since = c.firstWait, now
 			}
 			if since.IsZero() {
@@ -317,7 +334,7 @@ func (c *Client) Lines(ctx context.Context, k *backend.Container, o backend.LogO
 				yield(backend.Line{}, fmt.Errorf("%w; nothing more came for %s", err, c.patience))
 				return
 			}
-			if c.Notice != nil {
+			if c.Notice != nil && (moved || !silent) {
 				c.Notice(fmt.Errorf("%w: asking for the rest", err))
 			}
 			timer := time.NewTimer(wait/2 + rand.N(wait/2+1))
@@ -392,6 +409,9 @@ func (c *Client) lines(ctx context.Context, k *backend.Container, o backend.LogO
 	}
 	defer res.Body.Close()
 	*opened = true
+	if follow && res.Header.Get(api.HeaderBytes) == "0" {
+		at.begun = true // whatever comes, comes later than was asked for: also its first lines count
+	}
 	var again overlap
 	if o.None { // what comes from now on is wanted, also if this breaks off before the first line
 		if n, err := strconv.ParseInt(res.Header.Get(api.HeaderBytes), 10, 64); err == nil {

@@ -204,6 +204,7 @@ func TestBrokenAnswers(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
+			c.firstWait, c.patience = time.Millisecond, 20*time.Millisecond
 			_, errs := read(c.Lines(t.Context(), &backend.Container{}, backend.LogOptions{}, false))
 			if len(errs) != 1 {
 				t.Errorf("errors %v", errs)
@@ -273,6 +274,7 @@ func TestFollowGoesOn(t *testing.T) {
 		for _, o := range []backend.LogOptions{{}, {Tail: 9}, {FromLine: 4}} {
 			want, _ := read(archive.Lines(t.Context(), whole, o))
 			for _, bytes := range []int{700, 901, 1497} {
+				follow := bytes != 901 // whether or not it is followed, it goes on
 				t.Run(fmt.Sprintf("segments of %d, tail %d, from line %d, %d bytes", each, o.Tail, o.FromLine, bytes), func(t *testing.T) {
 					answers := 0
 					server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -292,7 +294,7 @@ func TestFollowGoesOn(t *testing.T) {
 					told := 0
 					c.Notice = func(error) { told++ }
 					k := backend.Container{Key: key}
-					got, errs := read(c.Lines(t.Context(), &k, o, true))
+					got, errs := read(c.Lines(t.Context(), &k, o, follow))
 					if diff := cmp.Diff(want, got, cmpopts.EquateEmpty()); diff != "" || len(errs) > 0 {
 						t.Errorf("errors %v (-want +got):\n%s", errs, diff)
 					}
@@ -305,6 +307,43 @@ func TestFollowGoesOn(t *testing.T) {
 		if len(want) != 28 {
 			t.Errorf("%d lines", len(want))
 		}
+	}
+}
+
+// TestSilence: an answer in which nothing happens, and which somebody on the way closes again and
+// again, is no failure, and what comes at last is not missed: also where the log was empty at first
+// and its last lines were asked for.
+func TestSilence(t *testing.T) {
+	const line = `{"line":%d,"offset":%d,"time":"2026-11-23T12:00:00Z","stream":"stdout","text":"x"}` + "\n"
+	answers := 0
+	var queries []string
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		answers++
+		queries = append(queries, r.URL.RawQuery)
+		if answers == 1 {
+			w.Header().Set(api.HeaderBytes, "0")
+		}
+		fmt.Fprint(w, "\n\n") // there is nothing new
+		if answers == 9 {
+			fmt.Fprintf(w, line, 1, 0)
+			fmt.Fprint(w, "\n")
+			fmt.Fprintf(w, line, 2, 2)
+			fmt.Fprint(w, `{"end":{"status":"verified","bytes":4,"lines":2}}`+"\n")
+		}
+	}))
+	defer server.Close()
+	c, err := New(server.URL, server.Client())
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.firstWait, c.mostWait, c.patience, c.settled = time.Millisecond, time.Millisecond, 0, 0
+	c.Notice = func(err error) { t.Errorf("a notice: %v", err) }
+	lines, errs := read(c.Lines(t.Context(), &backend.Container{}, backend.LogOptions{Tail: 1}, true))
+	if len(lines) != 2 || len(errs) != 0 || answers != 9 {
+		t.Errorf("%d lines, errors %v, after %d answers", len(lines), errs, answers)
+	}
+	if !strings.Contains(queries[0], "tailLines=1") || strings.Contains(queries[1], "tailLines") {
+		t.Errorf("asked %q", queries)
 	}
 }
 

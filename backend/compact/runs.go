@@ -72,7 +72,7 @@ func (c *Compactor) Run(ctx context.Context, every time.Duration) {
 func (c *Compactor) Pass(ctx context.Context) error {
 	oldest := c.now().Add(-c.options.Since)
 	done := map[string]bool{}
-	for namespace, err := range c.options.Archive.Namespaces(ctx) {
+	for namespace, err := range c.options.Archive.Namespaces(ctx, "") {
 		if err != nil {
 			return fmt.Errorf("list namespaces: %w", err)
 		}

@@ -3,6 +3,7 @@ package page
 import (
 	"bytes"
 	"cmp"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -174,15 +175,43 @@ func (p *page) marks(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
+	w.Header().Set("Content-Type", "application/json")
+	// All of the log is read before there is an answer: who waits is told at once that one comes, and
+	// once in a while that it is still to come, with a blank, which JSON may begin with.
+	if err := api.SendHeaders(w); err != nil {
+		return nil // who asked is gone
+	}
+	turn, err := p.Turns.Take(r.Context())
+	if err != nil {
+		panic(http.ErrAbortHandler)
+	}
+	defer turn.Pause()
+	to := turn.Writer(r.Context(), w)
+	sent := time.Now()
+	pass := func(ctx context.Context) error {
+		if now := time.Now(); now.Sub(sent) > api.KeepAlive {
+			sent = now
+			if _, err := to.Write([]byte("\n")); err != nil {
+				return err
+			}
+			if err := http.NewResponseController(to).Flush(); err != nil {
+				return err
+			}
+		}
+		return turn.Pass(ctx)
+	}
 	out := marker{Marks: Marks{Marks: []Mark{}, Lines: c.Lines, Status: string(c.Status)}}
 	open := map[criline.Stream]*backend.Line{} // lines of which there are pieces
-	for l, err := range p.Archive.Lines(r.Context(), c, backend.LogOptions{FromLine: from}) {
+	for l, err := range p.Archive.Lines(r.Context(), c, backend.LogOptions{FromLine: from, Pass: pass}) {
 		var digest *backend.DigestError
 		switch {
 		case errors.As(err, &digest): // that is said where the log is shown
 			continue
-		case err != nil:
-			return err
+		case err != nil: // it must not look whole
+			if r.Context().Err() == nil {
+				p.Log.Error("broke an answer off", "path", r.URL.Path, "error", err)
+			}
+			panic(http.ErrAbortHandler)
 		case l.Stream == criline.Markers:
 			continue
 		}
@@ -207,7 +236,7 @@ func (p *page) marks(w http.ResponseWriter, r *http.Request) error {
 			out.add(*l)
 		}
 	}
-	return writeJSON(w, out.Marks)
+	return writeJSON(to, out.Marks)
 }
 
 // marker finds marks.

@@ -16,11 +16,13 @@ import (
 	"net/url"
 	"os"
 	"path"
+	"runtime"
 	"strings"
 	"time"
 
 	"github.com/shiplog-dev/shiplog/backend"
 	"github.com/shiplog-dev/shiplog/backend/api"
+	"github.com/shiplog-dev/shiplog/backend/turns"
 	"github.com/shiplog-dev/shiplog/internal/layout"
 )
 
@@ -43,6 +45,9 @@ type Options struct {
 	Archive *backend.Archive
 	Gate    Gate
 	Log     *slog.Logger
+	// Turns are what searches share, and what looks for marks takes one of, too. nil stands for
+	// twice as many as there are processors.
+	Turns *turns.Pool
 }
 
 type page struct{ Options }
@@ -65,6 +70,9 @@ const maxForm = 64 << 10
 
 // New makes the handler of every path under Base, and of "/", which leads there.
 func New(o Options) http.Handler {
+	if o.Turns == nil {
+		o.Turns = turns.New(2 * runtime.GOMAXPROCS(0))
+	}
 	p := &page{o}
 	mux := http.NewServeMux()
 	handle := func(pattern string, h func(w http.ResponseWriter, r *http.Request) error) {

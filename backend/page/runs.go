@@ -8,17 +8,22 @@ import (
 )
 
 type namespacesPage struct {
-	Title      string
-	Namespaces []string
+	Title string
+	api.Namespaces
+	Next string // the query of the next page, if there is one
 }
 
-// namespaces shows those that one may read.
+// namespaces shows a page of those that one may read.
 func (p *page) namespaces(w http.ResponseWriter, r *http.Request) error {
-	allowed, err := p.api().ListNamespaces(r)
+	page, err := p.api().ListNamespaces(r)
 	if err != nil {
 		return err
 	}
-	return p.show(w, http.StatusOK, "namespaces.html", namespacesPage{"Namespaces", allowed})
+	data := namespacesPage{Title: "Namespaces", Namespaces: page}
+	if page.Continue != "" {
+		data.Next = url.Values{"continue": {page.Continue}}.Encode()
+	}
+	return p.show(w, http.StatusOK, "namespaces.html", data)
 }
 
 func (p *page) api() api.Options {

@@ -18,6 +18,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -40,6 +41,7 @@ import (
 	"github.com/shiplog-dev/shiplog/backend/dashboard"
 	"github.com/shiplog-dev/shiplog/backend/loki"
 	"github.com/shiplog-dev/shiplog/backend/page"
+	"github.com/shiplog-dev/shiplog/backend/turns"
 	"github.com/shiplog-dev/shiplog/internal/objectstore"
 )
 
@@ -121,8 +123,11 @@ func parseFlags(args []string) (options, error) {
 	f.BoolVar(&o.proxy.SystemGroups, "proxy-system-groups", false, "believe the proxy also where it names users and groups that begin with system:")
 	f.IntVar(&o.limits.PerClient, "requests-per-client", o.limits.PerClient, "requests at the same time of one user, of one tenant of a Dashboard, and of one address as long as it is not known who sent them")
 	f.IntVar(&o.limits.Total, "requests", o.limits.Total, "requests at the same time of all users and tenants, and as many of all whom nobody knows yet")
-	f.DurationVar(&o.limits.Time, "request-time", o.limits.Time, "how long a request may take")
-	f.DurationVar(&o.limits.FollowTime, "follow-time", o.limits.FollowTime, "how long a request may follow a log")
+	f.IntVar(&o.limits.FollowsPerClient, "follows-per-client", o.limits.FollowsPerClient, "as --requests-per-client, of requests that follow a log")
+	f.IntVar(&o.limits.Follows, "follows", o.limits.Follows, "as --requests, of requests that follow a log")
+	f.DurationVar(&o.limits.Time, "request-time", o.limits.Time, "how long a request may take until its client has read something of the answer, and again until they have read more")
+	f.DurationVar(&o.limits.StallTime, "stall-time", o.limits.StallTime, "how long a client may take to read the next 64 KiB")
+	f.DurationVar(&o.limits.FollowTime, "follow-time", o.limits.FollowTime, "how long a request may follow a log, and any other may take")
 	f.Int64Var(&o.limits.Bytes, "answer-bytes", o.limits.Bytes, "how many bytes an answer may have; a longer one is broken off")
 	if err := f.Parse(args); err != nil {
 		return o, err
@@ -130,7 +135,7 @@ func parseFlags(args []string) (options, error) {
 	if f.NArg() > 0 {
 		return o, fmt.Errorf("unknown arguments %q: everything is a flag", f.Args())
 	}
-	for name, n := range map[string]int64{"requests-per-client": int64(o.limits.PerClient), "requests": int64(o.limits.Total), "request-time": int64(o.limits.Time), "follow-time": int64(o.limits.FollowTime), "answer-bytes": o.limits.Bytes} {
+	for name, n := range map[string]int64{"requests-per-client": int64(o.limits.PerClient), "requests": int64(o.limits.Total), "follows-per-client": int64(o.limits.FollowsPerClient), "follows": int64(o.limits.Follows), "stall-time": int64(o.limits.StallTime), "request-time": int64(o.limits.Time), "follow-time": int64(o.limits.FollowTime), "answer-bytes": o.limits.Bytes} {
 		if n <= 0 {
 			return o, fmt.Errorf("--%s must be positive", name)
 		}
@@ -254,17 +259,18 @@ func newHandler(ctx context.Context, o options, registry prometheus.Registerer, 
 		return nil, nil, err
 	}
 	mux := http.NewServeMux()
-	mux.Handle(api.Base+"/", api.New(api.Options{Archive: archive, Gate: gate, Log: log}))
+	working := turns.New(2 * runtime.GOMAXPROCS(0)) // for work for a processor; who reads does not wait for it
+	mux.Handle(api.Base+"/", api.New(api.Options{Archive: archive, Gate: gate, Log: log, Turns: working}))
 	results := loki.New(loki.Options{Archive: archive, Gate: gate, Log: log})
 	mux.Handle(loki.Path, results)
 	mux.Handle(loki.DefaultPath, results)
-	web := page.New(page.Options{Archive: archive, Gate: gate, Log: log})
+	web := page.New(page.Options{Archive: archive, Gate: gate, Log: log, Turns: working})
 	mux.Handle(page.Base+"/", web)
 	mux.Handle("/{$}", web)
 	if tenants != nil {
 		mux.Handle(dashboard.Base+"/", dashboard.New(dashboard.Options{Archive: archive, Tenants: tenants, Log: log}))
 	}
-	return m.requests(log, neverKept(gate.Wrap(o.limits, mux))), archive.Close, nil
+	return m.requests(log, neverKept(gate.Wrap(o.limits, compressed(mux)))), archive.Close, nil
 }
 
 // neverKept has every answer say that no cache keeps it, the browser's neither, and that its type

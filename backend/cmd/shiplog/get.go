@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -30,8 +31,9 @@ func newGet(s *settings) *cobra.Command {
 DIR/TASK_retry1/… of a retry.
 Of a task with several TaskRuns, as one with a matrix, it is DIR/TASKRUN/CONTAINER.log. Nothing is written outside DIR.
 A file that is there already is written anew. What is not whole is saved as far as it goes, named on
-stderr, and shown by the exit code. Of a step that was not captured there is no file: it is named in
-the same way.`,
+stderr, and shown by the exit code. Where reading fails, what was read is kept as CONTAINER.log.*.part,
+and the same command goes on behind it; such a log is not compared with its digest. Of a step that was
+not captured there is no file: it is named in the same way.`,
 		Example: "  shiplog get -n builds my-run --to logs",
 		RunE:    func(cmd *cobra.Command, args []string) error { return s.get(cmd.Context(), sel, args[0], dir) },
 	}
@@ -154,22 +156,49 @@ func (n names) file(p backend.Place) (string, error) {
 }
 
 // save writes one log as a file under root, which is there when it is whole, or as whole as it can be.
-func (s *settings) save(ctx context.Context, src *source, p backend.Place, root *os.Root, name string, bar io.Writer) (backend.Status, error) {
+// What was read of it before an error is kept, and the next time it goes on there.
+func (s *settings) save(ctx context.Context, src *source, p backend.Place, root *os.Root, name string, bar io.Writer) (status backend.Status, err error) {
 	if err := root.MkdirAll(filepath.Dir(name), 0o777); err != nil {
 		return "", err
 	}
-	part := name + "." + rand.Text()[:8] + ".part"
-	f, err := root.OpenFile(part, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o666)
+	// The pod's UID says of which log the part is. While it is written it has a name that nobody else
+	// uses: of two who go on with a part, one begins anew.
+	kept := fmt.Sprintf("%s.%s.part", name, p.Pod.Key.PodUID)
+	part := fmt.Sprintf("%s.%s.part", name, rand.Text()[:8])
+	if err := root.Rename(kept, part); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return "", err
+	}
+	f, err := root.OpenFile(part, os.O_WRONLY|os.O_CREATE, 0o666)
 	if err != nil {
 		return "", err
 	}
-	defer root.Remove(part) // if it is not renamed
 	defer f.Close()
-	status := backend.Verified
+	have, err := f.Seek(0, io.SeekEnd)
+	if err == nil && have > p.Container.Bytes { // it is of no log that is there now
+		have, err = 0, errors.Join(f.Truncate(0), rewind(f))
+	}
+	if err != nil {
+		return "", err
+	}
 	out := bufio.NewWriterSize(io.MultiWriter(f, harmless{bar}), 64<<10)
+	defer func() {
+		if err == nil {
+			return
+		}
+		if flushed := out.Flush(); flushed != nil || root.Rename(part, kept) != nil {
+			_ = root.Remove(part) // it is of no use
+		}
+	}()
+	status = backend.Verified
 	said := &notices{out: s.stderr, label: strings.TrimSuffix(name, ".log") + " "}
 	printer := &backend.Printer{Out: out, Notices: said, Ends: said, Raw: true, Seen: func(seen backend.Status) { status = backend.Worse(status, seen) }}
-	for l, err := range src.Archive.Lines(ctx, &p.Container, backend.LogOptions{}, false) {
+	for l, err := range src.Archive.Lines(ctx, &p.Container, backend.LogOptions{FromByte: have}, false) {
+		if skip := have - l.Offset; err == nil && skip > 0 && l.Stream != criline.Markers {
+			if skip >= l.Printed() {
+				continue
+			}
+			l.Text = l.Text[skip:] // its newline is left, if nothing else
+		}
 		if err := printer.Line(said.label, l, err); err != nil {
 			return "", err
 		}
@@ -178,6 +207,11 @@ func (s *settings) save(ctx context.Context, src *source, p backend.Place, root 
 		return "", err
 	}
 	return status, root.Rename(part, name)
+}
+
+func rewind(f io.Seeker) error {
+	_, err := f.Seek(0, io.SeekStart)
+	return err
 }
 
 // harmless drops errors: a log is saved also where its progress cannot be shown, as when it has become longer than it was.

@@ -1,17 +1,24 @@
 package main
 
 import (
+	"context"
+	"errors"
 	"fmt"
+	"io"
 	"io/fs"
+	"iter"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/shiplog-dev/shiplog/backend"
 	"github.com/shiplog-dev/shiplog/backend/archivetest"
+	"github.com/shiplog-dev/shiplog/backend/live"
 	"github.com/shiplog-dev/shiplog/internal/criline"
 	"github.com/shiplog-dev/shiplog/internal/layout"
 	"github.com/shiplog-dev/shiplog/internal/objectstore"
@@ -105,6 +112,27 @@ func TestGet(t *testing.T) {
 			t.Errorf("files (-want +got):\n%s", diff)
 		}
 	})
+	t.Run("a part that is there", func(t *testing.T) {
+		for name, part := range map[string]string{
+			"nothing": "", "some lines": compiled[:14], "half a line": compiled[:17], "without its newline": compiled[:13],
+			"all": compiled, "of another log": compiled + "and more",
+		} {
+			t.Run(name, func(t *testing.T) {
+				dir := t.TempDir()
+				if err := os.MkdirAll(filepath.Join(dir, "running-a"), 0o755); err != nil {
+					t.Fatal(err)
+				}
+				file := filepath.Join(dir, "running-a", "step-a.log.pod-running.part")
+				if err := os.WriteFile(file, []byte(part), 0o600); err != nil {
+					t.Fatal(err)
+				}
+				said(t, []string{"get", "-n", "ns", "--to", dir, "running"})
+				if diff := cmp.Diff(map[string]string{"running-a/step-a.log": compiled}, filesIn(t, dir)); diff != "" {
+					t.Errorf("files (-want +got):\n%s", diff)
+				}
+			})
+		}
+	})
 	t.Run("the run's name is the folder's", func(t *testing.T) {
 		dir := t.TempDir()
 		t.Chdir(dir)
@@ -155,6 +183,67 @@ func fillRetries(t *testing.T, store *objectstore.Store) {
 		line := criline.Append(nil, start, criline.Stdout, true, []byte{byte('0' + i)})
 		c := layout.Container{Pod: pod, Container: "step-a"}
 		put(t, store, logText{container: c, sealed: true, lines: line})
+	}
+}
+
+// failing breaks off behind so many lines of a log.
+type failing struct {
+	live.Archive
+	lines int
+	from  []int64 // what was asked for
+}
+
+func (f *failing) Lines(ctx context.Context, c *backend.Container, o backend.LogOptions, follow bool) iter.Seq2[backend.Line, error] {
+	f.from = append(f.from, o.FromByte)
+	return func(yield func(backend.Line, error) bool) {
+		n := 0
+		for l, err := range f.Archive.Lines(ctx, c, o, follow) {
+			if n++; n > f.lines {
+				yield(backend.Line{}, errors.New("the store is down"))
+				return
+			}
+			if !yield(l, err) {
+				return
+			}
+		}
+	}
+}
+
+// TestGetKeepsItsPart: what was read before an error is kept, and the next time it goes on there.
+func TestGetKeepsItsPart(t *testing.T) {
+	store, _ := archivetest.Start(t)
+	fill(t, store)
+	archive := &failing{Archive: live.Bucket{Archive: backend.New(store)}, lines: 3}
+	tree, _, err := archive.Tree(t.Context(), "ns", "", "running")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var place backend.Place
+	for p := range tree.Containers() {
+		place = p
+	}
+	dir := t.TempDir()
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer root.Close()
+	s := &settings{stderr: io.Discard}
+	tries := 0
+	for ; tries < 10; tries++ {
+		if _, err = s.save(t.Context(), &source{Reader: live.Reader{Archive: archive}}, place, root, "a.log", io.Discard); err == nil {
+			break
+		}
+		files := filesIn(t, dir)
+		if part := files["a.log.pod-running.part"]; len(files) != 1 || part == "" || !strings.HasPrefix(compiled, part) {
+			t.Errorf("behind try %d: %q", tries+1, files)
+		}
+	}
+	if diff := cmp.Diff(map[string]string{"a.log": compiled}, filesIn(t, dir)); diff != "" || err != nil {
+		t.Errorf("%v: files (-want +got):\n%s", err, diff)
+	}
+	if tries == 0 || !slices.IsSorted(archive.from) {
+		t.Errorf("asked from %d", archive.from)
 	}
 }
 

@@ -1,0 +1,164 @@
+package turns
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"net/http/httptest"
+	"sync"
+	"testing"
+	"testing/synctest"
+
+	"go.uber.org/goleak"
+)
+
+func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+
+type named string
+
+func (n named) Client() string { return string(n) }
+
+func of(t *testing.T, client string) context.Context {
+	return With(t.Context(), named(client))
+}
+
+func take(t *testing.T, p *Pool, client string) *Turn {
+	t.Helper()
+	turn, err := p.Take(of(t, client))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return turn
+}
+
+// TestFair: of those who wait, the one goes next whose client holds the fewest turns, whoever came
+// first.
+func TestFair(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := New(3)
+		greedy := []*Turn{take(t, p, "a"), take(t, p, "a"), take(t, p, "a")}
+		order, leave := make(chan string), make(chan struct{})
+		var group sync.WaitGroup
+		for _, client := range []string{"a", "a", "b", "c", "b"} {
+			group.Go(func() {
+				turn, err := p.Take(of(t, client))
+				if err != nil {
+					t.Error(err)
+				}
+				order <- client
+				<-leave
+				turn.Pause()
+			})
+			synctest.Wait() // they come one after the other
+		}
+		got := ""
+		for _, g := range greedy {
+			g.Pause()
+			g.Pause() // twice is once
+			got += <-order
+		}
+		if want := "bca"; got != want {
+			t.Errorf("they had their turns in the order %s, want %s", got, want)
+		}
+		close(leave)
+		for range 2 {
+			<-order
+		}
+		group.Wait()
+		if p.free != 3 || len(p.held) != 0 || len(p.waiting) != 0 {
+			t.Errorf("left: %+v", p)
+		}
+	})
+}
+
+// TestPass: who works for long lets others go first who hold fewer turns, and goes on behind them.
+// Where nobody waits, or nobody with fewer, it goes on at once.
+func TestPass(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := New(1)
+		long := take(t, p, "a")
+		if err := long.Pass(t.Context()); err != nil || !long.held {
+			t.Errorf("where nobody waits: %v", err)
+		}
+		short := make(chan *Turn)
+		go func() { turn, _ := p.Take(of(t, "b")); short <- turn }()
+		synctest.Wait()
+		passed := make(chan error, 1)
+		go func() { passed <- long.Pass(t.Context()) }()
+		other := <-short
+		synctest.Wait()
+		select {
+		case <-passed:
+			t.Error("two have the one turn")
+		default:
+		}
+		other.Pause()
+		if err := <-passed; err != nil || !long.held || p.free != 0 {
+			t.Errorf("behind the other: %v, %d turns are free", err, p.free)
+		}
+		long.Pause()
+		if p.free != 1 || len(p.held) != 0 || len(p.waiting) != 0 {
+			t.Errorf("left: %+v", p)
+		}
+	})
+}
+
+// TestLeave: who does not wait any more takes no turn.
+func TestLeave(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := New(1)
+		held := take(t, p, "a")
+		why := errors.New("enough")
+		ctx, cancel := context.WithCancelCause(of(t, "b"))
+		left := make(chan error)
+		go func() { _, err := p.Take(ctx); left <- err }()
+		synctest.Wait()
+		cancel(why)
+		if err := <-left; !errors.Is(err, why) {
+			t.Errorf("it left with %v", err)
+		}
+		held.Pause()
+		if p.free != 1 || len(p.held) != 0 || len(p.waiting) != 0 {
+			t.Errorf("left: %+v", p)
+		}
+	})
+}
+
+// stuck is a client who does not read.
+type stuck struct {
+	http.ResponseWriter
+	read chan struct{}
+}
+
+func (s *stuck) Write(b []byte) (int, error) { <-s.read; return len(b), nil }
+func (s *stuck) FlushError() error           { <-s.read; return nil }
+
+// TestWriter: no turn is held while a client does not read.
+func TestWriter(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := New(1)
+		turn := take(t, p, "a")
+		client := &stuck{httptest.NewRecorder(), make(chan struct{})}
+		w := turn.Writer(t.Context(), client)
+		for name, write := range map[string]func() error{
+			"write": func() error { _, err := w.Write([]byte("x")); return err },
+			"flush": http.NewResponseController(w).Flush,
+		} {
+			done := make(chan error)
+			go func() { done <- write() }()
+			synctest.Wait()
+			other := take(t, p, "b") // at once, or the test hangs
+			client.read <- struct{}{}
+			synctest.Wait()
+			select {
+			case <-done:
+				t.Errorf("%s: two have the one turn", name)
+			default:
+			}
+			other.Pause()
+			if err := <-done; err != nil || !turn.held {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+	})
+}
