@@ -25,6 +25,9 @@ const (
 	mostRows = 1000
 	// maxRow is how much of a line is shown, in bytes. The rest is in the download.
 	maxRow = 8 << 10
+	// mostGaps is how many gaps of a line are described. A container can forge any number in its own
+	// log.
+	mostGaps = 20
 	// mostMarks is how many beginnings and ends of groups are found in a log.
 	mostMarks = 5000
 	// maxMarked is how much of a line that came in pieces is looked at, in bytes.
@@ -42,6 +45,7 @@ type Row struct {
 	Gaps   []string  `json:"gaps,omitempty"`
 
 	text []byte
+	more int // gaps that are not described
 }
 
 // Rows is an answer to the viewer.
@@ -98,6 +102,10 @@ func (o *Rows) add(l backend.Line) {
 	}
 	row := &o.Rows[len(o.Rows)-1]
 	if l.Stream == criline.Markers {
+		if len(row.Gaps) == mostGaps {
+			row.more++
+			return
+		}
 		m, err := criline.ParseMarker(l.Text)
 		if err != nil {
 			row.Gaps = append(row.Gaps, "bytes are missing here")
@@ -118,6 +126,9 @@ var command = regexp.MustCompile(`^\s*(?:::(group|endgroup|error|warning|notice|
 
 // show makes spans of a line's text.
 func (r *Row) show() {
+	if r.more > 0 {
+		r.Gaps = append(r.Gaps, fmt.Sprintf("bytes are missing here in %d more places", r.more))
+	}
 	if r.Cut > 0 { // not within a character
 		for i := len(r.text) - 1; i >= max(0, len(r.text)-utf8.UTFMax); i-- {
 			if utf8.RuneStart(r.text[i]) {

@@ -17,6 +17,8 @@ import (
 	"errors"
 	"fmt"
 	"time"
+
+	"github.com/shiplog-dev/shiplog/internal/visible"
 )
 
 // Stream names where a line comes from.
@@ -214,6 +216,25 @@ type Marker struct {
 
 // Gap is the kind of a marker for lost bytes.
 const Gap = "gap"
+
+// What is longer in a marker is cut where it is read, in bytes.
+const (
+	maxWord   = 64   // Kind and Reason
+	maxDetail = 1000 // Detail
+)
+
+// UnmarshalJSON implements json.Unmarshaler. A container can forge a marker in its own log, and a
+// seal holds some: their texts are one line each, without what a terminal obeys.
+func (m *Marker) UnmarshalJSON(b []byte) error {
+	type plain Marker // without this method
+	if err := json.Unmarshal(b, (*plain)(m)); err != nil {
+		return err
+	}
+	m.Kind = visible.Line(m.Kind, maxWord)
+	m.Reason = Reason(visible.Line(string(m.Reason), maxWord))
+	m.Detail = visible.Line(m.Detail, maxDetail)
+	return nil
+}
 
 // Reason says why bytes are missing.
 type Reason string

@@ -128,10 +128,11 @@ func TestMarkerRoundTrip(t *testing.T) {
 		name string
 		m    Marker
 		want string
+		read string // Detail as it is read
 	}{
-		{"limit", Marker{Kind: Gap, Reason: ReasonSpoolLimit, Stdout: 7, Stderr: 9}, `{"kind":"gap","reason":"spool-limit","stdout":7,"stderr":9}`},
-		{"error with a newline", Marker{Kind: Gap, Reason: ReasonSpoolError, Unknown: true, Detail: "a\nb"},
-			`{"kind":"gap","reason":"spool-error","stdout":0,"stderr":0,"unknown":true,"detail":"a\nb"}`},
+		{"limit", Marker{Kind: Gap, Reason: ReasonSpoolLimit, Stdout: 7, Stderr: 9}, `{"kind":"gap","reason":"spool-limit","stdout":7,"stderr":9}`, ""},
+		{"error with a newline", Marker{Kind: Gap, Reason: ReasonSpoolError, Unknown: true, Detail: "a\nb\x1b"},
+			`{"kind":"gap","reason":"spool-error","stdout":0,"stderr":0,"unknown":true,"detail":"a\nb\u001b"}`, `a b\x1b`},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			b, err := AppendMarker(nil, noon, tc.m)
@@ -149,6 +150,7 @@ func TestMarkerRoundTrip(t *testing.T) {
 			if l.Stream != Markers || !l.Full || string(l.Text) != tc.want {
 				t.Errorf("got %s %v %s, want a full marker line %s", l.Stream, l.Full, l.Text, tc.want)
 			}
+			tc.m.Detail = tc.read
 			if got, err := ParseMarker(l.Text); err != nil || got != tc.m {
 				t.Errorf("got %+v, %v, want %+v", got, err, tc.m)
 			}

@@ -34,7 +34,7 @@ const (
 	maxBackoff  = 3 * time.Second
 	// maxPage is the most entries that S3 lists at once.
 	maxPage = 1000
-	// headerTimeout bounds the wait for an answer after a request is sent. A body may then flow for as long as the caller's context allows.
+	// headerTimeout bounds the wait for an answer after a request is sent; see stallTimeout for its body.
 	headerTimeout = 30 * time.Second
 )
 
@@ -49,7 +49,8 @@ type Store struct {
 	client      *s3.Client
 	credentials aws.CredentialsProvider // the client's: *keyFiles, or the chain; nil without any
 	transport   *http.Transport
-	clock       *clock
+	clock       *clock   // over transport
+	answers     *answers // over clock
 }
 
 // New makes a Store. It sends nothing yet, apart from what the credential chain needs.
@@ -94,10 +95,11 @@ func New(ctx context.Context, cfg Config) (*Store, error) {
 	}
 
 	clocked := &clock{RoundTripper: transport}
+	bounded := &answers{clocked, stallTimeout}
 	client := s3.NewFromConfig(base, func(o *s3.Options) {
 		// For this client only: the credential chain talks to AWS, whatever signs the store's certificate.
 		o.HTTPClient = &http.Client{
-			Transport: clocked,
+			Transport: bounded,
 			// A redirected request carries a signature for the wrong host. The SDK makes a clear error of the 3xx answer.
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		}
@@ -115,7 +117,7 @@ func New(ctx context.Context, cfg Config) (*Store, error) {
 	})
 	return &Store{
 		cfg: cfg, prefix: cfg.keyPrefix(), caBundle: caBundle, client: client,
-		credentials: base.Credentials, transport: transport, clock: clocked,
+		credentials: base.Credentials, transport: transport, clock: clocked, answers: bounded,
 	}, nil
 }
 
@@ -236,7 +238,10 @@ type Entry struct {
 // is the last thing yielded.
 func (s *Store) List(ctx context.Context, prefix, delimiter, startAfter string, limit int) iter.Seq2[Entry, error] {
 	return func(yield func(Entry, error) bool) {
-		in := &s3.ListObjectsV2Input{Bucket: &s.cfg.Bucket, Prefix: aws.String(s.prefix + prefix)}
+		in := &s3.ListObjectsV2Input{
+			Bucket: &s.cfg.Bucket, Prefix: aws.String(s.prefix + prefix),
+			EncodingType: types.EncodingTypeUrl, // a key may hold what XML cannot
+		}
 		if delimiter != "" {
 			in.Delimiter = &delimiter
 		}
@@ -253,6 +258,7 @@ func (s *Store) List(ctx context.Context, prefix, delimiter, startAfter string, 
 				yield(Entry{}, s.fail("list", prefix, err))
 				return
 			}
+			s.decodeKeys(page)
 			for e := range s.merge(page) {
 				// Stores disagree on whether a common prefix that begins before startAfter is listed.
 				if e.Key <= startAfter {
@@ -274,6 +280,27 @@ func (s *Store) List(ctx context.Context, prefix, delimiter, startAfter string, 
 			}
 			in.ContinuationToken = page.NextContinuationToken
 		}
+	}
+}
+
+// decodeKeys undoes the encoding of a page's keys, where the store has encoded them. A key that
+// cannot have been encoded stays as it is.
+func (s *Store) decodeKeys(page *s3.ListObjectsV2Output) {
+	if page.EncodingType != types.EncodingTypeUrl {
+		return
+	}
+	decode := func(key *string) *string {
+		decoded, err := url.QueryUnescape(aws.ToString(key))
+		if err != nil || !strings.HasPrefix(decoded, s.prefix) {
+			return key
+		}
+		return &decoded
+	}
+	for i := range page.Contents {
+		page.Contents[i].Key = decode(page.Contents[i].Key)
+	}
+	for i := range page.CommonPrefixes {
+		page.CommonPrefixes[i].Prefix = decode(page.CommonPrefixes[i].Prefix)
 	}
 }
 

@@ -4,25 +4,30 @@ package record
 
 import (
 	"bytes"
+	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"math"
+	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/shiplog-dev/shiplog/internal/criline"
 	"github.com/shiplog-dev/shiplog/internal/layout"
+	"github.com/shiplog-dev/shiplog/internal/visible"
 )
 
 // Run is run.json, written with the first ticket of each pod of a run, and once more when the run has ended.
 type Run struct {
-	Kind      layout.RunKind    `json:"kind"`
-	Namespace string            `json:"namespace"`
-	Name      string            `json:"name"` // of the PipelineRun, or of the TaskRun that has none
-	UID       string            `json:"uid"`
-	Created   time.Time         `json:"created"`
-	Pipeline  string            `json:"pipeline,omitempty"` // the Pipeline or Task it refers to by name
-	Tasks     []string          `json:"tasks,omitempty"`    // names of the pipeline's tasks in spec order, as far as known, with finally tasks last
-	Labels    map[string]string `json:"labels,omitempty"`
+	Kind      layout.RunKind `json:"kind"`
+	Namespace string         `json:"namespace"`
+	Name      string         `json:"name"` // of the PipelineRun, or of the TaskRun that has none
+	UID       string         `json:"uid"`
+	Created   time.Time      `json:"created"`
+	Pipeline  string         `json:"pipeline,omitempty"` // the Pipeline or Task it refers to by name
+	Tasks     Tasks          `json:"tasks,omitempty"`    // names of the pipeline's tasks in spec order, as far as known, with finally tasks last
+	Labels    Labels         `json:"labels,omitempty"`
 	// What follows is there once the run has ended, and somebody saw it.
 	State     RunState  `json:"state,omitempty"`
 	Reason    string    `json:"reason,omitempty"`   // Tekton's, of the condition Succeeded, such as "Completed" or "PipelineRunTimeout"
@@ -84,15 +89,15 @@ func (c Container) Missed() bool {
 // Pod is pod.json, written with the pod's first ticket, or when its run has ended and nothing of
 // the pod is in the archive.
 type Pod struct {
-	Namespace    string            `json:"namespace"`
-	PodName      string            `json:"podName"`
-	PodUID       string            `json:"podUID"`
-	TaskRun      string            `json:"taskRun"`
-	TaskRunUID   string            `json:"taskRunUID"`
-	PipelineTask string            `json:"pipelineTask,omitempty"`
-	Created      time.Time         `json:"created"`
-	Containers   Containers        `json:"containers"` // in the pod's order: init containers, then the others
-	Labels       map[string]string `json:"labels,omitempty"`
+	Namespace    string     `json:"namespace"`
+	PodName      string     `json:"podName"`
+	PodUID       string     `json:"podUID"`
+	TaskRun      string     `json:"taskRun"`
+	TaskRunUID   string     `json:"taskRunUID"`
+	PipelineTask string     `json:"pipelineTask,omitempty"`
+	Created      time.Time  `json:"created"`
+	Containers   Containers `json:"containers"` // in the pod's order: init containers, then the others
+	Labels       Labels     `json:"labels,omitempty"`
 }
 
 // Alive is alive.json, overwritten about once a minute while the pod lives. The store's time of its last change tells a running log from a partial one.
@@ -179,12 +184,24 @@ const (
 	MaxGaps = 100
 	// MaxContainers bounds Pod.Containers. Kubernetes has no bound of its own, but that of an object's size.
 	MaxContainers = 1000
+	// MaxTasks bounds Run.Tasks in the same way.
+	MaxTasks = 20_000
+	// MaxLabels bounds Labels, and maxLabelBytes their keys and values together. Kubernetes bounds
+	// each, and not how many there are.
+	MaxLabels     = 500
+	maxLabelBytes = 64 << 10
+	// maxName bounds what has to be a name of Kubernetes', in bytes, and what is one word here.
+	maxName = 253
+	// maxText bounds what is told a person. Of a longer one the beginning is.
+	maxText = 1000
 )
 
-// Gaps and Containers are lists that Decode reads no further than they may be long: whoever can write under a pod's prefix can write what decodes into a thousand times its own size.
+// Gaps, Containers, Tasks and Labels are lists that Decode reads no further than they may be long: whoever can write under a pod's prefix can write what decodes into a thousand times its own size.
 type (
 	Gaps       []criline.Marker
 	Containers []Container
+	Tasks      []string
+	Labels     map[string]string
 )
 
 // UnmarshalJSON implements json.Unmarshaler.
@@ -197,6 +214,43 @@ func (g *Gaps) UnmarshalJSON(b []byte) (err error) {
 func (c *Containers) UnmarshalJSON(b []byte) (err error) {
 	*c, err = decodeList[Container](b, MaxContainers)
 	return err
+}
+
+// UnmarshalJSON implements json.Unmarshaler.
+func (t *Tasks) UnmarshalJSON(b []byte) (err error) {
+	*t, err = decodeList[string](b, MaxTasks)
+	return err
+}
+
+// UnmarshalJSON implements json.Unmarshaler. Labels behind the limits are left out: nothing of a
+// log depends on them.
+func (l *Labels) UnmarshalJSON(b []byte) error {
+	d := json.NewDecoder(bytes.NewReader(b))
+	begin, err := d.Token()
+	if err != nil || begin == nil {
+		*l = nil
+		return err
+	}
+	if begin != json.Delim('{') {
+		return fmt.Errorf("%.20q are no labels", b)
+	}
+	*l = Labels{}
+	room := maxLabelBytes
+	for d.More() && len(*l) < MaxLabels {
+		key, err := d.Token()
+		if err != nil {
+			return err
+		}
+		var value string
+		if err := d.Decode(&value); err != nil {
+			return err
+		}
+		if room -= len(key.(string)) + len(value); room < 0 { // an object's keys are strings
+			break
+		}
+		(*l)[key.(string)] = value
+	}
+	return nil
 }
 
 func decodeList[T any](b []byte, most int) ([]T, error) {
@@ -246,14 +300,92 @@ func Encode[T Run | Pod | Alive | Waiting | Pointer | Seal](v T) ([]byte, error)
 	return append(b, '\n'), nil
 }
 
-// Decode reads the object's bytes.
+// Decode reads the object's bytes. What it returns takes hardly more memory than they do, and its
+// texts for people are one line each, without what a terminal obeys.
 func Decode[T Run | Pod | Alive | Waiting | Pointer | Seal](b []byte) (T, error) {
-	var v T
+	var v, zero T
 	if limit := Limit[T](); int64(len(b)) > limit {
-		return v, fmt.Errorf("decode %T: has more than the %d bytes that are allowed", v, limit)
+		return zero, fmt.Errorf("decode %T: has more than the %d bytes that are allowed", v, limit)
 	}
-	if err := json.Unmarshal(b, &v); err != nil {
-		return v, fmt.Errorf("decode %T: %w", v, err)
+	if !utf8.Valid(b) { // three bytes would stand for each that is not
+		return zero, fmt.Errorf("decode %T: is no UTF-8", v)
+	}
+	if err := json.Unmarshal(b, &v); err != nil { // which holds a number that does not fit, however long
+		return zero, fmt.Errorf("decode %T: %s", v, visible.Line(err.Error(), maxText))
+	}
+	if r, ok := any(&v).(bounded); ok {
+		if err := r.bound(); err != nil {
+			return zero, fmt.Errorf("decode %T: %w", v, err)
+		}
 	}
 	return v, nil
+}
+
+// bounded are records with fields of text.
+type bounded interface {
+	// bound cuts texts, and refuses what can be no name.
+	bound() error
+}
+
+func (r *Run) bound() error {
+	r.Reason = visible.Line(r.Reason, maxText)
+	return errors.Join(
+		checkName("kind", string(r.Kind)), checkName("namespace", r.Namespace),
+		checkName("name", r.Name), checkName("uid", r.UID), checkName("pipeline", r.Pipeline),
+		checkName("state", string(r.State)), checkNames("tasks", r.Tasks))
+}
+
+func (p *Pod) bound() error {
+	errs := []error{
+		checkName("namespace", p.Namespace), checkName("podName", p.PodName),
+		checkName("podUID", p.PodUID), checkName("taskRun", p.TaskRun),
+		checkName("taskRunUID", p.TaskRunUID), checkName("pipelineTask", p.PipelineTask),
+	}
+	for i := range p.Containers {
+		c := &p.Containers[i]
+		c.Skipped = visible.Line(c.Skipped, maxText)
+		errs = append(errs, checkName("a container's name", c.Name),
+			checkName("a container's kind", string(c.Kind)))
+	}
+	return errors.Join(errs...)
+}
+
+func (w *Waiting) bound() error {
+	w.Reason, w.Message = visible.Line(w.Reason, maxName), visible.Line(w.Message, maxText)
+	return nil
+}
+
+func (p *Pointer) bound() error {
+	return errors.Join(
+		checkName("namespace", p.Run.Namespace), checkName("name", p.Run.Name),
+		checkName("uid", p.Run.UID), checkName("taskRun", p.TaskRun), checkName("podUID", p.PodUID))
+}
+
+func (s *Seal) bound() error {
+	s.End = End(visible.Line(string(s.End), maxName))
+	if s.Exit != nil {
+		s.Exit.Signal = visible.Line(s.Exit.Signal, maxName)
+	}
+	_, err := hex.DecodeString(s.SHA256)
+	if n := len(s.SHA256); n > 0 && (err != nil || n != 64 || strings.ToLower(s.SHA256) != s.SHA256) {
+		return fmt.Errorf("sha256 %.80q is not 64 digits of hex", s.SHA256)
+	}
+	return nil
+}
+
+func checkNames(what string, names []string) error {
+	for _, s := range names {
+		if err := checkName(what, s); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// checkName refuses only what is too long. Whether it is a name, who uses it as one asks.
+func checkName(what, s string) error {
+	if len(s) > maxName {
+		return fmt.Errorf("%s: %.40q… has %d bytes, %d are allowed", what, s, len(s), maxName)
+	}
+	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"flag"
+	"fmt"
 	"math"
 	"os"
 	"path/filepath"
@@ -266,5 +267,84 @@ func roundTrip[T Pod | Seal](t *testing.T, b []byte) {
 	final, err := Encode(second)
 	if err != nil || !bytes.Equal(again, final) {
 		t.Errorf("%s became %s, %v", again, final, err)
+	}
+}
+
+// TestHostileText: a field holds no more than its object has bytes, and no more than its limit; what
+// is told a person is one line, which a terminal does not obey.
+func TestHostileText(t *testing.T) {
+	decodeSeal := func(s string) error { _, err := Decode[Seal]([]byte(s)); return err }
+	decodePod := func(s string) error { _, err := Decode[Pod]([]byte(s)); return err }
+	long := strings.Repeat("a", maxName+1)
+	for _, c := range []struct {
+		name    string
+		err     error
+		refused bool
+	}{
+		{"bytes that are no UTF-8", decodeSeal(`{"end":"` + strings.Repeat("\xff", 1000) + `"}`), true},
+		{"no digest", decodeSeal(`{}`), false},
+		{"a digest", decodeSeal(`{"sha256":"` + strings.Repeat("0f", 32) + `"}`), false},
+		{"a digest that is too short", decodeSeal(`{"sha256":"0f"}`), true},
+		{"a digest that is too long", decodeSeal(`{"sha256":"` + strings.Repeat("0f", 33) + `"}`), true},
+		{"a digest of other letters", decodeSeal(`{"sha256":"` + strings.Repeat("0g", 32) + `"}`), true},
+		{"a digest of capitals", decodeSeal(`{"sha256":"` + strings.Repeat("0F", 32) + `"}`), true},
+		{"a long TaskRun", decodePod(`{"taskRun":"` + long + `"}`), true},
+		{"a long container", decodePod(`{"containers":[{"name":"` + long + `"}]}`), true},
+		{"a long kind", decodePod(`{"containers":[{"kind":"` + long + `"}]}`), true},
+		{"labels that are none", decodePod(`{"labels":[]}`), true},
+		{"no labels", decodePod(`{"labels":null}`), false},
+	} {
+		if (c.err != nil) != c.refused {
+			t.Errorf("%s: error %v, want one: %t", c.name, c.err, c.refused)
+		}
+	}
+
+	var many strings.Builder
+	for i := range 50_000 {
+		fmt.Fprintf(&many, `,"%d":""`, i)
+	}
+	p, err := Decode[Pod]([]byte(`{"labels":{` + many.String()[1:] + `},"podName":"behind"}`))
+	if err != nil || len(p.Labels) != MaxLabels || p.PodName != "behind" {
+		t.Errorf("of many labels: %d, pod %q, %v, want %d", len(p.Labels), p.PodName, err, MaxLabels)
+	}
+	wide := `{"labels":{"a":"` + strings.Repeat("b", maxLabelBytes) + `"}}`
+	if p, err = Decode[Pod]([]byte(wide)); err != nil || len(p.Labels) != 0 {
+		t.Errorf("of one large label: %d labels, %v", len(p.Labels), err)
+	}
+
+	// 𝟘 has four bytes and is cut within none of them.
+	forged := `one\ntwo\u001b[31m` + strings.Repeat("𝟘", 5000)
+	p, err = Decode[Pod]([]byte(`{"containers":[{"name":"a","skipped":"` + forged + `"}]}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s, err := Decode[Seal]([]byte(`{"end":"` + forged + `","exit":{"signal":"` + forged +
+		`"},"gaps":[{"kind":"` + forged + `","reason":"` + forged + `","detail":"` + forged + `"}]}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	w, err := Decode[Waiting]([]byte(`{"reason":"` + forged + `","message":"` + forged + `"}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := Decode[Run]([]byte(`{"reason":"` + forged + `"}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, text := range []string{
+		p.Containers[0].Skipped, string(s.End), s.Exit.Signal, s.Gaps[0].Kind,
+		string(s.Gaps[0].Reason), s.Gaps[0].Detail, w.Reason, w.Message, r.Reason,
+	} {
+		if !strings.HasPrefix(text, `one two\x1b[31m𝟘`) || !strings.HasSuffix(text, "𝟘…") || len(text) > maxText+10 {
+			t.Errorf("%q, of %d bytes", text, len(text))
+		}
+	}
+}
+
+// TestHostileNumber: a message does not repeat what it complains of.
+func TestHostileNumber(t *testing.T) {
+	_, err := Decode[Seal]([]byte(`{"bytes":` + strings.Repeat("9", 200_000) + `}`))
+	if err == nil || len(err.Error()) > 2*maxText {
+		t.Errorf("an error of %d bytes: %.200v", len(err.Error()), err)
 	}
 }

@@ -14,7 +14,8 @@ import (
 	"github.com/shiplog-dev/shiplog/internal/layout"
 )
 
-// window is how far back a match may be, in bytes. Logs repeat themselves at once, and the encoder's memory grows with it.
+// window is how far back a match may be, in bytes. Logs repeat themselves at once, and the memory of
+// encoder and decoder grows with it.
 const window = 256 << 10
 
 // Writer makes one segment at a time. It keeps its memory for the next one. The same lines always give the same bytes.
@@ -103,11 +104,11 @@ func (r *Reader) Open(from io.Reader, want layout.Segment) error {
 	if r.decoder == nil {
 		var err error
 		// One at a time: it has no goroutines that someone would have to end.
-		if r.decoder, err = zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(false), zstd.WithDecoderMaxWindow(8<<20)); err != nil {
+		if r.decoder, err = zstd.NewReader(nil, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(false), zstd.WithDecoderMaxWindow(window)); err != nil {
 			return fmt.Errorf("make zstd decoder: %w", err)
 		}
 	}
-	if err := r.decoder.Reset(source{from}); err != nil {
+	if err := r.decoder.Reset(newFrame(source{from}, want.Length)); err != nil {
 		return &CorruptError{want, err}
 	}
 	return nil

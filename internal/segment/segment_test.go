@@ -202,6 +202,77 @@ func TestCorrupt(t *testing.T) {
 	}
 }
 
+// TestOneFrame: what a decoder would pass over in silence is no segment, however it is cut into
+// reads.
+func TestOneFrame(t *testing.T) {
+	lines, tally := logOf(5000)
+	s, body := write(t, newWriter(t), lines, tally)
+	skipped := append([]byte{0x50, 0x2a, 0x4d, 0x18, 0, 0, 1, 0}, make([]byte, 1<<16)...)
+	empty := []byte{0x28, 0xb5, 0x2f, 0xfd, 0x20, 0, 1, 0, 0} // a frame of no byte
+	wide := bytes.Clone(body)
+	wide[5] = 9<<3 | 1 // 512 KiB and an eighth
+	// A block of no byte, again and again, before those that hold the lines.
+	const header = 6
+	nothing := append(bytes.Clone(body[:header]), make([]byte, 3*100_000)...)
+	nothing = append(nothing, body[header:]...)
+	for name, b := range map[string][]byte{
+		"a skippable frame before": append(bytes.Clone(skipped), body...),
+		"a skippable frame behind": append(bytes.Clone(body), skipped...),
+		"an empty frame before":    append(bytes.Clone(empty), body...),
+		"an empty frame behind":    append(bytes.Clone(body), empty...),
+		"a window of 576 KiB":      wide,
+		"blocks without a byte":    nothing,
+	} {
+		t.Run(name, func(t *testing.T) {
+			for _, r := range []io.Reader{bytes.NewReader(b), iotest.OneByteReader(bytes.NewReader(b))} {
+				_, err := read(s, r)
+				var corrupt *CorruptError
+				if !errors.As(err, &corrupt) {
+					t.Errorf("%v", err)
+				}
+			}
+		})
+	}
+	if body[4]&singleSegment != 0 || body[5] != 8<<3 {
+		t.Errorf("the frame begins with % x: its window is not %d", body[:header], window)
+	}
+}
+
+// TestReadersTakeLittle: what a segment asks for does not make a reader's memory grow.
+func TestReadersTakeLittle(t *testing.T) {
+	var b bytes.Buffer
+	e, err := zstd.NewWriter(&b, zstd.WithWindowSize(8<<20), zstd.WithEncoderCRC(true))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.CopyN(e, zeros{}, 64<<20); err != nil {
+		t.Fatal(err)
+	}
+	if err := e.Close(); err != nil {
+		t.Fatal(err)
+	}
+	var before, after runtime.MemStats
+	runtime.GC()
+	runtime.ReadMemStats(&before)
+	readers := make([]Reader, 32)
+	for i := range readers {
+		err := readers[i].Open(bytes.NewReader(b.Bytes()), layout.Segment{Length: 64 << 20})
+		if err == nil {
+			_, err = io.CopyN(io.Discard, &readers[i], 9<<20)
+		}
+		var corrupt *CorruptError
+		if !errors.As(err, &corrupt) {
+			t.Fatal(err)
+		}
+	}
+	runtime.GC()
+	runtime.ReadMemStats(&after)
+	if held := int64(after.HeapAlloc) - int64(before.HeapAlloc); held > 32<<20 {
+		t.Errorf("%d readers hold %d bytes", len(readers), held)
+	}
+	runtime.KeepAlive(readers)
+}
+
 // TestSourceErrors: a broken connection is not taken for a corrupt segment.
 func TestSourceErrors(t *testing.T) {
 	lines, tally := logOf(5000)

@@ -29,6 +29,7 @@ func TestDeps(t *testing.T) {
 		module + "internal/spool":    "the writer",
 		module + "internal/record":   "the exit in end.json",
 		module + "internal/layout":   "imported by record",
+		module + "internal/visible":  "the texts of a marker and a record that are read",
 		"golang.org/x/sys/unix":      "F_DUPFD_CLOEXEC, pipe2, dup3, FIONREAD",
 	}
 	for _, dep := range deps {

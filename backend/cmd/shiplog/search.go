@@ -121,7 +121,7 @@ func (s *settings) search(ctx context.Context, sel *selection, q backend.Query, 
 	}
 	text := func(l string) string { return l }
 	if isTerminal(s.stdout) {
-		text = func(l string) string { return visibleBut(l, "\t") }
+		text = func(l string) string { return visibleTabbed(l) }
 	}
 	n := 0
 	for m, err := range matches {
