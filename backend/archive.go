@@ -35,10 +35,13 @@ type Archive struct {
 	now   func() time.Time
 	base  string // see URL
 	close func() // nil where the store is the caller's
+	trees *budget
 }
 
 // New makes an Archive.
-func New(store Store) *Archive { return &Archive{store: store, now: time.Now} }
+func New(store Store) *Archive {
+	return &Archive{store: store, now: time.Now, trees: newBudget()}
+}
 
 // readRecord reads and decodes a JSON object.
 func readRecord[T record.Run | record.Pod | record.Alive | record.Waiting | record.Pointer | record.Seal](ctx context.Context, store Store, key string) (T, error) {

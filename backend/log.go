@@ -158,7 +158,7 @@ func (r *reading) read(ctx context.Context, c Container, yield func(Line, error)
 	defer next.drop()
 	order, reads := c.readingOrder(), 0
 	for i, p := range order {
-		s := p.Segment
+		s := *p.Segment
 		if s.End() <= r.end {
 			continue // others held it
 		}
@@ -325,7 +325,7 @@ func (r *reading) check(c Container, yield func(Line, error) bool) {
 
 // placed is a segment, where it begins, and whether another holds some of its bytes too.
 type placed struct {
-	layout.Segment
+	*layout.Segment
 	start    position
 	overlaps bool
 }
@@ -333,11 +333,12 @@ type placed struct {
 // readingOrder are all of the container's segments by offset, and of two with the same offset the longer first. Those that others cover are among them: one of the others may be corrupt.
 func (c Container) readingOrder() []placed {
 	order := make([]placed, 0, len(c.Segments)+len(c.covered))
-	for i, s := range c.Segments {
-		order = append(order, placed{Segment: s, start: c.starts[i]})
+	for i := range c.Segments {
+		order = append(order, placed{Segment: &c.Segments[i], start: c.starts[i]})
 	}
-	for _, s := range c.covered {
-		p := placed{Segment: s}
+	for i := range c.covered {
+		s := c.covered[i]
+		p := placed{Segment: &c.covered[i]}
 		// It has the numbering of the one that covers it, or of one right before that.
 		if i, _ := slices.BinarySearchFunc(c.Segments, s, compareSegments); i > 0 {
 			by := c.Segments[i-1]
@@ -345,7 +346,7 @@ func (c Container) readingOrder() []placed {
 		}
 		order = append(order, p)
 	}
-	slices.SortFunc(order, func(a, b placed) int { return compareSegments(a.Segment, b.Segment) })
+	slices.SortFunc(order, func(a, b placed) int { return compareSegments(*a.Segment, *b.Segment) })
 	end, last := int64(0), 0 // of what is before, and where it is
 	for i, p := range order {
 		if p.Offset < end {
@@ -421,7 +422,7 @@ func (w *window) fill(ctx context.Context, a *Archive, c layout.Container, behin
 			return
 		}
 		if n == len(w.queue) {
-			w.queue = append(w.queue, a.fetchAhead(ctx, c, p.Segment))
+			w.queue = append(w.queue, a.fetchAhead(ctx, c, *p.Segment))
 		}
 		n++
 	}
