@@ -39,12 +39,13 @@ type Archive struct {
 	base  string    // see URL
 	close func()    // nil where the store is the caller's
 	spare sync.Pool // of *blocks
+	trees *budget
 }
 
 // New makes an Archive. A store with a method Now() time.Time says what time it is for the store,
 // whose times tell a running log from a partial one: this machine's clock may be off.
 func New(store Store) *Archive {
-	a := &Archive{store: store, now: time.Now}
+	a := &Archive{store: store, now: time.Now, trees: newBudget()}
 	if s, ok := store.(interface{ Now() time.Time }); ok {
 		a.now = s.Now
 	}

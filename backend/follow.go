@@ -16,17 +16,22 @@ const FollowInterval = 500 * time.Millisecond
 // Container reads the state of one container's log, without the rest of its run: one LIST for each 1000 segments, and a GET of its seal. Where it has none, another LIST asks when its pod was last heard of;
 // where it has no segment either, it costs what Tree costs for its pod. A container of which nothing is known is an error that wraps fs.ErrNotExist.
 func (a *Archive) Container(ctx context.Context, key layout.Container) (Container, error) {
+	return a.one(ctx, key, a.lease(ctx))
+}
+
+// one is Container, paid for by l.
+func (a *Archive) one(ctx context.Context, key layout.Container, l *lease) (Container, error) {
 	if err := key.Validate(); err != nil {
 		return Container{}, err
 	}
 	p := Pod{Key: key.Pod}
 	c := Container{Key: key, Name: key.Container}
-	sealed, err := a.listContainer(ctx, &c, &p)
+	sealed, err := a.listContainer(ctx, &c, &p, l)
 	if err != nil {
 		return Container{}, err
 	}
 	if len(c.Segments) == 0 { // why that is, the rest of the pod says
-		return a.containerInTree(ctx, key)
+		return a.containerInTree(ctx, key, l)
 	}
 	if err := a.judgeOne(ctx, &c, &p, sealed); err != nil {
 		return Container{}, err
@@ -35,8 +40,8 @@ func (a *Archive) Container(ctx context.Context, key layout.Container) (Containe
 }
 
 // containerInTree reads a container by way of its pod.
-func (a *Archive) containerInTree(ctx context.Context, key layout.Container) (Container, error) {
-	tree, err := a.Tree(ctx, Target{Run: key.Run, TaskRun: key.TaskRun, PodUID: key.PodUID})
+func (a *Archive) containerInTree(ctx context.Context, key layout.Container, l *lease) (Container, error) {
+	tree, err := a.tree(ctx, Target{Run: key.Run, TaskRun: key.TaskRun, PodUID: key.PodUID}, l)
 	if err != nil {
 		return Container{}, err
 	}
@@ -52,8 +57,8 @@ func (a *Archive) containerInTree(ctx context.Context, key layout.Container) (Co
 	return Container{}, nothingUnder(key.Prefix())
 }
 
-// listContainer adds the objects of a container behind its last segment, and says whether there is a seal.
-func (a *Archive) listContainer(ctx context.Context, c *Container, p *Pod) (sealed bool, err error) {
+// listContainer adds the objects of a container behind its last segment, for which it pays, and says whether there is a seal.
+func (a *Archive) listContainer(ctx context.Context, c *Container, p *Pod, l *lease) (sealed bool, err error) {
 	after := ""
 	if n := len(c.Segments); n > 0 {
 		after = c.Key.SegmentKey(c.Segments[n-1])
@@ -72,6 +77,9 @@ func (a *Archive) listContainer(ctx context.Context, c *Container, p *Pod) (seal
 			if len(c.Segments) >= maxSegments {
 				c.over = overSegments
 				continue
+			}
+			if err := l.take(segmentCost); err != nil {
+				return false, fmt.Errorf("list the container: %w", err)
 			}
 			c.Segments = append(c.Segments, key.Segment)
 			c.Stored += e.Size
@@ -116,7 +124,7 @@ func (a *Archive) lookAgain(ctx context.Context, c *Container, p *Pod) error {
 		return nil
 	}
 	again := Container{Key: c.Key}
-	if _, err := a.listContainer(ctx, &again, p); err != nil {
+	if _, err := a.listContainer(ctx, &again, p, &lease{}); err != nil { // as much as before
 		return err
 	}
 	c.Segments, c.covered, c.early, c.Stored, c.over = again.Segments, nil, nil, again.Stored,
@@ -154,6 +162,7 @@ func (a *Archive) listen(ctx context.Context, p *Pod) error {
 func (a *Archive) Follow(ctx context.Context, c *Container, o LogOptions) iter.Seq2[Line, error] {
 	return func(yield func(Line, error) bool) {
 		p := Pod{Key: c.Key.Pod, LastSeen: c.heard}
+		l := a.lease(ctx) // for what comes
 		b := a.take()
 		defer a.spare.Put(b)
 		r := a.begin(*c, o, b)
@@ -169,7 +178,7 @@ func (a *Archive) Follow(ctx context.Context, c *Container, o LogOptions) iter.S
 				yield(Line{}, err)
 				return
 			}
-			if err := a.refresh(ctx, c, &p); err != nil {
+			if err := a.refresh(ctx, c, &p, l); err != nil {
 				yield(Line{}, err)
 				return
 			}
@@ -177,15 +186,15 @@ func (a *Archive) Follow(ctx context.Context, c *Container, o LogOptions) iter.S
 	}
 }
 
-// refresh looks for what has come to a container.
-func (a *Archive) refresh(ctx context.Context, c *Container, p *Pod) error {
-	sealed, err := a.listContainer(ctx, c, p)
+// refresh looks for what has come to a container, and pays for it.
+func (a *Archive) refresh(ctx context.Context, c *Container, p *Pod, l *lease) error {
+	sealed, err := a.listContainer(ctx, c, p, l)
 	if err != nil {
 		return err
 	}
 	if sealed || len(c.Segments) == 0 || len(c.early) > 0 {
 		// All of it: of a shipper that had lost its state, segments are before those that were there.
-		whole, err := a.Container(ctx, c.Key)
+		whole, err := a.one(ctx, c.Key, &lease{}) // l has paid for nearly all of it
 		if err != nil {
 			return err
 		}
@@ -233,8 +242,10 @@ func (a *Archive) FollowRun(ctx context.Context, target Target, choose func(Task
 		ended := map[layout.Container]bool{}
 		shared := a.take() // only one log is read at a time
 		defer a.spare.Put(shared)
+		l := a.lease(ctx)
 		for {
-			tree, err := a.Tree(ctx, target)
+			l.reset() // the tree before is dropped
+			tree, err := a.tree(ctx, target, l)
 			if err != nil {
 				yield(PlacedLine{}, err)
 				return

@@ -171,7 +171,7 @@ func (r *reading) read(ctx context.Context, c Container, yield func(Line, error)
 	defer next.drop()
 	order, reads := c.readingOrder(), 0
 	for i, p := range order {
-		s := p.Segment
+		s := *p.Segment
 		if s.End() <= r.end {
 			continue // others held it
 		}
@@ -352,7 +352,7 @@ func (r *reading) check(c Container, yield func(Line, error) bool) {
 
 // placed is a segment, where it begins, and whether another holds some of its bytes too.
 type placed struct {
-	layout.Segment
+	*layout.Segment
 	start    position
 	unplaced bool // where it begins is not known: its lines go on where those before it ended
 	overlaps bool
@@ -361,24 +361,25 @@ type placed struct {
 // readingOrder are all of the container's segments by offset, and of two with the same offset the longer first. Those that others cover are among them: one of the others may be corrupt.
 func (c Container) readingOrder() []placed {
 	order := make([]placed, 0, len(c.Segments)+len(c.covered))
-	for i, s := range c.Segments {
-		order = append(order, placed{Segment: s, start: c.starts[i]})
+	for i := range c.Segments {
+		order = append(order, placed{Segment: &c.Segments[i], start: c.starts[i]})
 	}
 	if len(c.covered) > 0 {
 		known := placesOf(slices.Concat(c.Segments, c.covered))
 		for i, s := range c.Segments {
 			known.anchor(s.Offset, c.starts[i])
 		}
-		for _, s := range c.covered {
+		for j := range c.covered {
+			s := &c.covered[j]
 			at, ok := known.at(s.Offset)
-			if i, _ := slices.BinarySearchFunc(c.Segments, s, compareSegments); !ok && i > 0 {
-				at, ok = c.within(c.Segments[i-1], s)
+			if i, _ := slices.BinarySearchFunc(c.Segments, *s, compareSegments); !ok && i > 0 {
+				at, ok = c.within(c.Segments[i-1], *s)
 				at = at.behind(c.starts[i-1])
 			}
 			order = append(order, placed{Segment: s, start: at, unplaced: !ok || c.Estimated})
 		}
 	}
-	slices.SortFunc(order, func(a, b placed) int { return compareSegments(a.Segment, b.Segment) })
+	slices.SortFunc(order, func(a, b placed) int { return compareSegments(*a.Segment, *b.Segment) })
 	end, last := int64(0), 0 // of what is before, and where it is
 	for i, p := range order {
 		if p.Offset < end {
@@ -464,7 +465,7 @@ func (w *window) fill(ctx context.Context, a *Archive, c layout.Container, behin
 			return
 		}
 		if n == len(w.queue) {
-			w.queue = append(w.queue, a.fetchAhead(ctx, c, p.Segment))
+			w.queue = append(w.queue, a.fetchAhead(ctx, c, *p.Segment))
 		}
 		n++
 	}

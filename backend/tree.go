@@ -140,6 +140,7 @@ type listed struct {
 	records         map[layout.Pod]bool // pod.json is there
 	segments        int
 	recordBytes     int64
+	lease           *lease
 }
 
 func (l *listed) pod(key layout.Pod) *Pod {
@@ -172,8 +173,22 @@ func (l *listed) fits(e objectstore.Entry) bool {
 	return l.recordBytes <= maxRecords
 }
 
-// add takes note of an object.
-func (l *listed) add(key layout.Key, e objectstore.Entry) {
+// add takes note of an object, and pays for it.
+func (l *listed) add(key layout.Key, e objectstore.Entry) error {
+	entries := len(l.pods) + len(l.containers)
+	l.note(key, e)
+	cost := int64(len(l.pods)+len(l.containers)-entries) * entryCost
+	switch {
+	case key.Kind != layout.KindSegment:
+		cost += recordCost * min(e.Size, maxRecords)
+	case l.segments <= maxSegments:
+		cost += segmentCost
+	}
+	return l.lease.take(cost)
+}
+
+// note takes note of an object.
+func (l *listed) note(key layout.Key, e objectstore.Entry) {
 	p := l.pod(key.Container.Pod)
 	p.heard(e.LastModified)
 	if key.Kind == layout.KindPod {
@@ -207,9 +222,15 @@ func (l *listed) add(key layout.Key, e objectstore.Entry) {
 // Tree reads what there is of a target: one LIST for each 1000 objects, and a GET for run.json and for each pod's and container's record. An archive without any object
 // of the run is an error that wraps fs.ErrNotExist.
 func (a *Archive) Tree(ctx context.Context, target Target) (*Tree, error) {
+	return a.tree(ctx, target, a.lease(ctx))
+}
+
+// tree is Tree, paid for by l.
+func (a *Archive) tree(ctx context.Context, target Target, l *lease) (*Tree, error) {
 	tree := &Tree{Run: target.Run}
 	all := listed{
 		pods: map[layout.Pod]*Pod{}, containers: map[layout.Container]int{}, sealed: map[layout.Container]bool{}, waiting: map[layout.Container]bool{}, records: map[layout.Pod]bool{},
+		lease: l,
 	}
 	found := false
 	for e, err := range a.store.List(ctx, target.Prefix(), "", "", 0) {
@@ -222,7 +243,9 @@ func (a *Archive) Tree(ctx context.Context, target Target) (*Tree, error) {
 		}
 		found = true
 		if key.Kind != layout.KindRun && target.holds(key.Container.Pod) {
-			all.add(key, e)
+			if err := all.add(key, e); err != nil {
+				return nil, fmt.Errorf("list run: %w", err)
+			}
 		}
 	}
 	if !found {

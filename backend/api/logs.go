@@ -17,6 +17,7 @@ import (
 	"github.com/shiplog-dev/shiplog/internal/criline"
 	"github.com/shiplog-dev/shiplog/internal/layout"
 	"github.com/shiplog-dev/shiplog/internal/record"
+	"github.com/shiplog-dev/shiplog/internal/visible"
 )
 
 const (
@@ -117,9 +118,7 @@ func (a *api) serveLog(w http.ResponseWriter, r *http.Request, c backend.Contain
 	h := w.Header()
 	h.Set("Vary", "Accept")
 	h.Set(headerStatus, string(c.Status))
-	if said := c.Describe(); said != "" {
-		h.Set(headerWhy, said)
-	}
+	setWhy(h, headerWhy, c)
 	h.Set(HeaderBytes, strconv.FormatInt(c.Bytes, 10))
 	h.Set(headerLines, strconv.FormatInt(c.Lines, 10))
 	if l.download {
@@ -159,6 +158,17 @@ func (a *api) serveLog(w http.ResponseWriter, r *http.Request, c backend.Contain
 		return a.stream(w, r, c, l, out)
 	default:
 		return a.stream(w, r, c, l, newTextWriter(w, l))
+	}
+}
+
+// maxWhy bounds what a header tells, in bytes: clients bound headers, and some proxies to 4 KiB. The
+// tree has all of it.
+const maxWhy = 1 << 10
+
+// setWhy has a header say what a log's state means, if that is to be said.
+func setWhy(h http.Header, name string, c backend.Container) {
+	if said := c.Describe(); said != "" {
+		h.Set(name, visible.Line(said, maxWhy))
 	}
 }
 
@@ -266,9 +276,7 @@ func (a *api) stream(w http.ResponseWriter, r *http.Request, c backend.Container
 		return err
 	}
 	w.Header().Set(http.TrailerPrefix+headerStatus, string(c.Status))
-	if said := c.Describe(); said != "" {
-		w.Header().Set(http.TrailerPrefix+headerWhy, said)
-	}
+	setWhy(w.Header(), http.TrailerPrefix+headerWhy, c)
 	return out.flush()
 }
 
@@ -392,12 +400,25 @@ func stateOf(c backend.Container) State {
 	return s
 }
 
+// gapOf is what is known of a marker, with texts that are fit to be shown.
+func gapOf(text []byte) json.RawMessage {
+	m, err := criline.ParseMarker(text)
+	if err != nil { // JSON of another kind
+		return json.RawMessage(`{"kind":"unknown"}`)
+	}
+	b, err := json.Marshal(m)
+	if err != nil {
+		return json.RawMessage(`{"kind":"unknown"}`)
+	}
+	return b
+}
+
 // encodeLine makes a line's JSON.
 func encodeLine(place *Place, l backend.Line) ([]byte, error) {
 	j := Line{Place: place, Line: l.Number, Offset: l.Offset, Time: l.Time, Stream: l.Stream, Partial: !l.Full}
 	switch {
 	case l.Stream == criline.Markers && json.Valid(l.Text):
-		j.Gap = json.RawMessage(l.Text)
+		j.Gap = gapOf(l.Text)
 	case utf8.Valid(l.Text):
 		text := string(l.Text)
 		j.Text = &text

@@ -103,6 +103,8 @@ func (c *Compactor) run(ctx context.Context, target backend.Target) (done bool) 
 			c.options.Log.Error("not compacted", "run", target.Prefix(), "error", err)
 		}
 	}
+	ctx, cancel := context.WithCancel(ctx) // which ends what the tree takes of the memory
+	defer cancel()
 	tree, err := c.options.Archive.Tree(ctx, target)
 	if errors.Is(err, fs.ErrNotExist) {
 		return false // the index comes before the logs
