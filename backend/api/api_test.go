@@ -721,10 +721,14 @@ func down(t *testing.T, w *world) {
 	part := ".log.zst"
 	w.count.fail.Store(&part)
 	defer w.count.fail.Store(nil)
-	for _, p := range []string{path(long) + "/logs?toLine=3", path(long) + "/logs?format=ndjson", "/namespaces/ns/pipelineruns/run/logs", path(long) + "/search?q=x"} {
+	for _, p := range []string{path(long) + "/logs?toLine=3", path(long) + "/logs?format=ndjson", "/namespaces/ns/pipelineruns/run/logs"} {
 		if got := w.get(t, p); got.StatusCode != 503 || got.Header.Get("Retry-After") == "" || strings.Contains(got.body, "log.zst") {
 			t.Errorf("%s: %d %q", p, got.StatusCode, got.body)
 		}
+	}
+	// A search has sent its headers before it reads.
+	if got := w.get(t, path(long)+"/search?q=x"); got.err == nil {
+		t.Errorf("a search looks whole: %d %q", got.StatusCode, got.body)
 	}
 	// In the middle, all that is left is to break off.
 	segments, _ := archivetest.Segments(t, longLines, 100)
