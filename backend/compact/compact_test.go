@@ -137,16 +137,16 @@ func TestPasses(t *testing.T) {
 		t.Fatalf("%q, want the large one alone", after)
 	}
 	w.is(t, c, lines)
-	if !w.done[uid] {
+	if !w.seen["team"].done[uid] {
 		t.Error("the run is looked at again")
 	}
 
 	// Another one that knows nothing of this.
 	again := *w
-	again.done = nil
+	again.seen = nil
 	again.pass(t, settle+time.Minute)
-	if got := again.names(t, c); !slices.Equal(got, after) || !again.done[uid] {
-		t.Errorf("%q, done: %t; want nothing to be done", got, again.done[uid])
+	if got := again.names(t, c); !slices.Equal(got, after) || !again.seen["team"].done[uid] {
+		t.Errorf("%q, done: %t; want nothing to be done", got, again.seen["team"].done[uid])
 	}
 }
 

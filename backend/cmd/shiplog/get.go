@@ -132,6 +132,9 @@ func (s *settings) get(ctx context.Context, sel *selection, run, dir string) err
 	return nil
 }
 
+// maxFileName is the longest name that file systems take, in bytes.
+const maxFileName = 255
+
 // names are the files that logs of a run were given.
 type names map[string]bool
 
@@ -150,6 +153,11 @@ func (n names) file(p backend.Place) (string, error) {
 		return "", fmt.Errorf("TaskRun %s: %w", p.TaskRun.Name, err)
 	}
 	name := filepath.Join(folder, p.Container.Name+".log")
+	for _, part := range []string{folder, p.Container.Name + ".log"} {
+		if len(part) > maxFileName {
+			return "", fmt.Errorf("TaskRun %s: the name of its log is too long for a file: %s", p.TaskRun.Name, part)
+		}
+	}
 	if n[name] {
 		return "", fmt.Errorf("TaskRun %s: another log is %s", p.TaskRun.Name, name)
 	}
@@ -162,7 +170,7 @@ func (s *settings) save(ctx context.Context, src *source, p backend.Place, root 
 	if err := root.MkdirAll(filepath.Dir(name), 0o777); err != nil {
 		return "", err
 	}
-	part := name + "." + rand.Text()[:8] + ".part"
+	part := filepath.Join(filepath.Dir(name), "."+rand.Text()+".part") // not longer than the name can be
 	f, err := root.OpenFile(part, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o666)
 	if err != nil {
 		return "", err
