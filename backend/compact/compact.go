@@ -30,6 +30,13 @@ const (
 	leastSaved = 100
 	// atOnce is how many objects are asked for, or deleted, at the same time.
 	atOnce = 16
+	// batchBytes bounds what is held of a group's objects at once, but for a single one that is larger.
+	batchBytes = 1 << 20
+	// mostLength is the longest segment of a log that is looked at, in archive bytes, and mostRatio how
+	// many times larger than its objects such a log may be: a log of small segments is far below both,
+	// and one that was forged to be unpacked for hours is not.
+	mostLength = 2 * segmentBytes
+	mostRatio  = 1000
 	// settle is how long large segments are there beside the small ones: longer than a reader takes from one page of a list to the next.
 	settle = 15 * time.Minute
 )
@@ -79,12 +86,20 @@ func whole(c backend.Container) bool {
 	}
 	var end layout.Segment
 	for _, s := range c.Segments {
-		if s.Offset != end.End() || s.PrintedOffset != end.PrintedOffset+end.Printed || s.Line != end.Line+end.Lines {
+		if s.Length > mostLength || s.Offset != end.End() || s.PrintedOffset != end.PrintedOffset+end.Printed || s.Line != end.Line+end.Lines {
 			return false
 		}
 		end = s
 	}
-	return end.End() == c.Seal.Bytes
+	return end.End() == c.Seal.Bytes && c.Archive/mostRatio <= c.Stored
+}
+
+// forged says whether an error is of what is in the store, and not of reaching it: trying again has
+// the same outcome.
+func forged(err error) bool {
+	var corrupt *segment.CorruptError
+	var digest *backend.DigestError
+	return errors.As(err, &corrupt) || errors.As(err, &digest)
 }
 
 // plan says which segments are put together; a group of one stays as it is. It is nil where that is not worth it.
@@ -121,20 +136,11 @@ func (m *maker) combine(ctx context.Context, groups [][]layout.Segment) (stored 
 		if len(group) == 1 {
 			continue
 		}
-		bodies, err := m.fetch(ctx, group)
-		if err != nil {
-			return stored, err
-		}
 		w.Begin(group[0].Offset, group[0].PrintedOffset, group[0].Line)
-		for i, s := range group {
-			counts := criline.Tally{Stdout: s.Printed, Lines: s.Lines, First: s.First, Last: s.Last} // as its name has them, with its first bytes
-			err := m.read(bytes.NewReader(bodies[i]), s, func(b []byte) error {
-				counts.Bytes = int64(len(b))
-				err := w.Append(b, counts)
-				counts.Stdout, counts.Lines = 0, 0
-				return err
-			})
-			if err != nil {
+		for rest := group; len(rest) > 0; {
+			batch := rest[:batchOf(rest)]
+			rest = rest[len(batch):]
+			if err := m.append(ctx, w, batch); err != nil {
 				return stored, err
 			}
 		}
@@ -148,6 +154,38 @@ func (m *maker) combine(ctx context.Context, groups [][]layout.Segment) (stored 
 		stored++
 	}
 	return stored, nil
+}
+
+// batchOf is how many of the segments are read at once.
+func batchOf(segments []layout.Segment) int {
+	total := int64(0)
+	for i, s := range segments {
+		if total += segment.MaxStored(s.Length); i > 0 && (i == atOnce || total > batchBytes) {
+			return i
+		}
+	}
+	return len(segments)
+}
+
+// append adds segments to one that is made.
+func (m *maker) append(ctx context.Context, w *segment.Writer, batch []layout.Segment) error {
+	bodies, err := m.fetch(ctx, batch)
+	if err != nil {
+		return err
+	}
+	for i, s := range batch {
+		counts := criline.Tally{Stdout: s.Printed, Lines: s.Lines, First: s.First, Last: s.Last} // as its name has them, with its first bytes
+		err := m.read(bytes.NewReader(bodies[i]), s, func(b []byte) error {
+			counts.Bytes = int64(len(b))
+			err := w.Append(b, counts)
+			counts.Stdout, counts.Lines = 0, 0
+			return err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // drop deletes what others hold, when these were read and have the seal's digest.
@@ -173,7 +211,8 @@ func (m *maker) drop(ctx context.Context, c backend.Container) (deleted int, err
 	})
 }
 
-// fetch gets the objects of a group: together they are not larger than a segment.
+// fetch gets the objects of a batch. Of one that is larger than a segment of its length can be,
+// there is a byte too many.
 func (m *maker) fetch(ctx context.Context, group []layout.Segment) ([][]byte, error) {
 	bodies := make([][]byte, len(group))
 	return bodies, each(ctx, len(group), func(ctx context.Context, i int) error {
@@ -182,17 +221,10 @@ func (m *maker) fetch(ctx context.Context, group []layout.Segment) ([][]byte, er
 			return err
 		}
 		defer object.Close() // opened for reading: there is nothing to lose
-		most := group[i].Length + frameBytes
-		bodies[i], err = io.ReadAll(io.LimitReader(object, most+1))
-		if err == nil && int64(len(bodies[i])) > most {
-			err = fmt.Errorf("%s is larger than what it holds", m.key.SegmentKey(group[i]))
-		}
+		bodies[i], err = io.ReadAll(io.LimitReader(object, segment.MaxStored(group[i].Length)+1))
 		return err
 	})
 }
-
-// frameBytes is more than a zstd frame has beside what it holds, however badly that compresses.
-const frameBytes = 64 << 10
 
 // each does f for each of n, several at a time.
 func each(ctx context.Context, n int, f func(ctx context.Context, i int) error) error {

@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus/testutil"
 	"go.uber.org/goleak"
 
 	"github.com/shiplog-dev/shiplog/backend"
@@ -137,16 +138,16 @@ func TestPasses(t *testing.T) {
 		t.Fatalf("%q, want the large one alone", after)
 	}
 	w.is(t, c, lines)
-	if !w.done[uid] {
+	if !w.seen["team"].done[uid] {
 		t.Error("the run is looked at again")
 	}
 
 	// Another one that knows nothing of this.
 	again := *w
-	again.done = nil
+	again.seen = nil
 	again.pass(t, settle+time.Minute)
-	if got := again.names(t, c); !slices.Equal(got, after) || !again.done[uid] {
-		t.Errorf("%q, done: %t; want nothing to be done", got, again.done[uid])
+	if got := again.names(t, c); !slices.Equal(got, after) || !again.seen["team"].done[uid] {
+		t.Errorf("%q, done: %t; want nothing to be done", got, again.seen["team"].done[uid])
 	}
 }
 
@@ -410,4 +411,66 @@ func TestSince(t *testing.T) {
 	if got := w.names(t, c); !slices.Equal(got, before) {
 		t.Errorf("%d segments, want those %d", len(got), len(before))
 	}
+}
+
+// TestForgedLog: a log that was forged holds up no other, and is tried once.
+func TestForgedLog(t *testing.T) {
+	w := newWorld(t)
+	bad, good := w.container("step-bad"), w.container("step-good")
+	w.slow(t, bad, 300)
+	lines := w.slow(t, good, 300)
+	small := w.names(t, bad)
+	if err := w.store.Put(t.Context(), small[7], []byte("no frame of zstd")); err != nil {
+		t.Fatal(err)
+	}
+	for pass := range 3 {
+		w.pass(t, time.Duration(pass)*(settle+time.Minute))
+		if n := testutil.ToFloat64(w.failures); n != 1 {
+			t.Errorf("pass %d: %v failures in all, want 1", pass+1, n)
+		}
+	}
+	if got := w.names(t, bad); !slices.Equal(got, small) {
+		t.Errorf("the forged log has %d segments, and had %d", len(got), len(small))
+	}
+	if n := len(w.names(t, good)); n != 1 {
+		t.Errorf("the other log has %d segments, want one", n)
+	}
+	w.is(t, good, lines)
+}
+
+// TestSlowLog: a log that takes too long is not tried again, and what does not fit into a
+// namespace's time is left for the next pass.
+func TestSlowLog(t *testing.T) {
+	t.Run("log", func(t *testing.T) {
+		w := newWorld(t)
+		c := w.container("step-slow")
+		w.slow(t, c, 300)
+		w.logTime = time.Nanosecond
+		for range 2 {
+			w.pass(t, 0)
+		}
+		if n := testutil.ToFloat64(w.failures); n != 1 {
+			t.Errorf("%v failures, want 1", n)
+		}
+		if !w.seen["team"].done[uid] {
+			t.Error("the run is looked at again")
+		}
+	})
+	t.Run("namespace", func(t *testing.T) {
+		w := newWorld(t)
+		c := w.container("step-slow")
+		lines := w.slow(t, c, 300)
+		w.namespaceTime = time.Nanosecond
+		w.pass(t, 0)
+		if w.seen["team"].done[uid] {
+			t.Error("a run that nobody looked at counts as done")
+		}
+		w.namespaceTime = namespaceTime
+		w.pass(t, 0)
+		w.pass(t, settle+time.Minute)
+		if n := len(w.names(t, c)); n != 1 {
+			t.Errorf("%d segments, want one", n)
+		}
+		w.is(t, c, lines)
+	})
 }

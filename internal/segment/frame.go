@@ -39,8 +39,11 @@ const (
 	frameRoom = 1 << 10
 )
 
+// MaxStored is the most bytes that a segment of so many archive bytes has in the store.
+func MaxStored(length int64) int64 { return length + length>>7 + frameRoom }
+
 func newFrame(from io.Reader, length int64) *frame {
-	return &frame{from: from, most: length + length>>7 + frameRoom}
+	return &frame{from: from, most: MaxStored(length)}
 }
 
 // Read implements io.Reader.

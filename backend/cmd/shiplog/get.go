@@ -135,6 +135,10 @@ func (s *settings) get(ctx context.Context, sel *selection, run, dir string) err
 	return nil
 }
 
+// maxFileName is the longest name of a log's file, in bytes: file systems take 255, of which the
+// name of a part has some more (see save).
+const maxFileName = 255 - 1 - 64 - 5
+
 // names are the files that logs of a run were given.
 type names map[string]bool
 
@@ -147,7 +151,14 @@ func (n names) file(p backend.Place) (string, error) {
 	if err != nil {
 		return "", fmt.Errorf("TaskRun %s: %w", p.TaskRun.Name, err)
 	}
-	name := filepath.Join(p.Folder(), p.Container.Name+".log")
+	folder := p.Folder()
+	name := filepath.Join(folder, p.Container.Name+".log")
+	for _, part := range []string{folder, p.Container.Name + ".log"} {
+		if len(part) > maxFileName {
+			return "", fmt.Errorf("TaskRun %s: the name of its log is too long for a file: %s",
+				p.TaskRun.Name, part)
+		}
+	}
 	if n[name] {
 		return "", fmt.Errorf("TaskRun %s: another log is %s", p.TaskRun.Name, name)
 	}
