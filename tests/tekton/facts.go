@@ -350,6 +350,13 @@ func (f facts) pod(pod *corev1.Pod) {
 		}
 		what := what + ": container " + status.Name
 		f.set(fmt.Sprint(status.RestartCount), "%s: restarts", what)
+		// Once the steps are done Tekton gives a sidecar an image without its command. The runtime
+		// cannot begin that, and tee says 127 in its place.
+		if t := status.State.Terminated; t != nil && strings.HasPrefix(status.Name, "sidecar-") &&
+			(t.Reason == "StartError" || t.ExitCode == 127) {
+			f.set("its command is not there", "%s: state", what)
+			continue
+		}
 		if t := status.State.Terminated; t != nil { // the message is Tekton's own, with times in it
 			f.set(fmt.Sprint(t.ExitCode), "%s: exit code", what)
 			f.set(t.Reason, "%s: reason", what)
