@@ -205,18 +205,23 @@ disabled_plugins = ["io.containerd.nri.v1.nri"]
 // less than its defaults want.
 const evictionPercent = "1"
 
-// eviction is the kubelet's evictionPercent from its next start on. A test that makes the disk small
-// writes another into the file "eviction-percent" of the cluster's folder.
-func (n node) eviction() (string, error) {
+// smallDisk keeps less of the containers' logs on the disk than the kubelet does by default.
+const smallDisk = `containerLogMaxFiles: 2
+containerLogMonitorInterval: 3s
+`
+
+// eviction is the kubelet's evictionPercent from its next start on, and what else it is told. A test
+// that makes the disk small writes another into the file "eviction-percent" of the cluster's folder.
+func (n node) eviction() (percent, more string, err error) {
 	b, err := os.ReadFile(n.path("eviction-percent"))
 	if errors.Is(err, fs.ErrNotExist) {
-		return evictionPercent, nil
+		return evictionPercent, "", nil
 	}
-	return strings.TrimSpace(string(b)), err
+	return strings.TrimSpace(string(b)), smallDisk, err
 }
 
 func kubeletCommand(n node) ([]string, []string, error) {
-	eviction, err := n.eviction()
+	eviction, more, err := n.eviction()
 	if err != nil {
 		return nil, nil, err
 	}
@@ -252,7 +257,7 @@ evictionHard:
 evictionPressureTransitionPeriod: 10s
 imageGCHighThresholdPercent: 99
 imageGCLowThresholdPercent: 98
-`, n.cgroup(), n.dnsIP(), n.path("resolv.conf"), n.path("pki", "ca.crt"), eviction)
+`, n.cgroup(), n.dnsIP(), n.path("resolv.conf"), n.path("pki", "ca.crt"), eviction) + more
 	if err := writeFile(n.path("kubelet.yaml"), config); err != nil {
 		return nil, nil, err
 	}

@@ -829,6 +829,9 @@ func TestLossNodeDiskLow(t *testing.T) {
 	back()
 	finishAll(t, printers)
 	m.Note("at least %.1f %% of the disk were free, and the kubelet evicts below %d %%", least, percent)
+	if least < float64(percent) {
+		t.Errorf("only %.1f %% of the disk were free", least)
+	}
 
 	a := archive(t)
 	for _, p := range printers {
