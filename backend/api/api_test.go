@@ -732,8 +732,8 @@ func down(t *testing.T, w *world) {
 	}
 	// In the middle, all that is left is to break off.
 	segments, _ := archivetest.Segments(t, longLines, 100)
-	part = segments[5].Name()
-	w.count.fail.Store(&part)
+	later := segments[5].Name()
+	w.count.fail.Store(&later)
 	for _, p := range []string{path(long) + "/logs", path(going) + "/logs", path(going) + "/logs?format=ndjson", path(long) + "/logs?timestamps=true", "/namespaces/ns/pipelineruns/run/logs.zip"} {
 		if got := w.get(t, p); got.StatusCode == 200 && got.err == nil && got.body != "" {
 			t.Errorf("%s: looks whole with %d bytes", p, len(got.body))

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -22,11 +23,14 @@ import (
 // counting counts the GETs of a store.
 type counting struct {
 	*objectstore.Store
+	mu   sync.Mutex // guards gets, while a page is read
 	gets []string
 }
 
 func (c *counting) Get(ctx context.Context, key string) (io.ReadCloser, error) {
+	c.mu.Lock()
 	c.gets = append(c.gets, key)
+	c.mu.Unlock()
 	return c.Store.Get(ctx, key)
 }
 

@@ -7,6 +7,7 @@ import (
 	"iter"
 	"math/rand/v2"
 	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -46,9 +47,12 @@ func follows(ctx context.Context, seed uint64, writer *segment.Writer) error {
 	s := newStore(w.events, time.Now)
 	s.page = 2 + rnd.IntN(20)
 	if rnd.IntN(2) == 0 { // requests take time, and what comes meanwhile is in the next page
+		var mu sync.Mutex // records are asked for several at a time
 		s.each = func() {
-			pass(ctx,
-				time.Now().Add(time.Duration(rnd.Int64N(int64(100*time.Millisecond)))))
+			mu.Lock()
+			takes := time.Duration(rnd.Int64N(int64(100 * time.Millisecond)))
+			mu.Unlock()
+			pass(ctx, time.Now().Add(takes))
 		}
 	}
 	if rnd.IntN(3) == 0 {
