@@ -125,9 +125,9 @@ func (a *api) streamSeveral(w http.ResponseWriter, r *http.Request, tree *backen
 		if err := longLived(w); err != nil {
 			return err
 		}
-		if err := SendHeaders(w); err != nil {
-			return err
-		}
+		// The first flush sends the headers, when the run has been looked at: a client that has them
+		// gets what is printed from then on.
+		unbuffered(w)
 		l.options.Idle = to.flush
 		lines = a.Archive.FollowRun(r.Context(), target, wanted.Includes, l.options)
 	}
