@@ -211,9 +211,10 @@ containerLogMonitorInterval: 3s
 `
 
 // eviction is the kubelet's evictionPercent from its next start on, and what else it is told. A test
-// that makes the disk small writes another into the file "eviction-percent" of the cluster's folder.
+// that makes the disk small writes another into the file "small-disk/eviction-percent" of the
+// cluster's folder.
 func (n node) eviction() (percent, more string, err error) {
-	b, err := os.ReadFile(n.path("eviction-percent"))
+	b, err := os.ReadFile(n.path("small-disk", "eviction-percent"))
 	if errors.Is(err, fs.ErrNotExist) {
 		return evictionPercent, "", nil
 	}

@@ -83,7 +83,7 @@ func up(ctx context.Context, progress io.Writer) error {
 	}
 	fmt.Fprintln(progress, "cluster: starting")
 	// A fresh cluster each time. Only the registry's blobs and the S3 server's objects stay.
-	for _, dir := range []string{"etcd", "pki", "kubelet", "kubelet-pki", "containerd", "containerd-opt", "cni", "cni-conf", "varlog", "logs", "ready"} {
+	for _, dir := range []string{"etcd", "pki", "kubelet", "kubelet-pki", "containerd", "containerd-opt", "cni", "cni-conf", "varlog", "logs", "ready", "small-disk"} {
 		if err := os.RemoveAll(n.path(dir)); err != nil {
 			return fmt.Errorf("remove the last cluster's state: %w", err)
 		}
@@ -278,7 +278,7 @@ func down(_ context.Context, progress io.Writer) error {
 	if err := stopRecorded(); err != nil {
 		return err
 	}
-	for _, name := range []string{"etcd", "pki", "kubelet", "kubelet-pki", "containerd", "containerd-opt", "cni", "varlog", "kubeconfig", "env", "ready", "machine.pid", "machine.sock", "node.json"} {
+	for _, name := range []string{"etcd", "pki", "kubelet", "kubelet-pki", "containerd", "containerd-opt", "cni", "varlog", "kubeconfig", "env", "ready", "small-disk", "machine.pid", "machine.sock", "node.json"} {
 		if err := os.RemoveAll(n.path(name)); err != nil {
 			return fmt.Errorf("remove the cluster's state: %w", err)
 		}

@@ -872,6 +872,10 @@ func smallDisk(t *testing.T, folder string, above int64) (percent int64) {
 	if percent = 100 * (free - above) / size; percent < 1 {
 		t.Fatalf("%d of %d bytes are free at %s: too few for a disk that is not full yet", free, size, folder)
 	}
+	folder = filepath.Join(folder, "small-disk") // a new cluster removes it, where a test was killed
+	if err := os.Mkdir(folder, 0o755); err != nil {
+		t.Fatal(err)
+	}
 	others := filepath.Join(folder, "others")
 	f, err := os.Create(others)
 	if err != nil {
@@ -883,7 +887,7 @@ func smallDisk(t *testing.T, folder string, above int64) (percent int64) {
 		clusterPart(t, "start", "kubelet")
 	}
 	t.Cleanup(func() {
-		if err := errors.Join(os.Remove(others), os.Remove(eviction)); err != nil {
+		if err := os.RemoveAll(folder); err != nil {
 			t.Error(err)
 		}
 		restart()
