@@ -107,7 +107,7 @@ func (x *plainXML) look(last bool) {
 			if end < 0 && len(in) < maxReference && !last {
 				break
 			}
-			if end > 0 {
+			if end > 0 && !bytes.ContainsFunc(in[1:end], notInReference) {
 				x.out = append(x.out, reference(in[:end+1])...)
 				in = in[end+1:]
 				continue
@@ -125,6 +125,11 @@ func (x *plainXML) look(last bool) {
 		in = in[n:]
 	}
 	x.in = append(x.in[:0], in...)
+}
+
+// notInReference says that a character is in no reference to another, so that "&" is none's begin.
+func notInReference(r rune) bool {
+	return r != '#' && (r < '0' || r > '9') && (r < 'a' || r > 'z') && (r < 'A' || r > 'Z')
 }
 
 // reference is an entity as it is, or U+FFFD for one of a character that XML does not have.
