@@ -441,7 +441,9 @@ func (c *Client) lines(ctx context.Context, k *backend.Container, o backend.LogO
 
 // Content opens exactly what a container printed, and returns how many bytes that is, or -1 where it is not known yet. A Read fails where it is not all there.
 func (c *Client) Content(ctx context.Context, k layout.Container) (io.ReadCloser, int64, error) {
-	res, err := c.get(ctx, containerPath(k, "logs"), nil, http.Header{"Accept": {"text/plain"}})
+	// A compressed answer has no length.
+	header := http.Header{"Accept": {"text/plain"}, "Accept-Encoding": {"identity"}}
+	res, err := c.get(ctx, containerPath(k, "logs"), nil, header)
 	if err != nil {
 		return nil, 0, err
 	}

@@ -2,6 +2,7 @@ package client
 
 import (
 	"bytes"
+	"compress/gzip"
 	"context"
 	"errors"
 	"fmt"
@@ -458,5 +459,33 @@ func TestRedirect(t *testing.T) {
 				t.Errorf("error %v, want one that says where it leads, and what to do", err)
 			}
 		})
+	}
+}
+
+// TestContentHasALength: a server compresses for whoever asks, and then the length is not known.
+func TestContentHasALength(t *testing.T) {
+	const text = "printed"
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if strings.Contains(r.Header.Get("Accept-Encoding"), "gzip") {
+			w.Header().Set("Content-Encoding", "gzip")
+			z := gzip.NewWriter(w)
+			_, _ = io.WriteString(z, text)
+			_ = z.Close()
+			return
+		}
+		_, _ = io.WriteString(w, text)
+	}))
+	defer server.Close()
+	c, err := New(server.URL, server.Client())
+	if err != nil {
+		t.Fatal(err)
+	}
+	body, size, err := c.Content(t.Context(), layout.Container{Container: "step-a"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer body.Close()
+	if b, err := io.ReadAll(body); err != nil || string(b) != text || size != int64(len(text)) {
+		t.Errorf("%q of %d bytes, %v", b, size, err)
 	}
 }
