@@ -178,7 +178,7 @@ func firstOf(ctx context.Context, namespace, ref string, finds ...find) (Target,
 		if err == nil && !t.within(namespace) {
 			continue
 		}
-		// An object that cannot be read must not hide the others
+		// An object that cannot be read must not hide the others.
 		if ignoreAbsent(err) != nil || err == nil {
 			return t, err
 		}

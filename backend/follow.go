@@ -235,7 +235,8 @@ type Place struct {
 
 // FollowRun yields the lines of a target's containers for which choose is true, as they are archived. It ends when the run has ended, and all of them are sealed or not heard of any more; of a run whose end nobody has recorded, when that is so of
 // all its pods for AliveWithin. A state is yielded for each container when it has its final one, with a line of no stream. tree is kept up to date.
-// Each FollowInterval costs a LIST for each 1000 objects of the run, and a GET for each record that is new.
+// Each FollowInterval costs what Tree does: a LIST for each 1000 objects of the run, and a GET for each
+// record.
 func (a *Archive) FollowRun(ctx context.Context, target Target, choose func(TaskRun, Container) bool, o LogOptions) iter.Seq2[PlacedLine, error] {
 	return func(yield func(PlacedLine, error) bool) {
 		readings := map[layout.Container]*reading{}

@@ -221,6 +221,9 @@ func (l *listed) note(key layout.Key, e objectstore.Entry) {
 
 // Tree reads what there is of a target: one LIST for each 1000 objects, and a GET for run.json and for each pod's and container's record. An archive without any object
 // of the run is an error that wraps fs.ErrNotExist.
+//
+// Where the process's memory is bounded (GOMEMLIMIT), trees share a part of it, and one that does not
+// fit now is a *BusyError. A tree holds its part until ctx ends, so ctx must be no longer than its use.
 func (a *Archive) Tree(ctx context.Context, target Target) (*Tree, error) {
 	return a.tree(ctx, target, a.lease(ctx))
 }

@@ -12,8 +12,8 @@ import (
 	"github.com/klauspost/compress/zstd"
 )
 
-// compressedAtOnce is how many answers are compressed at the same time, which takes about 1 MiB of
-// memory for each. Others are sent as they are.
+// compressedAtOnce is how many answers are compressed at the same time, as each takes memory for it.
+// Others are sent as they are.
 const compressedAtOnce = 64
 
 // compressed compresses the answers of a handler for clients who ask for it. A range stays as it is,
