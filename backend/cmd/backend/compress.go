@@ -18,6 +18,9 @@ const compressedAtOnce = 64
 
 // compressed compresses the answers of a handler for clients who ask for it. A range stays as it is,
 // and so does what is to be saved as a file: a download has a length, and goes on where it was cut.
+//
+// It is not gzhttp's own handler, of which the encoders are: that one ends the stream of an answer
+// that is broken off, so that it looks whole.
 func compressed(next http.Handler) http.Handler {
 	room := make(chan struct{}, compressedAtOnce)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
