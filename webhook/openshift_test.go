@@ -156,19 +156,25 @@ func TestOpenShiftSeccomp(t *testing.T) {
 					Name: fmt.Sprintf("step-%d", i), Image: "i", Command: []string{"c"}, SecurityContext: sc,
 				})
 			}
-			raw := encoded(t, pod)
-			s := testSettings()
-			s.openShift = true
-			_, patch, err := inject(raw, s, onSupported)
-			if err != nil {
-				t.Fatal(err)
-			}
-			shipper := decodeTestPod(t, apply(t, raw, patch)).Spec.InitContainers[0]
+			shipper := shipperOnOpenShift(t, pod)
 			if got := shipper.SecurityContext.SeccompProfile != nil; got != c.want {
 				t.Errorf("asks for a profile: %t, want %t", got, c.want)
 			}
 		})
 	}
+}
+
+// shipperOnOpenShift is the shipper's container in a pod.
+func shipperOnOpenShift(t *testing.T, pod *corev1.Pod) corev1.Container {
+	t.Helper()
+	raw := encoded(t, pod)
+	s := testSettings()
+	s.openShift = true
+	_, patch, err := inject(raw, s, onSupported)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return decodeTestPod(t, apply(t, raw, patch)).Spec.InitContainers[0]
 }
 
 // TestOpenShiftRoot: in a pod that is root the shipper asks for another UID. Where it names none it
@@ -186,14 +192,7 @@ func TestOpenShiftRoot(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			pod := taskRunTestPod()
 			pod.Spec.SecurityContext = c.pod
-			raw := encoded(t, pod)
-			s := testSettings()
-			s.openShift = true
-			_, patch, err := inject(raw, s, onSupported)
-			if err != nil {
-				t.Fatal(err)
-			}
-			shipper := decodeTestPod(t, apply(t, raw, patch)).Spec.InitContainers[0]
+			shipper := shipperOnOpenShift(t, pod)
 			if got := shipper.SecurityContext.RunAsUser; !ptr.Equal(got, c.want) {
 				t.Errorf("it runs as %v, want %v", ptr.Deref(got, -1), ptr.Deref(c.want, -1))
 			}

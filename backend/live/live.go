@@ -456,8 +456,9 @@ type following struct {
 
 	// What follows is of watch.
 	mu    sync.Mutex
-	first map[layout.Container]bool // that had begun when they were looked at first
 	ended map[layout.Container]bool
+	// first are logs that had begun when following began.
+	first map[layout.Container]bool
 	// old are logs that had ended when following began. Of any other that is read later, all is
 	// wanted: what it has got until then came while others were read.
 	old map[layout.Container]bool
@@ -512,16 +513,13 @@ func (f *following) begin(ctx context.Context, v *View) (over bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	over = v.over
-	if f.first == nil {
-		f.first = map[layout.Container]bool{}
+	next := map[string]bool{}
+	first := f.first == nil
+	if first {
+		f.first, f.old = map[layout.Container]bool{}, v.logsEnded()
 		for place := range v.Tree.Containers() {
 			f.first[place.Container.Key] = v.begun(place.Container)
 		}
-	}
-	next := map[string]bool{}
-	first := f.old == nil
-	if first {
-		f.old = v.logsEnded()
 	}
 	for place := range v.Tree.Containers() {
 		c, key := place.Container, place.TaskRun.Name

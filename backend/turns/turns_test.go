@@ -65,9 +65,7 @@ func TestFair(t *testing.T) {
 			<-order
 		}
 		group.Wait()
-		if p.free != 3 || len(p.held) != 0 || len(p.waiting) != 0 {
-			t.Errorf("left: %+v", p)
-		}
+		allFree(t, p, 3)
 	})
 }
 
@@ -97,9 +95,7 @@ func TestPass(t *testing.T) {
 			t.Errorf("behind the other: %v, %d turns are free", err, p.free)
 		}
 		long.Pause()
-		if p.free != 1 || len(p.held) != 0 || len(p.waiting) != 0 {
-			t.Errorf("left: %+v", p)
-		}
+		allFree(t, p, 1)
 	})
 }
 
@@ -118,9 +114,7 @@ func TestLeave(t *testing.T) {
 			t.Errorf("it left with %v", err)
 		}
 		held.Pause()
-		if p.free != 1 || len(p.held) != 0 || len(p.waiting) != 0 {
-			t.Errorf("left: %+v", p)
-		}
+		allFree(t, p, 1)
 	})
 }
 
@@ -161,4 +155,12 @@ func TestWriter(t *testing.T) {
 			}
 		}
 	})
+}
+
+// allFree checks that nobody holds or waits for any of a pool's turns.
+func allFree(t *testing.T, p *Pool, turns int) {
+	t.Helper()
+	if p.free != turns || len(p.held) != 0 || len(p.waiting) != 0 {
+		t.Errorf("left: %+v", p)
+	}
 }

@@ -125,18 +125,28 @@ func (k *kube) cluster() (*live.Cluster, error) {
 // podLog is what the kubelet has of a log: lines in the order in which they ended.
 func podLog(lines []criline.Line) string {
 	var b strings.Builder
-	open := map[criline.Stream]string{}
+	ended, _ := joined(lines)
+	for _, l := range ended {
+		fmt.Fprintf(&b, "%s %s\n", l.Time.Format(criline.TimeLayout), l.Text)
+	}
+	return b.String()
+}
+
+// joined puts the pieces of lines together. Of each stream, open is what has not ended.
+func joined(lines []criline.Line) (ended []criline.Line, open map[criline.Stream]string) {
+	open = map[criline.Stream]string{}
 	for _, l := range lines {
 		if l.Stream == criline.Markers {
 			continue
 		}
 		open[l.Stream] += string(l.Text)
 		if l.Full {
-			fmt.Fprintf(&b, "%s %s\n", l.Time.Format(criline.TimeLayout), open[l.Stream])
+			l.Text = []byte(open[l.Stream])
+			ended = append(ended, l)
 			delete(open, l.Stream)
 		}
 	}
-	return b.String()
+	return ended, open
 }
 
 // present is what the cluster has of the history at its end: the last run of each name, and its
@@ -256,16 +266,9 @@ type shown struct {
 }
 
 func textOf(lines []criline.Line) (text []string) {
-	open := map[criline.Stream]string{}
-	for _, l := range lines {
-		if l.Stream == criline.Markers {
-			continue
-		}
-		open[l.Stream] += string(l.Text)
-		if l.Full {
-			text = append(text, open[l.Stream])
-			delete(open, l.Stream)
-		}
+	ended, open := joined(lines)
+	for _, l := range ended {
+		text = append(text, string(l.Text))
 	}
 	for _, stream := range slices.Sorted(maps.Keys(open)) {
 		if open[stream] != "" {

@@ -124,6 +124,13 @@ func TestMissed(t *testing.T) {
 	}
 }
 
+// podLabels are those of a pod of the run "run".
+var podLabels = map[string]string{
+	pipeline.TaskRunLabelKey: "run-0", pipeline.TaskRunUIDLabelKey: "u-0",
+	pipeline.PipelineRunLabelKey: "run", pipeline.PipelineRunUIDLabelKey: "u",
+	pipeline.PipelineTaskLabelKey: "good",
+}
+
 // TestMissedWhilePodIsThere: a step that was not captured is read from its pod as long as that is
 // there.
 func TestMissedWhilePodIsThere(t *testing.T) {
@@ -131,14 +138,9 @@ func TestMissedWhilePodIsThere(t *testing.T) {
 	step := fakeContainer("step-a", 0, "")
 	step.Status, step.Why = backend.Missed, "not captured in pod run-0-pod: limit-range"
 	server.containers = []fakeLog{step}
-	labels := map[string]string{
-		pipeline.TaskRunLabelKey: "run-0", pipeline.TaskRunUIDLabelKey: "u-0",
-		pipeline.PipelineRunLabelKey: "run", pipeline.PipelineRunUIDLabelKey: "u",
-		pipeline.PipelineTaskLabelKey: "good",
-	}
 	pod := corev1.Pod{
 		TypeMeta:   metav1.TypeMeta{Kind: "Pod", APIVersion: "v1"},
-		ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "run-0-pod", UID: "p0", Labels: labels},
+		ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "run-0-pod", UID: "p0", Labels: podLabels},
 		Spec:       corev1.PodSpec{Containers: []corev1.Container{{Name: "step-a"}}},
 		Status: corev1.PodStatus{Phase: corev1.PodSucceeded, ContainerStatuses: []corev1.ContainerStatus{{
 			Name: "step-a", State: corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{}},

@@ -5,7 +5,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/tektoncd/pipeline/pkg/apis/pipeline"
 	tekton "github.com/tektoncd/pipeline/pkg/apis/pipeline/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -24,14 +23,9 @@ func TestFollowFromNow(t *testing.T) {
 		}
 		return all
 	}
-	labels := map[string]string{
-		pipeline.TaskRunLabelKey: "run-0", pipeline.TaskRunUIDLabelKey: "u-0",
-		pipeline.PipelineRunLabelKey: "run", pipeline.PipelineRunUIDLabelKey: "u",
-		pipeline.PipelineTaskLabelKey: "good",
-	}
 	pod := corev1.Pod{
 		TypeMeta:   metav1.TypeMeta{Kind: "Pod", APIVersion: "v1"},
-		ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "run-0-pod", UID: "p0", Labels: labels},
+		ObjectMeta: metav1.ObjectMeta{Namespace: "ns", Name: "run-0-pod", UID: "p0", Labels: podLabels},
 		Spec: corev1.PodSpec{Containers: []corev1.Container{
 			{Name: "step-a"}, {Name: "step-b"}, {Name: "step-c"},
 		}},
