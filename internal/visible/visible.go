@@ -33,18 +33,31 @@ func Text(s, kept string) string {
 	return b.String()
 }
 
-// Line is the first bytes of a text, at most so many of them, as one line: blanks stand for line
-// breaks, and the rest is as Text has it. A text that fits stays as it is.
+// Line is a text as one line: blanks stand for line breaks, and the rest is as Text has it. The
+// line has at most so many bytes, and ends with … where the text did not fit. A line that was made
+// so stays as it is when it is made again.
 func Line(s string, most int) string {
-	if len(s) > most {
-		most = max(0, most-len("…"))
-		for most > 0 && !utf8.RuneStart(s[most]) {
-			most--
-		}
-		s = s[:most] + "…"
-	}
+	// What does not fit as it is does not fit as names, which are longer.
+	s, long := head(s, most)
 	if strings.ContainsAny(s, "\n\r\t\v\f") {
 		s = strings.Join(strings.Fields(s), " ")
 	}
-	return Text(s, "")
+	s, longer := head(Text(s, ""), most)
+	if long || longer {
+		s, _ = head(s, most-len("…"))
+		return s + "…"
+	}
+	return s
+}
+
+// head is the start of a text, whole runes of at most so many bytes, and whether there is more.
+func head(s string, most int) (string, bool) {
+	if len(s) <= most {
+		return s, false
+	}
+	most = max(0, most)
+	for most > 0 && !utf8.RuneStart(s[most]) {
+		most--
+	}
+	return s[:most], true
 }

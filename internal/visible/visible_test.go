@@ -32,9 +32,15 @@ func TestLine(t *testing.T) {
 		{strings.Repeat("x", 20), 10, "xxxxxxx…"},
 		{"ääääää", 8, "ää…"},
 		{"xx", 1, "…"},
+		{"\x7fxxxxxxxx", 10, `\x7fxxx…`},
+		{"xxxxxx\x7f", 8, "xxxxx…"},
+		{" a\n\n\n\n b  c", 10, "a b…"},
 	} {
 		if got := Line(c.in, c.most); got != c.want {
 			t.Errorf("Line(%q, %d) is %q, want %q", c.in, c.most, got, c.want)
+		}
+		if again := Line(c.want, c.most); again != c.want {
+			t.Errorf("Line(%q, %d) is %q, want it unchanged", c.want, c.most, again)
 		}
 	}
 }
