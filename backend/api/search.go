@@ -52,7 +52,7 @@ func (a *api) searchOne(w http.ResponseWriter, r *http.Request) error {
 	if f == nil {
 		return err
 	}
-	defer f.turn.Pause()
+	defer f.answer.Done()
 	if err := f.in(a, r, nil, c); err != nil {
 		return err
 	}
@@ -80,7 +80,7 @@ func (a *api) searchSeveral(kind string) func(http.ResponseWriter, *http.Request
 		if f == nil {
 			return err
 		}
-		defer f.turn.Pause()
+		defer f.answer.Done()
 		for place := range tree.Containers() {
 			if !wanted.Includes(place.TaskRun, place.Container) {
 				continue
@@ -103,7 +103,7 @@ type finding struct {
 	out    out
 	sent   time.Time
 	found  Found
-	turn   *turns.Turn
+	answer *turns.Answer
 }
 
 // beginSearch sends the headers and waits until the search may run. Without an error, it returns nil
@@ -117,25 +117,31 @@ func (a *api) beginSearch(w http.ResponseWriter, r *http.Request, search *backen
 	if err := SendHeaders(w); err != nil {
 		return nil, err
 	}
-	turn, err := a.Turns.Take(r.Context())
+	answer, err := a.Turns.Answer(r.Context(), w, KeepAlive)
 	if err != nil {
 		return nil, fmt.Errorf("wait for other searches: %w", err)
 	}
-	return &finding{search: search, limit: limit, out: newOut(turn.Writer(r.Context(), w)), sent: time.Now(), turn: turn}, nil
+	return &finding{search: search, limit: limit, out: newOut(answer), sent: time.Now(), answer: answer}, nil
 }
 
-// pass lets others search, and says once in a while that the search goes on.
+// pass sends what was found, and lets others search.
 func (f *finding) pass(ctx context.Context) error {
-	if now := time.Now(); now.Sub(f.sent) > KeepAlive {
-		f.sent = now
-		if _, err := f.out.WriteString("\n"); err != nil {
-			return err
-		}
-		if err := f.out.flush(); err != nil {
+	if f.out.Buffered() > 0 {
+		if err := f.sendLate(); err != nil {
 			return err
 		}
 	}
-	return f.turn.Pass(ctx)
+	return f.answer.Pass(ctx)
+}
+
+// sendLate sends what was found, once it is time to.
+func (f *finding) sendLate() error {
+	now := time.Now()
+	if now.Sub(f.sent) <= searchPause {
+		return nil
+	}
+	f.sent = now
+	return f.out.flush()
 }
 
 // in searches one log. place is nil where it is the only one.
@@ -211,11 +217,7 @@ func (f *finding) write(place *Place, m backend.Match) error {
 	if _, err := f.out.Write(append(b, '\n')); err != nil {
 		return err
 	}
-	if now := time.Now(); now.Sub(f.sent) > searchPause {
-		f.sent = now
-		return f.out.flush()
-	}
-	return nil
+	return f.sendLate()
 }
 
 func (f *finding) end() error {

@@ -3,7 +3,6 @@ package page
 import (
 	"bytes"
 	"cmp"
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -192,28 +191,14 @@ func (p *page) marks(w http.ResponseWriter, r *http.Request) error {
 	if err := api.SendHeaders(w); err != nil {
 		return nil // who asked is gone
 	}
-	turn, err := p.Turns.Take(r.Context())
+	to, err := p.Turns.Answer(r.Context(), w, api.KeepAlive)
 	if err != nil {
 		panic(http.ErrAbortHandler)
 	}
-	defer turn.Pause()
-	to := turn.Writer(r.Context(), w)
-	sent := time.Now()
-	pass := func(ctx context.Context) error {
-		if now := time.Now(); now.Sub(sent) > api.KeepAlive {
-			sent = now
-			if _, err := to.Write([]byte("\n")); err != nil {
-				return err
-			}
-			if err := http.NewResponseController(to).Flush(); err != nil {
-				return err
-			}
-		}
-		return turn.Pass(ctx)
-	}
+	defer to.Done()
 	out := marker{Marks: Marks{Marks: []Mark{}, Lines: c.Lines, Status: string(c.Status)}}
 	open := map[criline.Stream]*backend.Line{} // lines of which there are pieces
-	for l, err := range p.Archive.Lines(r.Context(), c, backend.LogOptions{FromLine: from, Pass: pass}) {
+	for l, err := range p.Archive.Lines(r.Context(), c, backend.LogOptions{FromLine: from, Pass: to.Pass}) {
 		var digest *backend.DigestError
 		switch {
 		case errors.As(err, &digest): // that is said where the log is shown

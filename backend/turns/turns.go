@@ -3,9 +3,13 @@
 package turns
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"net/http"
+	"slices"
 	"sync"
+	"time"
 )
 
 // Client is who has sent a request.
@@ -26,11 +30,13 @@ type Pool struct {
 	mu      sync.Mutex
 	free    int
 	held    map[string]int // by client
-	waiting []*waiter      // in the order in which they came
+	waiting []*waiter
+	came    int // how many have waited
 }
 
 type waiter struct {
 	client string
+	place  int           // in the order in which they came
 	given  chan struct{} // closed when it has the turn
 }
 
@@ -42,15 +48,24 @@ type Turn struct {
 	pool   *Pool
 	client string
 	held   bool
+	// If set, alive is called each time that the wait for a turn has lasted for so long.
+	alive func() error
+	every time.Duration
 }
 
 // Take waits for a turn. Its error is the context's.
 func (p *Pool) Take(ctx context.Context) (*Turn, error) {
+	t := p.turn(ctx)
+	return t, t.Resume(ctx)
+}
+
+// turn is one that is not held yet.
+func (p *Pool) turn(ctx context.Context) *Turn {
 	t := &Turn{pool: p}
 	if c, ok := ctx.Value(clientKey{}).(Client); ok {
 		t.client = c.Client()
 	}
-	return t, t.Resume(ctx)
+	return t
 }
 
 // Resume waits for the turn again.
@@ -60,41 +75,81 @@ func (t *Turn) Resume(ctx context.Context) error {
 	}
 	p := t.pool
 	p.mu.Lock()
-	if p.free > 0 {
-		p.free--
-		p.held[t.client]++
-		p.mu.Unlock()
-		t.held = true
+	w := p.newWaiter(t.client)
+	t.held = p.enter(w)
+	p.mu.Unlock()
+	if t.held {
 		return nil
 	}
-	w := &waiter{t.client, make(chan struct{})}
-	p.waiting = append(p.waiting, w)
-	p.mu.Unlock()
 	return t.wait(ctx, w)
 }
 
-func (t *Turn) wait(ctx context.Context, w *waiter) error {
-	select {
-	case <-w.given:
-		t.held = true
-		return nil
-	case <-ctx.Done():
+// newWaiter is somebody who has come. The caller holds the lock.
+func (p *Pool) newWaiter(client string) *waiter {
+	p.came++
+	return &waiter{client, p.came, make(chan struct{})}
+}
+
+// enter has somebody wait, unless a turn is free: then it is theirs. The caller holds the lock.
+func (p *Pool) enter(w *waiter) (held bool) {
+	if p.free > 0 {
+		p.free--
+		p.held[w.client]++
+		return true
 	}
+	p.waiting = append(p.waiting, w)
+	return false
+}
+
+// leave has somebody wait no more, unless the turn is theirs already. The caller holds the lock.
+func (p *Pool) leave(w *waiter) (held bool) {
+	i := slices.Index(p.waiting, w)
+	if i < 0 {
+		return true
+	}
+	p.waiting = slices.Delete(p.waiting, i, i+1)
+	return false
+}
+
+func (t *Turn) wait(ctx context.Context, w *waiter) error {
 	p := t.pool
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	select {
-	case <-w.given: // and nobody wants it
-		p.give(t.client)
-	default:
-		for i := range p.waiting {
-			if p.waiting[i] == w {
-				p.waiting = append(p.waiting[:i], p.waiting[i+1:]...)
-				break
+	var silence <-chan time.Time
+	if t.alive != nil {
+		ticker := time.NewTicker(t.every)
+		defer ticker.Stop()
+		silence = ticker.C
+	}
+	for {
+		select {
+		case <-w.given:
+			t.held = true
+			return nil
+		case <-ctx.Done():
+			p.mu.Lock()
+			defer p.mu.Unlock()
+			if p.leave(w) { // and nobody wants it
+				p.give(t.client)
 			}
+			return context.Cause(ctx)
+		case <-silence:
+		}
+		// Whoever is told may take their time, and must not hold a turn then.
+		p.mu.Lock()
+		t.held = p.leave(w)
+		p.mu.Unlock()
+		if t.held {
+			return nil
+		}
+		if err := t.alive(); err != nil {
+			return err
+		}
+		p.mu.Lock()
+		t.held = p.enter(w)
+		p.mu.Unlock()
+		if t.held {
+			return nil
 		}
 	}
-	return context.Cause(ctx)
 }
 
 // Pause gives the turn up. Without one it does nothing.
@@ -118,7 +173,7 @@ func (t *Turn) Pass(ctx context.Context) error {
 		p.mu.Unlock()
 		return nil
 	}
-	w := &waiter{t.client, make(chan struct{})}
+	w := p.newWaiter(t.client)
 	p.waiting = append(p.waiting, w)
 	t.held = false
 	p.give(t.client)
@@ -137,7 +192,7 @@ func (p *Pool) give(from string) {
 		return
 	}
 	w := p.waiting[i]
-	p.waiting = append(p.waiting[:i], p.waiting[i+1:]...)
+	p.waiting = slices.Delete(p.waiting, i, i+1)
 	p.held[w.client]++
 	close(w.given)
 }
@@ -147,41 +202,93 @@ func (p *Pool) give(from string) {
 func (p *Pool) next() int {
 	best := -1
 	for i, w := range p.waiting {
-		if best < 0 || p.held[w.client] < p.held[p.waiting[best].client] {
+		if best < 0 || cmp.Or(
+			cmp.Compare(p.held[w.client], p.held[p.waiting[best].client]),
+			cmp.Compare(w.place, p.waiting[best].place),
+		) < 0 {
 			best = i
 		}
 	}
 	return best
 }
 
-// Writer gives the turn up while it writes to a client, who may take their time to read.
-func (t *Turn) Writer(ctx context.Context, w http.ResponseWriter) http.ResponseWriter {
-	return &writer{w, t, ctx}
-}
-
-type writer struct {
+// Answer is an answer that is work for a processor. It holds a turn, but not while it writes to its
+// client, who may take their time to read. It is for one goroutine.
+//
+// While it has nothing to say, since it works or waits for its turn, it sends line breaks, so that
+// nobody on the way takes it for dead. So its format must allow for one before a line or a value, as
+// NDJSON and JSON do.
+type Answer struct {
 	http.ResponseWriter
-	turn *Turn
-	ctx  context.Context
+	ctx    context.Context
+	turn   *Turn
+	sent   time.Time
+	inLine bool
 }
 
-func (w *writer) Write(b []byte) (int, error) {
-	w.turn.Pause()
-	n, err := w.ResponseWriter.Write(b)
+// Answer waits for a turn to make an answer, of which the headers are sent. It is never silent for
+// much longer than the time that every says. The error is that of the request's context, or of a
+// client who is gone.
+func (p *Pool) Answer(ctx context.Context, w http.ResponseWriter, every time.Duration) (*Answer, error) {
+	a := &Answer{ResponseWriter: w, ctx: ctx, turn: p.turn(ctx), sent: time.Now()}
+	a.turn.alive, a.turn.every = a.keepAlive, every
+	return a, a.turn.Resume(ctx)
+}
+
+// Done gives the turn up. No more is written then.
+func (a *Answer) Done() { a.turn.Pause() }
+
+// Pass lets another client go first that waits and holds fewer turns. Whoever works for long calls
+// it once in a while.
+func (a *Answer) Pass(ctx context.Context) error {
+	if time.Since(a.sent) > a.turn.every {
+		a.turn.Pause()
+		if err := a.keepAlive(); err != nil {
+			return err
+		}
+		if err := a.turn.Resume(ctx); err != nil {
+			return err
+		}
+	}
+	return a.turn.Pass(ctx)
+}
+
+// keepAlive sends a line break, unless it would be within a line. No turn is held.
+func (a *Answer) keepAlive() error {
+	if a.inLine {
+		return nil
+	}
+	a.sent = time.Now()
+	if _, err := a.ResponseWriter.Write([]byte("\n")); err != nil {
+		return err
+	}
+	err := http.NewResponseController(a.ResponseWriter).Flush()
+	if errors.Is(err, http.ErrNotSupported) {
+		return nil
+	}
+	return err
+}
+
+func (a *Answer) Write(b []byte) (int, error) {
+	a.turn.Pause()
+	n, err := a.ResponseWriter.Write(b)
+	if len(b) > 0 {
+		a.sent, a.inLine = time.Now(), b[len(b)-1] != '\n'
+	}
 	if err == nil {
-		err = w.turn.Resume(w.ctx)
+		err = a.turn.Resume(a.ctx)
 	}
 	return n, err
 }
 
 // FlushError is for http.ResponseController.
-func (w *writer) FlushError() error {
-	w.turn.Pause()
-	if err := http.NewResponseController(w.ResponseWriter).Flush(); err != nil {
+func (a *Answer) FlushError() error {
+	a.turn.Pause()
+	if err := http.NewResponseController(a.ResponseWriter).Flush(); err != nil {
 		return err
 	}
-	return w.turn.Resume(w.ctx)
+	return a.turn.Resume(a.ctx)
 }
 
 // Unwrap is for http.ResponseController.
-func (w *writer) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+func (a *Answer) Unwrap() http.ResponseWriter { return a.ResponseWriter }

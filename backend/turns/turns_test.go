@@ -3,11 +3,13 @@ package turns
 import (
 	"context"
 	"errors"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"sync"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"go.uber.org/goleak"
 )
@@ -127,20 +129,27 @@ type stuck struct {
 func (s *stuck) Write(b []byte) (int, error) { <-s.read; return len(b), nil }
 func (s *stuck) FlushError() error           { <-s.read; return nil }
 
-// TestWriter: no turn is held while a client does not read.
-func TestWriter(t *testing.T) {
+// TestAnswer: no turn is held while a client does not read.
+func TestAnswer(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := New(1)
-		turn := take(t, p, "a")
 		client := &stuck{httptest.NewRecorder(), make(chan struct{})}
-		w := turn.Writer(t.Context(), client)
+		a, err := p.Answer(of(t, "a"), client, time.Minute)
+		if err != nil {
+			t.Fatal(err)
+		}
 		for name, write := range map[string]func() error{
-			"write": func() error { _, err := w.Write([]byte("x")); return err },
-			"flush": http.NewResponseController(w).Flush,
+			"write": func() error { _, err := a.Write([]byte("x\n")); return err },
+			"flush": http.NewResponseController(a).Flush,
+			"keep alive": func() error {
+				time.Sleep(2 * time.Minute)
+				go func() { client.read <- struct{}{} }() // the break; the flush waits as all do
+				return a.Pass(t.Context())
+			},
 		} {
 			done := make(chan error)
 			go func() { done <- write() }()
-			synctest.Wait()
+			time.Sleep(time.Hour)
 			other := take(t, p, "b") // at once, or the test hangs
 			client.read <- struct{}{}
 			synctest.Wait()
@@ -150,12 +159,71 @@ func TestWriter(t *testing.T) {
 			default:
 			}
 			other.Pause()
-			if err := <-done; err != nil || !turn.held {
+			if err := <-done; err != nil || !a.turn.held {
 				t.Errorf("%s: %v", name, err)
 			}
 		}
+		a.Done()
+		allFree(t, p, 1)
 	})
 }
+
+// TestAnswerIsAlive: an answer that waits for its turn, first or in between, sends line breaks, but
+// none within a line, and does not lose its place.
+func TestAnswerIsAlive(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := New(1)
+		held := take(t, p, "a")
+		client := httptest.NewRecorder()
+		var a *Answer
+		waits := func(what string, f func() error) {
+			t.Helper()
+			done := make(chan error)
+			go func() { done <- f() }()
+			time.Sleep(150 * time.Second) // of the bubble, in which no time passes
+			late := make(chan *Turn)
+			go func() { turn, _ := p.Take(of(t, "c")); late <- turn }()
+			time.Sleep(40 * time.Second)
+			held.Pause()
+			if err := <-done; err != nil {
+				t.Fatalf("%s: %v", what, err)
+			}
+			a.turn.Pause()
+			held = <-late
+		}
+		waits("at first", func() (err error) {
+			a, err = p.Answer(of(t, "b"), client, time.Minute)
+			return err
+		})
+		waits("behind a line", func() error { _, err := a.Write([]byte("line\n")); return err })
+		waits("within a line", func() error { _, err := a.Write([]byte("half")); return err })
+		waits("behind the line", func() error { _, err := a.Write([]byte(" a line\n")); return err })
+		want := "\n\n\nline\n\n\n\nhalf a line\n\n\n\n"
+		if got := client.Body.String(); got != want {
+			t.Errorf("it sent %q, want %q", got, want)
+		}
+		held.Pause()
+		allFree(t, p, 1)
+	})
+}
+
+// TestAnswerIsGone: a client who is gone when it is told that its answer waits takes no turn.
+func TestAnswerIsGone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := New(1)
+		held := take(t, p, "a")
+		_, err := p.Answer(of(t, "b"), gone{httptest.NewRecorder()}, time.Minute)
+		if !errors.Is(err, io.ErrClosedPipe) {
+			t.Errorf("it left with %v", err)
+		}
+		held.Pause()
+		allFree(t, p, 1)
+	})
+}
+
+type gone struct{ http.ResponseWriter }
+
+func (gone) Write([]byte) (int, error) { return 0, io.ErrClosedPipe }
 
 // allFree checks that nobody holds or waits for any of a pool's turns.
 func allFree(t *testing.T, p *Pool, turns int) {

@@ -8,6 +8,7 @@ import (
 	"net/http/httptest"
 	"net/http/httputil"
 	"net/url"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -201,5 +202,42 @@ func TestCompressedAtOnce(t *testing.T) {
 	}
 	if w := ask("/file"); w.Header().Get("Content-Encoding") != "gzip" {
 		t.Errorf("when they have left: %v", w.Header())
+	}
+}
+
+// BenchmarkCompressedAtOnce measures the memory of as many answers as are compressed at the same
+// time, in bytes for each.
+func BenchmarkCompressedAtOnce(b *testing.B) {
+	heap := func() int64 {
+		runtime.GC()
+		var m runtime.MemStats
+		runtime.ReadMemStats(&m)
+		return int64(m.HeapAlloc)
+	}
+	text := []byte(strings.Repeat(plainText, 10_000))
+	for _, coding := range []string{"zstd", "gzip"} {
+		b.Run(coding, func(b *testing.B) {
+			var held int64
+			for b.Loop() {
+				before := heap()
+				all := make([]compressing, compressedAtOnce)
+				for i := range all {
+					w := httptest.NewRecorder()
+					w.Body = nil // what is sent is held by nobody
+					w.Header().Set("Content-Type", "text/plain")
+					all[i] = compressing{ResponseWriter: w, coding: coding}
+					if _, err := all[i].Write(text); err != nil {
+						b.Fatal(err)
+					}
+				}
+				held = max(held, heap()-before)
+				for i := range all {
+					if err := all[i].encoder.Close(); err != nil {
+						b.Fatal(err)
+					}
+				}
+			}
+			b.ReportMetric(float64(held)/compressedAtOnce, "B/answer")
+		})
 	}
 }
