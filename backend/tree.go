@@ -96,6 +96,7 @@ type Container struct {
 	covered []layout.Segment // by Segments: read where one of these is corrupt
 	early   []layout.Segment // behind a hole that the shipper is at: not read yet
 	starts  []position       // where each of Segments begins
+	anew    bool             // a shipper has numbered anew, as far as names of segments show
 	badSeal string           // why there is a seal and it is not in Seal
 	heard   time.Time        // when the store last got something of the pod, as far as was looked at
 }
@@ -135,9 +136,9 @@ var (
 // listed is what the listing of a run holds.
 type listed struct {
 	pods            map[layout.Pod]*Pod
-	containers      map[layout.Container]int // where in their pods' Containers they are
-	sealed, waiting map[layout.Container]bool
-	records         map[layout.Pod]bool // pod.json is there
+	containers      map[layout.Container]int   // where in their pods' Containers they are
+	sealed, waiting map[layout.Container]int64 // how large the record is
+	records         map[layout.Pod]int64       // pod.json is there, and so large
 	segments        int
 	recordBytes     int64
 	lease           *lease
@@ -192,7 +193,9 @@ func (l *listed) note(key layout.Key, e objectstore.Entry) {
 	p := l.pod(key.Container.Pod)
 	p.heard(e.LastModified)
 	if key.Kind == layout.KindPod {
-		l.records[p.Key] = l.fits(e)
+		if l.fits(e) {
+			l.records[p.Key] = e.Size
+		}
 		return
 	}
 	if key.Kind != layout.KindSeal && key.Kind != layout.KindWaiting && key.Kind != layout.KindSegment {
@@ -204,11 +207,15 @@ func (l *listed) note(key layout.Key, e objectstore.Entry) {
 	}
 	switch key.Kind {
 	case layout.KindSeal:
-		if l.sealed[key.Container] = l.fits(e); !l.sealed[key.Container] {
+		if l.fits(e) {
+			l.sealed[key.Container] = e.Size
+		} else {
 			c.badSeal = overRecords
 		}
 	case layout.KindWaiting:
-		l.waiting[key.Container] = l.fits(e)
+		if l.fits(e) {
+			l.waiting[key.Container] = e.Size
+		}
 	case layout.KindSegment:
 		if l.segments++; l.segments > maxSegments {
 			c.over = overSegments
@@ -225,15 +232,16 @@ func (l *listed) note(key layout.Key, e objectstore.Entry) {
 // Where the process's memory is bounded (GOMEMLIMIT), trees share a part of it, and one that does not
 // fit now is a *BusyError. A tree holds its part until ctx ends, so ctx must be no longer than its use.
 func (a *Archive) Tree(ctx context.Context, target Target) (*Tree, error) {
-	return a.tree(ctx, target, a.lease(ctx))
+	return a.tree(ctx, target, a.lease(ctx, target.Run.Namespace))
 }
 
 // tree is Tree, paid for by l.
 func (a *Archive) tree(ctx context.Context, target Target, l *lease) (*Tree, error) {
 	tree := &Tree{Run: target.Run}
 	all := listed{
-		pods: map[layout.Pod]*Pod{}, containers: map[layout.Container]int{}, sealed: map[layout.Container]bool{}, waiting: map[layout.Container]bool{}, records: map[layout.Pod]bool{},
-		lease: l,
+		pods: map[layout.Pod]*Pod{}, containers: map[layout.Container]int{},
+		sealed: map[layout.Container]int64{}, waiting: map[layout.Container]int64{},
+		records: map[layout.Pod]int64{}, lease: l,
 	}
 	found := false
 	for e, err := range a.store.List(ctx, target.Prefix(), "", "", 0) {
@@ -258,7 +266,7 @@ func (a *Archive) tree(ctx context.Context, target Target, l *lease) (*Tree, err
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(recordConcurrency)
 	group.Go(func() error {
-		r, err := readRecord[record.Run](ctx, a.store, target.Run.RunKey())
+		r, err := readListed[record.Run](ctx, a.store, target.Run.RunKey(), 0, l)
 		if err == nil {
 			tree.Record = &r
 		}
@@ -266,8 +274,8 @@ func (a *Archive) tree(ctx context.Context, target Target, l *lease) (*Tree, err
 	})
 	for key, p := range all.pods {
 		group.Go(func() error {
-			if all.records[key] {
-				r, err := readRecord[record.Pod](ctx, a.store, key.PodKey())
+			if size, ok := all.records[key]; ok {
+				r, err := readListed[record.Pod](ctx, a.store, key.PodKey(), size, l)
 				if ignoreAbsent(err) != nil {
 					return err
 				}
@@ -279,13 +287,13 @@ func (a *Archive) tree(ctx context.Context, target Target, l *lease) (*Tree, err
 			p.order()
 			for i := range p.Containers {
 				c := &p.Containers[i]
-				if all.sealed[c.Key] {
-					if err := a.readSeal(ctx, c); err != nil {
+				if size, ok := all.sealed[c.Key]; ok {
+					if err := a.readSeal(ctx, c, size, l); err != nil {
 						return err
 					}
 				}
-				if all.waiting[c.Key] && len(c.Segments) == 0 {
-					w, err := readRecord[record.Waiting](ctx, a.store, c.Key.WaitingKey())
+				if size, ok := all.waiting[c.Key]; ok && len(c.Segments) == 0 {
+					w, err := readListed[record.Waiting](ctx, a.store, c.Key.WaitingKey(), size, l)
 					if ignoreAbsent(err) != nil {
 						return err
 					}
@@ -311,9 +319,9 @@ func (a *Archive) tree(ctx context.Context, target Target, l *lease) (*Tree, err
 	return tree, nil
 }
 
-// readSeal reads a container's seal, if it is one.
-func (a *Archive) readSeal(ctx context.Context, c *Container) error {
-	s, err := readRecord[record.Seal](ctx, a.store, c.Key.SealKey())
+// readSeal reads a container's seal, if it is one. So many bytes of it are paid for.
+func (a *Archive) readSeal(ctx context.Context, c *Container, paid int64, l *lease) error {
+	s, err := readListed[record.Seal](ctx, a.store, c.Key.SealKey(), paid, l)
 	var bad *recordError
 	switch {
 	case err == nil:
@@ -494,6 +502,8 @@ func (p position) behind(o position) position {
 // as far as names tell; see Container.Estimated for the rest.
 func (c *Container) count() {
 	c.Bytes, c.Lines, c.Archive, c.Estimated, c.starts = 0, 0, 0, false, nil
+	c.anew = slices.ContainsFunc(c.Segments, beginsAnew) ||
+		slices.ContainsFunc(c.covered, beginsAnew)
 	var known *places // needed where segments overlap
 	end := int64(0)
 	for _, s := range c.Segments {
@@ -518,7 +528,7 @@ func (c *Container) count() {
 				start = at
 			} else { // it counts twice what both hold, and numbers of before do not fit any more
 				c.Estimated = true
-				clear(known.anchors)
+				known.anchors = map[int32]position{} // to clear it takes as long as it ever was large
 			}
 		}
 		if known != nil {
@@ -538,16 +548,16 @@ func (c *Container) count() {
 func (c *Container) within(by, s layout.Segment) (position, bool) {
 	between := position{s.Line - by.Line, s.PrintedOffset - by.PrintedOffset}
 	pieces := s.Offset - by.Offset - between.printed - between.lines*int64(criline.PrefixLen)
-	anew := func(s layout.Segment) bool {
-		return s.Offset > 0 && s.PrintedOffset == 0 &&
-			s.Line == 0
-	}
 	if between.lines < 0 || between.lines > by.Lines || between.printed < 0 ||
-		between.printed > by.Printed || pieces < 0 || pieces > 0 &&
-		(slices.ContainsFunc(c.Segments, anew) || slices.ContainsFunc(c.covered, anew)) {
+		between.printed > by.Printed || pieces < 0 || pieces > 0 && c.anew {
 		return position{}, false
 	}
 	return between, true
+}
+
+// beginsAnew says whether a segment shows that a shipper has numbered anew.
+func beginsAnew(s layout.Segment) bool {
+	return s.Offset > 0 && s.PrintedOffset == 0 && s.Line == 0
 }
 
 // whyEmpty explains a sealed log without a byte.

@@ -244,12 +244,12 @@ func (o Options) page(r *http.Request, namespace string, f filter, after *layout
 // records reads the records of runs. One without a record has what its name says.
 func (o Options) records(r *http.Request, batch []layout.RunIndex) ([]Run, error) {
 	runs := make([]Run, len(batch))
-	group, ctx := errgroup.WithContext(r.Context())
+	var group errgroup.Group
 	group.SetLimit(recordsAtOnce)
 	for i, x := range batch {
 		runs[i] = Run{Kind: x.Kind, Name: x.Name, UID: x.UID, Created: x.Created, Prefix: x.Run().Prefix()}
 		group.Go(func() error {
-			have, err := o.Archive.Run(ctx, x.Run())
+			have, err := o.Archive.Run(r.Context(), x.Run())
 			if errors.Is(err, fs.ErrNotExist) {
 				return nil
 			}
