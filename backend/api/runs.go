@@ -94,7 +94,7 @@ func (a *api) runs(kind string) func(http.ResponseWriter, *http.Request) error {
 		if err != nil {
 			return err
 		}
-		return writeJSON(w, page)
+		return writeRuns(w, page)
 	}
 }
 
@@ -318,7 +318,8 @@ func (a *api) tree(kind string) func(http.ResponseWriter, *http.Request) error {
 		}
 		out := treeOf(tree)
 		out.Others, out.TaskRun, out.PodUID = target.Others, target.TaskRun, target.PodUID
-		return writeJSON(w, out)
+		w.Header().Set("Content-Type", "application/json")
+		return writeTree(w, out)
 	}
 }
 
