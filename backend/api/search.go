@@ -121,7 +121,9 @@ func (a *api) beginSearch(w http.ResponseWriter, r *http.Request, search *backen
 	if err != nil {
 		return nil, fmt.Errorf("wait for other searches: %w", err)
 	}
-	return &finding{search: search, limit: limit, out: newOut(answer), sent: time.Now(), answer: answer}, nil
+	return &finding{
+		search: search, limit: limit, out: newOut(answer), sent: time.Now(), answer: answer,
+	}, nil
 }
 
 // pass sends what was found, and lets others search.

@@ -198,7 +198,8 @@ func (p *page) marks(w http.ResponseWriter, r *http.Request) error {
 	defer to.Done()
 	out := marker{Marks: Marks{Marks: []Mark{}, Lines: c.Lines, Status: string(c.Status)}}
 	open := map[criline.Stream]*backend.Line{} // lines of which there are pieces
-	for l, err := range p.Archive.Lines(r.Context(), c, backend.LogOptions{FromLine: from, Pass: to.Pass}) {
+	o := backend.LogOptions{FromLine: from, Pass: to.Pass}
+	for l, err := range p.Archive.Lines(r.Context(), c, o) {
 		var digest *backend.DigestError
 		switch {
 		case errors.As(err, &digest): // that is said where the log is shown

@@ -43,8 +43,8 @@ type waiter struct {
 // New makes a Pool of n turns.
 func New(n int) *Pool { return &Pool{free: n, held: map[string]int{}} }
 
-// Turn is one that is held, but between Pause and Resume. It is for one goroutine.
-type Turn struct {
+// turn is one that is held, but between pause and resume. It is for one goroutine.
+type turn struct {
 	pool   *Pool
 	client string
 	held   bool
@@ -53,23 +53,17 @@ type Turn struct {
 	every time.Duration
 }
 
-// Take waits for a turn. Its error is the context's.
-func (p *Pool) Take(ctx context.Context) (*Turn, error) {
-	t := p.turn(ctx)
-	return t, t.Resume(ctx)
-}
-
 // turn is one that is not held yet.
-func (p *Pool) turn(ctx context.Context) *Turn {
-	t := &Turn{pool: p}
+func (p *Pool) turn(ctx context.Context) *turn {
+	t := &turn{pool: p}
 	if c, ok := ctx.Value(clientKey{}).(Client); ok {
 		t.client = c.Client()
 	}
 	return t
 }
 
-// Resume waits for the turn again.
-func (t *Turn) Resume(ctx context.Context) error {
+// resume waits for the turn.
+func (t *turn) resume(ctx context.Context) error {
 	if t.held {
 		return nil
 	}
@@ -111,7 +105,7 @@ func (p *Pool) leave(w *waiter) (held bool) {
 	return false
 }
 
-func (t *Turn) wait(ctx context.Context, w *waiter) error {
+func (t *turn) wait(ctx context.Context, w *waiter) error {
 	p := t.pool
 	var silence <-chan time.Time
 	if t.alive != nil {
@@ -152,8 +146,8 @@ func (t *Turn) wait(ctx context.Context, w *waiter) error {
 	}
 }
 
-// Pause gives the turn up. Without one it does nothing.
-func (t *Turn) Pause() {
+// pause gives the turn up. Without one it does nothing.
+func (t *turn) pause() {
 	if !t.held {
 		return
 	}
@@ -163,9 +157,8 @@ func (t *Turn) Pause() {
 	t.pool.give(t.client)
 }
 
-// Pass lets another client go first that waits and holds fewer turns. Whoever works for long calls
-// it once in a while.
-func (t *Turn) Pass(ctx context.Context) error {
+// pass lets another client go first that waits and holds fewer turns.
+func (t *turn) pass(ctx context.Context) error {
 	p := t.pool
 	p.mu.Lock()
 	next := p.next()
@@ -221,7 +214,7 @@ func (p *Pool) next() int {
 type Answer struct {
 	http.ResponseWriter
 	ctx    context.Context
-	turn   *Turn
+	turn   *turn
 	sent   time.Time
 	inLine bool
 }
@@ -229,28 +222,29 @@ type Answer struct {
 // Answer waits for a turn to make an answer, of which the headers are sent. It is never silent for
 // much longer than the time that every says. The error is that of the request's context, or of a
 // client who is gone.
-func (p *Pool) Answer(ctx context.Context, w http.ResponseWriter, every time.Duration) (*Answer, error) {
+func (p *Pool) Answer(ctx context.Context, w http.ResponseWriter, every time.Duration,
+) (*Answer, error) {
 	a := &Answer{ResponseWriter: w, ctx: ctx, turn: p.turn(ctx), sent: time.Now()}
 	a.turn.alive, a.turn.every = a.keepAlive, every
-	return a, a.turn.Resume(ctx)
+	return a, a.turn.resume(ctx)
 }
 
 // Done gives the turn up. No more is written then.
-func (a *Answer) Done() { a.turn.Pause() }
+func (a *Answer) Done() { a.turn.pause() }
 
 // Pass lets another client go first that waits and holds fewer turns. Whoever works for long calls
 // it once in a while.
 func (a *Answer) Pass(ctx context.Context) error {
 	if time.Since(a.sent) > a.turn.every {
-		a.turn.Pause()
+		a.turn.pause()
 		if err := a.keepAlive(); err != nil {
 			return err
 		}
-		if err := a.turn.Resume(ctx); err != nil {
+		if err := a.turn.resume(ctx); err != nil {
 			return err
 		}
 	}
-	return a.turn.Pass(ctx)
+	return a.turn.pass(ctx)
 }
 
 // keepAlive sends a line break, unless it would be within a line. No turn is held.
@@ -270,24 +264,24 @@ func (a *Answer) keepAlive() error {
 }
 
 func (a *Answer) Write(b []byte) (int, error) {
-	a.turn.Pause()
+	a.turn.pause()
 	n, err := a.ResponseWriter.Write(b)
 	if len(b) > 0 {
 		a.sent, a.inLine = time.Now(), b[len(b)-1] != '\n'
 	}
 	if err == nil {
-		err = a.turn.Resume(a.ctx)
+		err = a.turn.resume(a.ctx)
 	}
 	return n, err
 }
 
 // FlushError is for http.ResponseController.
 func (a *Answer) FlushError() error {
-	a.turn.Pause()
+	a.turn.pause()
 	if err := http.NewResponseController(a.ResponseWriter).Flush(); err != nil {
 		return err
 	}
-	return a.turn.Resume(a.ctx)
+	return a.turn.resume(a.ctx)
 }
 
 // Unwrap is for http.ResponseController.

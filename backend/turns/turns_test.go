@@ -24,9 +24,15 @@ func of(t *testing.T, client string) context.Context {
 	return With(t.Context(), named(client))
 }
 
-func take(t *testing.T, p *Pool, client string) *Turn {
+// takeFor waits for a turn.
+func takeFor(ctx context.Context, p *Pool) (*turn, error) {
+	t := p.turn(ctx)
+	return t, t.resume(ctx)
+}
+
+func take(t *testing.T, p *Pool, client string) *turn {
 	t.Helper()
-	turn, err := p.Take(of(t, client))
+	turn, err := takeFor(of(t, client), p)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -38,25 +44,25 @@ func take(t *testing.T, p *Pool, client string) *Turn {
 func TestFair(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := New(3)
-		greedy := []*Turn{take(t, p, "a"), take(t, p, "a"), take(t, p, "a")}
+		greedy := []*turn{take(t, p, "a"), take(t, p, "a"), take(t, p, "a")}
 		order, leave := make(chan string), make(chan struct{})
 		var group sync.WaitGroup
 		for _, client := range []string{"a", "a", "b", "c", "b"} {
 			group.Go(func() {
-				turn, err := p.Take(of(t, client))
+				turn, err := takeFor(of(t, client), p)
 				if err != nil {
 					t.Error(err)
 				}
 				order <- client
 				<-leave
-				turn.Pause()
+				turn.pause()
 			})
 			synctest.Wait() // they come one after the other
 		}
 		got := ""
 		for _, g := range greedy {
-			g.Pause()
-			g.Pause() // twice is once
+			g.pause()
+			g.pause() // twice is once
 			got += <-order
 		}
 		if want := "bca"; got != want {
@@ -77,14 +83,14 @@ func TestPass(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := New(1)
 		long := take(t, p, "a")
-		if err := long.Pass(t.Context()); err != nil || !long.held {
+		if err := long.pass(t.Context()); err != nil || !long.held {
 			t.Errorf("where nobody waits: %v", err)
 		}
-		short := make(chan *Turn)
-		go func() { turn, _ := p.Take(of(t, "b")); short <- turn }()
+		short := make(chan *turn)
+		go func() { turn, _ := takeFor(of(t, "b"), p); short <- turn }()
 		synctest.Wait()
 		passed := make(chan error, 1)
-		go func() { passed <- long.Pass(t.Context()) }()
+		go func() { passed <- long.pass(t.Context()) }()
 		other := <-short
 		synctest.Wait()
 		select {
@@ -92,11 +98,11 @@ func TestPass(t *testing.T) {
 			t.Error("two have the one turn")
 		default:
 		}
-		other.Pause()
+		other.pause()
 		if err := <-passed; err != nil || !long.held || p.free != 0 {
 			t.Errorf("behind the other: %v, %d turns are free", err, p.free)
 		}
-		long.Pause()
+		long.pause()
 		allFree(t, p, 1)
 	})
 }
@@ -109,13 +115,13 @@ func TestLeave(t *testing.T) {
 		why := errors.New("enough")
 		ctx, cancel := context.WithCancelCause(of(t, "b"))
 		left := make(chan error)
-		go func() { _, err := p.Take(ctx); left <- err }()
+		go func() { _, err := takeFor(ctx, p); left <- err }()
 		synctest.Wait()
 		cancel(why)
 		if err := <-left; !errors.Is(err, why) {
 			t.Errorf("it left with %v", err)
 		}
-		held.Pause()
+		held.pause()
 		allFree(t, p, 1)
 	})
 }
@@ -158,7 +164,7 @@ func TestAnswer(t *testing.T) {
 				t.Errorf("%s: two have the one turn", name)
 			default:
 			}
-			other.Pause()
+			other.pause()
 			if err := <-done; err != nil || !a.turn.held {
 				t.Errorf("%s: %v", name, err)
 			}
@@ -180,15 +186,15 @@ func TestAnswerIsAlive(t *testing.T) {
 			t.Helper()
 			done := make(chan error)
 			go func() { done <- f() }()
-			time.Sleep(150 * time.Second) // of the bubble, in which no time passes
-			late := make(chan *Turn)
-			go func() { turn, _ := p.Take(of(t, "c")); late <- turn }()
+			time.Sleep(150 * time.Second)
+			late := make(chan *turn)
+			go func() { turn, _ := takeFor(of(t, "c"), p); late <- turn }()
 			time.Sleep(40 * time.Second)
-			held.Pause()
+			held.pause()
 			if err := <-done; err != nil {
 				t.Fatalf("%s: %v", what, err)
 			}
-			a.turn.Pause()
+			a.turn.pause()
 			held = <-late
 		}
 		waits("at first", func() (err error) {
@@ -202,7 +208,7 @@ func TestAnswerIsAlive(t *testing.T) {
 		if got := client.Body.String(); got != want {
 			t.Errorf("it sent %q, want %q", got, want)
 		}
-		held.Pause()
+		held.pause()
 		allFree(t, p, 1)
 	})
 }
@@ -216,7 +222,7 @@ func TestAnswerIsGone(t *testing.T) {
 		if !errors.Is(err, io.ErrClosedPipe) {
 			t.Errorf("it left with %v", err)
 		}
-		held.Pause()
+		held.pause()
 		allFree(t, p, 1)
 	})
 }

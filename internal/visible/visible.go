@@ -37,7 +37,7 @@ func Text(s, kept string) string {
 // line has at most so many bytes, and ends with … where the text did not fit. A line that was made
 // so stays as it is when it is made again.
 func Line(s string, most int) string {
-	// What does not fit as it is does not fit as names, which are longer.
+	// It is cut first, so that a long text costs no more than what is shown of it.
 	s, long := head(s, most)
 	if strings.ContainsAny(s, "\n\r\t\v\f") {
 		s = strings.Join(strings.Fields(s), " ")
