@@ -85,8 +85,11 @@ func TestRBAC(t *testing.T) {
 		{APIGroups: []string{""}, Resources: []string{"pods/eviction", "events"}, Verbs: []string{"create"}},
 		// Of pods that do not start.
 		{APIGroups: []string{""}, Resources: []string{"events"}, Verbs: []string{"list"}},
-		// Those in which pods are injected.
-		{APIGroups: []string{""}, Resources: []string{"namespaces"}, Verbs: []string{"list", "watch"}},
+		// Those in which pods are injected, and the one that a run is in.
+		{
+			APIGroups: []string{""}, Resources: []string{"namespaces"},
+			Verbs: []string{"get", "list", "watch"},
+		},
 		// Pods that would not fit.
 		{APIGroups: []string{""}, Resources: []string{"limitranges", "resourcequotas"}, Verbs: []string{"list", "watch"}},
 		// Tekton's.
@@ -99,7 +102,8 @@ func TestRBAC(t *testing.T) {
 		{APIGroups: []string{"tekton.dev"}, Resources: []string{"taskruns", "pipelineruns"}, Verbs: []string{"get", "list", "watch", "patch"}},
 		// What a run lost.
 		{APIGroups: []string{""}, Resources: []string{"events"}, Verbs: []string{"create"}},
-		// Pods that were not captured, and runs that should have been.
+		// Pods that were not captured, runs that should have been, and the namespace that these
+		// are in.
 		{APIGroups: []string{""}, Resources: []string{"pods", "namespaces"}, Verbs: []string{"get"}},
 	}
 	for file, want := range map[string][]rbacv1.PolicyRule{

@@ -215,7 +215,9 @@ func (a *annotator) recordMissed(
 	if err != nil || whole == nil { // nil: it was deleted meanwhile, as were its pods
 		return err
 	}
-	body, err := record.Encode(runRecord(whole, run.owner))
+	rec := runRecord(whole, run.owner)
+	inNamespace(ctx, a.core, a.log, &rec)
+	body, err := record.Encode(rec)
 	if err != nil {
 		return err
 	}

@@ -28,7 +28,8 @@ func (w *world) label() {
 	w.put(namespacePath, object{
 		"apiVersion": "v1", "kind": "Namespace",
 		"metadata": object{
-			"name": "team", "labels": object{contract.InjectKey: contract.InjectEnabled},
+			"name": "team", "uid": namespaceUID,
+			"labels": object{contract.InjectKey: contract.InjectEnabled},
 			"managedFields": []any{object{
 				"manager": "kubectl-label", "operation": "Update", "time": stamp(time.Now()),
 				"fieldsType": "FieldsV1",

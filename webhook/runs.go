@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"regexp"
 	"slices"
 	"strings"
@@ -14,6 +15,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/client-go/kubernetes"
 
 	"github.com/shiplog-dev/shiplog/internal/contract"
 	"github.com/shiplog-dev/shiplog/internal/layout"
@@ -213,6 +215,29 @@ func runRecord(obj *unstructured.Unstructured, o owner) record.Run {
 		}
 	}
 	return out
+}
+
+// namespaceTimeout bounds the question for a run's namespace.
+const namespaceTimeout = 2 * time.Second
+
+// inNamespace puts into a run's record which namespace it is of. Where that cannot be found out,
+// the record lacks it and nothing else. It is asked for while a pod of the run is there, since a
+// namespace goes after all that is in it; one that is younger than the run is another one.
+func inNamespace(
+	ctx context.Context, core kubernetes.Interface, log *slog.Logger, run *record.Run,
+) {
+	ctx, cancel := context.WithTimeout(ctx, namespaceTimeout)
+	defer cancel()
+	ns, err := core.CoreV1().Namespaces().Get(ctx, run.Namespace, metav1.GetOptions{})
+	if err != nil {
+		log.WarnContext(ctx, "a run is recorded without the UID of its namespace",
+			"kind", run.Kind, "namespace", run.Namespace, "run", run.Name, "error", err)
+		return
+	}
+	namespace := record.Namespace{UID: string(ns.UID), Created: ns.CreationTimestamp.Time}
+	if !run.Created.Before(namespace.Since()) {
+		run.NamespaceUID = namespace.UID
+	}
 }
 
 // ending is how a run ended. Without a state it has not ended yet.

@@ -524,7 +524,9 @@ func (s *ticketService) runRecord(ctx context.Context, owned ownedPod) (record.R
 			return record.Run{}, err
 		}
 	}
-	return runRecord(owned.whole, run.owner), nil
+	out := runRecord(owned.whole, run.owner)
+	inNamespace(ctx, s.core, s.cfg.Log, &out)
+	return out, nil
 }
 
 // answerRefusal logs, counts and answers a refusal.

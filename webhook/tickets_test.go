@@ -40,6 +40,7 @@ const (
 	podUID         = "11111111-1111-4111-8111-111111111111"
 	taskRunUID     = "22222222-2222-4222-8222-222222222222"
 	pipelineRunUID = "33333333-3333-4333-8333-333333333333"
+	namespaceUID   = "55555555-5555-4555-8555-555555555555"
 
 	podPath         = "/api/v1/namespaces/team/pods/build-7-compile-pod"
 	taskRunPath     = "/apis/tekton.dev/v1/namespaces/team/taskruns/build-7-compile"
@@ -82,6 +83,12 @@ func newFakeAPI() *fakeAPI {
 			},
 		},
 		objects: map[string]object{
+			namespacePath: {
+				"apiVersion": "v1", "kind": "Namespace",
+				"metadata": object{
+					"name": "team", "uid": namespaceUID, "creationTimestamp": "2026-03-01T00:00:00Z",
+				},
+			},
 			podPath: {
 				"apiVersion": "v1", "kind": "Pod",
 				"metadata": object{
@@ -578,6 +585,7 @@ func TestTicketRequests(t *testing.T) {
 	}
 	want := []string{
 		"GET " + keysPath, "POST " + reviewPath, "GET " + podPath, "GET " + taskRunPath, "GET " + pipelineRunPath,
+		"GET " + namespacePath,
 	}
 	if !slices.Equal(s.api.requests, want) {
 		t.Errorf("requests\n%q, want\n%q", s.api.requests, want)
@@ -604,7 +612,10 @@ func TestTicketKnownRuns(t *testing.T) {
 	}
 	s.cfg.Known = func(k runKey) *runObject { return known[k] }
 	for _, want := range [][]string{
-		{"GET " + keysPath, "POST " + reviewPath, "GET " + podPath, "GET " + pipelineRunPath},
+		{
+			"GET " + keysPath, "POST " + reviewPath, "GET " + podPath, "GET " + pipelineRunPath,
+			"GET " + namespacePath,
+		},
 		{"POST " + reviewPath, "GET " + podPath},
 	} {
 		api.requests = nil
@@ -685,6 +696,59 @@ func TestTicketPrefix(t *testing.T) {
 			}
 			if tk.MaxBytes != 64<<20 || tk.Expires.Sub(tk.Issued) != 6*time.Hour {
 				t.Errorf("%d bytes for %s", tk.MaxBytes, tk.Expires.Sub(tk.Issued))
+			}
+		})
+	}
+}
+
+// TestTicketNamespace: run.json says which namespace the run is of. Where that is not known, it
+// says nothing, and the ticket is given all the same.
+func TestTicketNamespace(t *testing.T) {
+	made := func(at string) func(*fakeAPI) {
+		return func(f *fakeAPI) { f.at(namespacePath, "metadata")["creationTimestamp"] = at }
+	}
+	answers := func(status int) func(*fakeAPI) {
+		return func(f *fakeAPI) { f.status[namespacePath] = status }
+	}
+	for _, c := range []struct {
+		name   string
+		world  func(*fakeAPI)
+		want   string
+		logged bool
+	}{
+		{"a PipelineRun's", func(*fakeAPI) {}, namespaceUID, false},
+		{"of a TaskRun alone", func(f *fakeAPI) {
+			delete(f.at(taskRunPath, "metadata"), "ownerReferences")
+		}, namespaceUID, false},
+		{"younger by another clock", made("2026-03-04T05:06:08Z"), namespaceUID, false},
+		{"made anew since", made("2026-03-04T06:00:00Z"), "", false},
+		{"gone", func(f *fakeAPI) { delete(f.objects, namespacePath) }, "", true},
+		{"without the right", answers(http.StatusForbidden), "", true},
+		{"the API server fails", answers(http.StatusInternalServerError), "", true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			api, store := newFakeAPI(), &memoryStore{}
+			c.world(api)
+			s := startService(t, api, store)
+			if w := s.ask(t); w.Code != 200 {
+				t.Fatalf("status %d: %s\n%s", w.Code, w.Body, s.log)
+			}
+			found := 0
+			for key, body := range store.objects {
+				if !strings.HasSuffix(key, layout.RunFile) {
+					continue
+				}
+				found++
+				run, err := record.Decode[record.Run]([]byte(body))
+				if err != nil || run.NamespaceUID != c.want {
+					t.Errorf("%q, %v; want %q", run.NamespaceUID, err, c.want)
+				}
+			}
+			if logged := strings.Contains(s.log.String(), "without the UID"); logged != c.logged {
+				t.Errorf("it is logged: %t, want %t\n%s", logged, c.logged, s.log)
+			}
+			if found != 1 {
+				t.Errorf("%d run.json, want 1", found)
 			}
 		})
 	}

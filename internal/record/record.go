@@ -25,14 +25,43 @@ type Run struct {
 	Name      string         `json:"name"` // of the PipelineRun, or of the TaskRun that has none
 	UID       string         `json:"uid"`
 	Created   time.Time      `json:"created"`
-	Pipeline  string         `json:"pipeline,omitempty"` // the Pipeline or Task it refers to by name
-	Tasks     Tasks          `json:"tasks,omitempty"`    // names of the pipeline's tasks in spec order, as far as known, with finally tasks last
-	Labels    Labels         `json:"labels,omitempty"`
+	// NamespaceUID tells the run's namespace from others that have its name before or later. It is
+	// empty where it was not known.
+	NamespaceUID string `json:"namespaceUID,omitempty"`
+	Pipeline     string `json:"pipeline,omitempty"` // the Pipeline or Task it refers to by name
+	Tasks        Tasks  `json:"tasks,omitempty"`    // names of the pipeline's tasks in spec order, as far as known, with finally tasks last
+	Labels       Labels `json:"labels,omitempty"`
 	// What follows is there once the run has ended, and somebody saw it.
 	State     RunState  `json:"state,omitempty"`
 	Reason    string    `json:"reason,omitempty"`   // Tekton's, of the condition Succeeded, such as "Completed" or "PipelineRunTimeout"
 	Started   time.Time `json:"started,omitzero"`   // zero for a run that was refused before it began
 	Completed time.Time `json:"completed,omitzero"` // logs may be sealed later: a shipper is still at it when the run has ended
+}
+
+// Namespace is one namespace of a cluster. Another one may have had its name before: it is former.
+type Namespace struct {
+	UID     string
+	Created time.Time // its creationTimestamp
+}
+
+// clockSkew is how far the clocks of a cluster's API servers may be apart: each stamps what it
+// makes.
+const clockSkew = time.Minute
+
+// Since is the time before which no run of the namespace can have been made.
+func (n Namespace) Since() time.Time { return n.Created.Add(-clockSkew) }
+
+// Holds says whether a run is of this namespace, and not of a former one of its name. Where
+// run.json does not say of which it is, the time does. A Namespace without a UID holds none.
+func (n Namespace) Holds(r Run) bool {
+	switch {
+	case n.UID == "":
+		return false
+	case r.NamespaceUID != "":
+		return r.NamespaceUID == n.UID
+	default:
+		return !r.Created.Before(n.Created)
+	}
 }
 
 // RunState is how a run stands, by its condition Succeeded.
@@ -331,7 +360,8 @@ func (r *Run) bound() error {
 	r.Reason = visible.Line(r.Reason, maxText)
 	return errors.Join(
 		checkName("kind", string(r.Kind)), checkName("namespace", r.Namespace),
-		checkName("name", r.Name), checkName("uid", r.UID), checkName("pipeline", r.Pipeline),
+		checkName("name", r.Name), checkName("uid", r.UID),
+		checkName("namespaceUID", r.NamespaceUID), checkName("pipeline", r.Pipeline),
 		checkName("state", string(r.State)), checkNames("tasks", r.Tasks))
 }
 

@@ -24,7 +24,8 @@ var (
 	created = time.Date(2026, 3, 4, 5, 6, 7, 0, time.UTC)
 	run     = Run{
 		Kind: layout.PipelineRun, Namespace: "team", Name: "build-7", UID: "uid-1", Created: created,
-		Pipeline: "build", Tasks: []string{"clone", "compile", "report"}, Labels: map[string]string{"b": "2", "a": "1"},
+		NamespaceUID: "uid-0",
+		Pipeline:     "build", Tasks: []string{"clone", "compile", "report"}, Labels: map[string]string{"b": "2", "a": "1"},
 	}
 	endedRun = Run{
 		Kind: layout.TaskRun, Namespace: "team", Name: "lint", UID: "uid-4", Created: created,
@@ -92,6 +93,37 @@ func golden[T Run | Pod | Alive | Waiting | Pointer | Seal](t *testing.T, v T) {
 	}
 	if !reflect.DeepEqual(got, v) {
 		t.Errorf("decoded %+v, want %+v", got, v)
+	}
+}
+
+func TestNamespaceHolds(t *testing.T) {
+	namespace := Namespace{UID: "new", Created: created}
+	after, before := created.Add(time.Second), created.Add(-time.Second)
+	for _, c := range []struct {
+		name      string
+		namespace Namespace
+		run       Run
+		want      bool
+	}{
+		{"its UID", namespace, Run{NamespaceUID: "new", Created: after}, true},
+		{"another's", namespace, Run{NamespaceUID: "old", Created: before}, false},
+		{"another's, by a fast clock", namespace, Run{NamespaceUID: "old", Created: after}, false},
+		{"its UID, by a slow clock", namespace, Run{NamespaceUID: "new", Created: before}, true},
+		{"no UID, and later", namespace, Run{Created: after}, true},
+		{"no UID, in the same second", namespace, Run{Created: created}, true},
+		{"no UID, and before", namespace, Run{Created: before}, false},
+		{"a record that says nothing", namespace, Run{}, false},
+		{"no namespace", Namespace{}, Run{Created: created}, false},
+		{"no namespace, and no UID", Namespace{Created: created}, Run{Created: created}, false},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			if got := c.namespace.Holds(c.run); got != c.want {
+				t.Errorf("holds: %t, want %t", got, c.want)
+			}
+			if c.want && c.run.Created.Before(c.namespace.Since()) {
+				t.Errorf("it is older than %s", c.namespace.Since())
+			}
+		})
 	}
 }
 
