@@ -34,18 +34,23 @@ type Store interface {
 
 // Archive reads a store. Its methods may be called at the same time.
 type Archive struct {
-	store Store
-	now   func() time.Time
-	base  string    // see URL
-	close func()    // nil where the store is the caller's
-	spare sync.Pool // of *blocks
-	trees *budget
+	store   Store
+	now     func() time.Time
+	base    string     // see URL
+	close   func()     // nil where the store is the caller's
+	spare   *sync.Pool // of *blocks
+	trees   *budget
+	reach   *Reach // nil is all
+	origins *origins
 }
 
 // New makes an Archive. A store with a method Now() time.Time says what time it is for the store,
 // whose times tell a running log from a partial one: this machine's clock may be off.
 func New(store Store) *Archive {
-	a := &Archive{store: store, now: time.Now, trees: newBudget()}
+	a := &Archive{
+		store: store, now: time.Now, spare: &sync.Pool{}, trees: newBudget(),
+		origins: &origins{runs: map[layout.Run]record.Run{}},
+	}
 	if s, ok := store.(interface{ Now() time.Time }); ok {
 		a.now = s.Now
 	}
@@ -84,7 +89,8 @@ func (e *recordError) Error() string { return fmt.Sprintf("%s cannot be read: %v
 func (e *recordError) Unwrap() error { return e.err }
 
 // Runs yields a namespace's runs, newest first, at most limit of them (0: all). With after, only those that come behind it in this order. It costs one LIST for each 1000
-// runs.
+// runs. Of an archive within a reach it ends where only runs of former namespaces follow; a few of
+// these, from about the time when the namespace was made, may be among the last: Run knows them.
 func (a *Archive) Runs(ctx context.Context, namespace string, after *layout.RunIndex, limit int) iter.Seq2[layout.RunIndex, error] {
 	return func(yield func(layout.RunIndex, error) bool) {
 		start := ""
@@ -99,6 +105,9 @@ func (a *Archive) Runs(ctx context.Context, namespace string, after *layout.RunI
 			x, err := layout.ParseRunIndexKey(e.Key)
 			if err != nil {
 				continue // not ours; a later version may put other objects there
+			}
+			if !a.all() && x.Created.Before(a.reach.Namespace.Since()) {
+				return // as are all behind it
 			}
 			if !yield(x, nil) {
 				return
@@ -133,7 +142,7 @@ type find func(ctx context.Context, namespace, name string) (Target, error)
 // and last the name of a TaskRun without PipelineRun whose pod is named otherwise, since the name
 // was long (all LISTs of the namespace's runs). Nothing found is a *NotFoundError.
 func (a *Archive) Find(ctx context.Context, namespace, ref string) (Target, error) {
-	return firstOf(ctx, namespace, ref, a.findUID, a.findRun, a.findTaskRun, a.findPod,
+	return a.firstOf(ctx, namespace, ref, a.findUID, a.findRun, a.findTaskRun, a.findPod,
 		a.findInIndex)
 }
 
@@ -146,7 +155,7 @@ func (a *Archive) FindPipelineRun(ctx context.Context, namespace, ref string) (T
 		}
 		return t, err
 	}
-	return firstOf(ctx, namespace, ref, byUID, a.findRun)
+	return a.firstOf(ctx, namespace, ref, byUID, a.findRun)
 }
 
 // FindTaskRun is Find for the UID or name of a TaskRun alone.
@@ -158,16 +167,17 @@ func (a *Archive) FindTaskRun(ctx context.Context, namespace, ref string) (Targe
 		}
 		return t, err
 	}
-	return firstOf(ctx, namespace, ref, byUID, a.findTaskRun, a.findInIndex)
+	return a.firstOf(ctx, namespace, ref, byUID, a.findTaskRun, a.findInIndex)
 }
 
 // FindPod is Find for the name of a pod alone.
 func (a *Archive) FindPod(ctx context.Context, namespace, name string) (Target, error) {
-	return firstOf(ctx, namespace, name, a.findPod)
+	return a.firstOf(ctx, namespace, name, a.findPod)
 }
 
-// firstOf returns what the first of them finds.
-func firstOf(ctx context.Context, namespace, ref string, finds ...find) (Target, error) {
+// firstOf returns what the first of them finds within the archive's reach.
+func (a *Archive) firstOf(ctx context.Context, namespace, ref string,
+	finds ...find) (Target, error) {
 	notFound := &NotFoundError{namespace, ref}
 	// What can be no name is in no key, and some stores fail on a key that is too long or holds a NUL, where others find nothing.
 	if layout.CheckName("name", ref) != nil && layout.CheckUID("UID", ref) != nil {
@@ -177,6 +187,9 @@ func firstOf(ctx context.Context, namespace, ref string, finds ...find) (Target,
 		t, err := f(ctx, namespace, ref)
 		if err == nil && !t.within(namespace) {
 			continue
+		}
+		if err == nil {
+			err = a.admit(ctx, t.Run)
 		}
 		// An object that cannot be read must not hide the others.
 		if ignoreAbsent(err) != nil || err == nil {
@@ -224,9 +237,13 @@ func (a *Archive) Namespaces(ctx context.Context, after string) iter.Seq2[string
 	}
 }
 
-// Run reads a run's record. Where there is none, the error wraps fs.ErrNotExist.
+// Run reads a run's record. Where there is none, the error wraps fs.ErrNotExist, and where the
+// run is out of the archive's reach it is ErrFormer.
 func (a *Archive) Run(ctx context.Context, run layout.Run) (record.Run, error) {
 	r, err := readRecord[record.Run](ctx, a.store, run.RunKey())
+	if !a.all() && ignoreAbsent(err) == nil && (err != nil || !a.reach.Namespace.Holds(r)) {
+		return record.Run{}, ErrFormer
+	}
 	var bad *recordError
 	if errors.As(err, &bad) {
 		return r, fmt.Errorf("%w: %w", fs.ErrNotExist, err)
@@ -238,11 +255,12 @@ func targetOf(p record.Pointer) Target {
 	return Target{Run: p.Run, TaskRun: p.TaskRun, PodUID: p.PodUID}
 }
 
-// findRun takes the last of the runs that had the name.
+// findRun takes the last of the runs that had the name, within the archive's reach.
 func (a *Archive) findRun(ctx context.Context, namespace, name string) (Target, error) {
 	type candidate struct {
 		run     layout.Run
-		created time.Time
+		former  bool
+		created time.Time // of several
 	}
 	var found []candidate
 	prefix := layout.NamePrefix(namespace, name)
@@ -255,25 +273,32 @@ func (a *Archive) findRun(ctx context.Context, namespace, name string) (Target, 
 			found = append(found, candidate{run: run})
 		}
 	}
+	several := len(found) > 1
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(recordConcurrency)
+	for i := range found {
+		c := &found[i]
+		group.Go(func() error {
+			err := a.admit(ctx, c.run)
+			if c.former = errors.Is(err, ErrFormer); c.former {
+				return nil
+			}
+			if err == nil && several {
+				c.created, err = a.created(ctx, c.run)
+			}
+			return err
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return Target{}, err
+	}
+	found = slices.DeleteFunc(found, func(c candidate) bool { return c.former })
 	if len(found) == 0 {
 		return Target{}, fs.ErrNotExist
 	}
-	if len(found) > 1 {
-		group, ctx := errgroup.WithContext(ctx)
-		group.SetLimit(recordConcurrency)
-		for i := range found {
-			group.Go(func() (err error) {
-				found[i].created, err = a.created(ctx, found[i].run)
-				return err
-			})
-		}
-		if err := group.Wait(); err != nil {
-			return Target{}, err
-		}
-		slices.SortFunc(found, func(a, b candidate) int {
-			return cmp.Or(b.created.Compare(a.created), cmp.Compare(a.run.UID, b.run.UID))
-		})
-	}
+	slices.SortFunc(found, func(a, b candidate) int {
+		return cmp.Or(b.created.Compare(a.created), cmp.Compare(a.run.UID, b.run.UID))
+	})
 	t := Target{Run: found[0].run}
 	for _, c := range found[1:] {
 		t.Others = append(t.Others, c.run)
@@ -353,8 +378,9 @@ func (a *Archive) podPointers(ctx context.Context, prefix, after string,
 }
 
 // newestPod reads the pointers of pods, the youngest first, until the others cannot be of one that
-// was made later, and returns that of the last pod for which fits is true. A pointer may be written
-// again while its pod lives, so its own time is no more than a bound.
+// was made later, and returns that of the last pod for which fits is true and which is within the
+// archive's reach. A pointer may be written again while its pod lives, so its own time is no more
+// than a bound.
 func (a *Archive) newestPod(ctx context.Context, pointers []objectstore.Entry,
 	fits func(record.Pointer) bool) (newest record.Pointer, err error) {
 	youngest := func(a, b objectstore.Entry) int { return b.LastModified.Compare(a.LastModified) }
@@ -371,6 +397,11 @@ func (a *Archive) newestPod(ctx context.Context, pointers []objectstore.Entry,
 		}
 		if err != nil || !fits(p) {
 			continue
+		}
+		if err := a.admit(ctx, p.Run); errors.Is(err, ErrFormer) {
+			continue
+		} else if err != nil {
+			return newest, err
 		}
 		created := e.LastModified
 		r, err := readRecord[record.Pod](ctx, a.store,

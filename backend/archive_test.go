@@ -79,7 +79,11 @@ var (
 	step = layout.Container{Pod: pod, Container: "step-a"}
 )
 
-func archive(m memory) *Archive { return &Archive{store: m, now: func() time.Time { return now }} }
+func archive(m Store) *Archive {
+	a := New(m)
+	a.now = func() time.Time { return now }
+	return a
+}
 
 func (m memory) put(t testing.TB, key string, modified time.Time, v any) {
 	t.Helper()

@@ -24,6 +24,9 @@ func (a *Archive) one(ctx context.Context, key layout.Container, l *lease) (Cont
 	if err := key.Validate(); err != nil {
 		return Container{}, err
 	}
+	if err := a.admit(ctx, key.Run); err != nil {
+		return Container{}, err
+	}
 	p := Pod{Key: key.Pod}
 	c := Container{Key: key, Name: key.Container}
 	sealed, err := a.listContainer(ctx, &c, &p, l)

@@ -30,6 +30,8 @@ type (
 	RunRecord = record.Run
 	PodRecord = record.Pod
 	Seal      = record.Seal
+	// Namespace is one of those that had a name one after the other.
+	Namespace = record.Namespace
 	// Stream is where a line comes from, and Marker the text of a line of the stream "marker".
 	Stream = criline.Stream
 	Marker = criline.Marker
@@ -79,6 +81,10 @@ type Object struct {
 // Objects yields the objects of a target in the order of their keys, so that the segments of each container are in the order of its log. It costs one LIST for each 1000 of them.
 func (a *Archive) Objects(ctx context.Context, target Target) iter.Seq2[Object, error] {
 	return func(yield func(Object, error) bool) {
+		if err := a.admit(ctx, target.Run); err != nil {
+			yield(Object{}, err)
+			return
+		}
 		for e, err := range a.store.List(ctx, target.Prefix(), "", "", 0) {
 			if !yield(Object{e.Key, a.URL(e.Key), e.Size, e.LastModified}, err) || err != nil {
 				return

@@ -230,6 +230,9 @@ func (a *Archive) Tree(ctx context.Context, target Target) (*Tree, error) {
 
 // tree is Tree, paid for by l.
 func (a *Archive) tree(ctx context.Context, target Target, l *lease) (*Tree, error) {
+	if err := a.admit(ctx, target.Run); err != nil {
+		return nil, err
+	}
 	tree := &Tree{Run: target.Run}
 	all := listed{
 		pods: map[layout.Pod]*Pod{}, containers: map[layout.Container]int{}, sealed: map[layout.Container]bool{}, waiting: map[layout.Container]bool{}, records: map[layout.Pod]bool{},

@@ -240,7 +240,7 @@ func TestStoreError(t *testing.T) {
 	m.put(t, step.SealKey(), now, sealOf(whole))
 	middle, _ := segmentOf(t, whole, third, sixth)
 	down := errors.New("the store is down")
-	a := &Archive{store: failing{m, step.SegmentKey(middle), down}, now: func() time.Time { return now }}
+	a := archive(failing{m, step.SegmentKey(middle), down})
 	var got []byte
 	var last error
 	for l, err := range a.Lines(t.Context(), onlyContainer(t, m), LogOptions{}) {
