@@ -1,5 +1,9 @@
 // Package access owns who may read: it finds out who sent a request, and asks the API server whether they may read the logs of pods in a namespace. Nothing else decides, and no answer holds for longer than CacheTime.
 //
+// It also finds out which namespace that is: people of one that was made anew do not read what
+// was in the former one of its name. Package backend, which knows the runs, holds them against
+// that.
+//
 // A request's way through it: identify.go finds out who it is, by a bearer token, the page's session or a proxy's headers; access.go asks what they may; limit.go bounds what one of them can take up.
 package access
 
@@ -8,7 +12,9 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
 	"slices"
 	"sync"
@@ -19,9 +25,12 @@ import (
 	"golang.org/x/time/rate"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	authorizationv1 "k8s.io/api/authorization/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/util/cache"
 	"k8s.io/client-go/kubernetes"
+
+	"github.com/shiplog-dev/shiplog/backend"
 )
 
 const (
@@ -108,6 +117,10 @@ type Options struct {
 	Proxy     Proxy
 	// Insecure lets the session's cookie be sent without TLS.
 	Insecure bool
+	// Log nil is slog's default.
+	Log *slog.Logger
+	// FormerNamespaces lets who may read a namespace read what was in former ones of its name, too.
+	FormerNamespaces bool
 }
 
 // Gate says who may read. Its methods may be called at the same time.
@@ -128,6 +141,7 @@ func New(o Options) (*Gate, error) {
 	if err := o.Proxy.validate(); err != nil {
 		return nil, err
 	}
+	o.Log = cmp.Or(o.Log, slog.Default())
 	return &Gate{
 		Options: o, tokens: newKept(cacheSize, CacheTime), reviews: newKept(cacheSize, CacheTime), users: newKept(cacheSize, SessionTime),
 		paces: cache.NewLRUExpireCache(cacheSize), listing: map[string]*listing{},
@@ -138,6 +152,7 @@ func New(o Options) (*Gate, error) {
 type answer struct {
 	identity Identity
 	yes      bool
+	reach    backend.Reach
 	at       time.Time
 }
 
@@ -214,13 +229,22 @@ func (g *Gate) review(ctx context.Context, token string) (Identity, error) {
 	return a.identity, err
 }
 
+// unreachable logs why the API server did not answer, such as that a right is missing. The sender
+// is told no more than that it did not.
+func (g *Gate) unreachable(ctx context.Context, err error) *Error {
+	if !errors.Is(ctx.Err(), context.Canceled) { // by a sender who has left
+		g.Log.Error("the API server could not be asked", "error", err)
+	}
+	return unreachable(err)
+}
+
 // askWhose makes a TokenReview.
 func (g *Gate) askWhose(ctx context.Context, token string) (answer, error) {
 	r, err := g.Client.AuthenticationV1().TokenReviews().Create(ctx, &authenticationv1.TokenReview{
 		Spec: authenticationv1.TokenReviewSpec{Token: token, Audiences: g.Audiences},
 	}, metav1.CreateOptions{})
 	if err != nil {
-		return answer{}, unreachable(fmt.Errorf("review a token: %w", err))
+		return answer{}, g.unreachable(ctx, fmt.Errorf("review a token: %w", err))
 	}
 	if !r.Status.Authenticated || len(g.Audiences) > 0 && !slices.ContainsFunc(r.Status.Audiences, func(a string) bool { return slices.Contains(g.Audiences, a) }) {
 		return answer{}, nil
@@ -254,30 +278,83 @@ func (g *Gate) mayRead(ctx context.Context, id Identity, namespace string, no ti
 			},
 		}, metav1.CreateOptions{})
 		if err != nil {
-			return answer{}, unreachable(fmt.Errorf("review access to namespace %q: %w", namespace, err))
+			return answer{}, g.unreachable(ctx,
+				fmt.Errorf("review access to namespace %q: %w", namespace, err))
 		}
 		return answer{yes: r.Status.Allowed && !r.Status.Denied}, nil
 	})
 	return a.yes, err
 }
 
-// Allow returns nil if who sent the request may read the logs of a namespace.
-func (g *Gate) Allow(r *http.Request, namespace string) error {
-	visitOf(r.Context()).read(namespace, func() error { return g.allow(r, namespace) })
-	return g.allow(r, namespace)
+// Allow returns which runs of a namespace who sent the request may read. Where they may read none
+// of it, there is an error.
+func (g *Gate) Allow(r *http.Request, namespace string) (backend.Reach, error) {
+	visitOf(r.Context()).read(namespace, func() error {
+		_, err := g.allow(r, namespace)
+		return err
+	})
+	id, err := g.allow(r, namespace)
+	if err != nil {
+		return backend.Reach{}, err
+	}
+	return g.reach(r.Context(), id, namespace)
 }
 
-func (g *Gate) allow(r *http.Request, namespace string) error {
+// allow returns who sent the request if they may read the logs of a namespace.
+func (g *Gate) allow(r *http.Request, namespace string) (Identity, error) {
 	id, err := g.Identify(r)
 	if err != nil {
-		return err
+		return Identity{}, err
 	}
 	yes, err := g.MayRead(r.Context(), id, namespace)
 	if err == nil && !yes {
 		// The same words whether or not there is such a namespace.
 		err = &Error{Status: http.StatusForbidden, Message: fmt.Sprintf("you may not read logs in namespace %s: that needs the verb get on pods/log there", namespace)}
 	}
-	return err
+	return id, err
+}
+
+// reach is which runs of a namespace somebody may read who may read in it: all, if they may read in
+// every namespace.
+//
+// Which namespace it is, is kept for each of them apart, and asked for when it is known that they
+// may read: who gets a role in a namespace that was made anew must not meet an answer about the
+// former one.
+func (g *Gate) reach(ctx context.Context, id Identity, namespace string) (backend.Reach, error) {
+	if g.FormerNamespaces {
+		return backend.Reach{All: true}, nil
+	}
+	if all, err := g.mayRead(ctx, id, "", CacheTime, nil); err != nil || all {
+		return backend.Reach{All: all}, err
+	}
+	key := "namespace " + id.key() + " " + namespace
+	a, err := g.ask(ctx, g.reviews, key, CacheTime, func(ctx context.Context) (answer, error) {
+		reach, err := g.Present(ctx, namespace)
+		return answer{yes: true, reach: reach}, err
+	})
+	return a.reach, err
+}
+
+// Present is what is read of a namespace for somebody who does not say who looks: the runs of the
+// one that has the name now. Where there is none, the runs of those that had it are for who may
+// read them all the same. It asks the API server each time.
+func (g *Gate) Present(ctx context.Context, namespace string) (backend.Reach, error) {
+	if g.FormerNamespaces {
+		return backend.Reach{All: true}, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, reviewTime)
+	defer cancel()
+	ns, err := g.Client.CoreV1().Namespaces().Get(ctx, namespace, metav1.GetOptions{})
+	switch {
+	case apierrors.IsNotFound(err):
+		return backend.Reach{All: true}, nil
+	case err != nil:
+		err = fmt.Errorf("get namespace %q: %w", namespace, err)
+		return backend.Reach{}, g.unreachable(ctx, err)
+	}
+	return backend.Reach{
+		Namespace: backend.Namespace{UID: string(ns.UID), Created: ns.CreationTimestamp.Time},
+	}, nil
 }
 
 // Allowed returns those of the namespaces that who sent the request may read, in their order. A no holds here as long as a yes: otherwise each list would cost the API server a question for each namespace that there is.

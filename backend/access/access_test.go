@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -15,15 +16,21 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"go.uber.org/goleak"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	authorizationv1 "k8s.io/api/authorization/v1"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
+	"sigs.k8s.io/yaml"
 
+	"github.com/shiplog-dev/shiplog/backend"
+	"github.com/shiplog-dev/shiplog/internal/record"
 	"github.com/shiplog-dev/shiplog/tests/apiserver"
 )
 
@@ -32,9 +39,42 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // fakeAPI answers reviews, and injects faults. A token is its user's name; "admin" may read everywhere, everybody else in the namespace of their name.
 type fakeAPI struct {
 	mu      sync.Mutex
-	asked   map[string]int
+	asked   map[string]int // by the last part of the path
 	fault   func(w http.ResponseWriter, r *http.Request) bool
 	reviews []authorizationv1.SubjectAccessReviewSpec
+	// namespaces have their UIDs, and no others are there. nil stands for all of them.
+	namespaces map[string]types.UID
+}
+
+// made is when all namespaces were made.
+var made = time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
+
+func (f *fakeAPI) namespace(w http.ResponseWriter, name string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	uid, ok := f.namespaces[name]
+	if f.namespaces == nil {
+		uid, ok = types.UID("uid-"+name), true
+	}
+	if !ok {
+		w.WriteHeader(http.StatusNotFound)
+		status := apierrors.NewNotFound(corev1.Resource("namespaces"), name).Status()
+		_ = json.NewEncoder(w).Encode(status)
+		return
+	}
+	_ = json.NewEncoder(w).Encode(corev1.Namespace{ObjectMeta: metav1.ObjectMeta{
+		Name: name, UID: uid, CreationTimestamp: metav1.NewTime(made),
+	}})
+}
+
+// makeAnew gives a namespace another UID; "" deletes it.
+func (f *fakeAPI) makeAnew(name string, uid types.UID) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.namespaces = map[string]types.UID{}
+	if uid != "" {
+		f.namespaces[name] = uid
+	}
 }
 
 func (f *fakeAPI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -46,7 +86,10 @@ func (f *fakeAPI) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	w.Header().Set("Content-Type", "application/json")
+	name, isNamespace := strings.CutPrefix(r.URL.Path, "/api/v1/namespaces/")
 	switch {
+	case isNamespace && r.Method == http.MethodGet:
+		f.namespace(w, name)
 	case strings.HasSuffix(r.URL.Path, "/tokenreviews"):
 		var v authenticationv1.TokenReview
 		_ = json.NewDecoder(r.Body).Decode(&v) // the answer tells
@@ -174,7 +217,7 @@ func TestAllow(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			_, g := newFake(t, c.options)
-			err := g.Allow(request("GET", c.header...), c.namespace)
+			_, err := g.Allow(request("GET", c.header...), c.namespace)
 			if got := status(err); got != c.want {
 				t.Errorf("%d (%v), want %d", got, err, c.want)
 			}
@@ -185,17 +228,20 @@ func TestAllow(t *testing.T) {
 // TestWhatIsAsked: the API server is asked for exactly who it is, and for pods/log.
 func TestWhatIsAsked(t *testing.T) {
 	f, g := newFake(t, Options{Proxy: Proxy{From: []netip.Prefix{netip.MustParsePrefix("192.0.2.1/32")}, UserHeader: "U", GroupsHeader: "G"}})
-	if err := g.Allow(request("GET", "Authorization", "Bearer good-a"), "a"); err != nil {
+	if _, err := g.Allow(request("GET", "Authorization", "Bearer good-a"), "a"); err != nil {
 		t.Fatal(err)
 	}
-	if err := g.Allow(request("GET", "U", "b", "G", "one, two,system:masters", "G", "two,,three"), "b"); err != nil {
+	if _, err := g.Allow(request("GET", "U", "b", "G", "one, two,system:masters", "G", "two,,three"), "b"); err != nil {
 		t.Fatal(err)
 	}
 	resource := authorizationv1.ResourceAttributes{Namespace: "a", Verb: "get", Version: "v1", Resource: "pods", Subresource: "log"}
 	if s := f.reviews[0]; s.User != "a" || s.UID != "uid-a" || !slices.Equal(s.Groups, []string{"g"}) || len(s.Extra["scopes"]) != 1 || *s.ResourceAttributes != resource {
 		t.Errorf("asked for %+v", s)
 	}
-	if s := f.reviews[1]; s.User != "b" || !slices.Equal(s.Groups, []string{"one", "two", "three", "system:authenticated"}) {
+	if s := f.reviews[1].ResourceAttributes.Namespace; s != "" {
+		t.Errorf("asked for %q, and not for every namespace", s)
+	}
+	if s := f.reviews[2]; s.User != "b" || !slices.Equal(s.Groups, []string{"one", "two", "three", "system:authenticated"}) {
 		t.Errorf("asked for %+v", s)
 	}
 }
@@ -251,12 +297,15 @@ func TestAskedOnce(t *testing.T) {
 	f.fault = func(http.ResponseWriter, *http.Request) bool { arrived <- struct{}{}; <-release; return false }
 	ctx, cancel := context.WithCancel(t.Context())
 	first := make(chan error)
-	go func() { first <- g.Allow(request("GET", "Authorization", "Bearer good-a").WithContext(ctx), "a") }()
+	go func() {
+		_, err := g.Allow(request("GET", "Authorization", "Bearer good-a").WithContext(ctx), "a")
+		first <- err
+	}()
 	<-arrived
 	var group sync.WaitGroup
 	for range 20 {
 		group.Go(func() {
-			if err := g.Allow(request("GET", "Authorization", "Bearer good-a"), "a"); err != nil {
+			if _, err := g.Allow(request("GET", "Authorization", "Bearer good-a"), "a"); err != nil {
 				t.Error(err)
 			}
 		})
@@ -287,22 +336,119 @@ func TestAPIServerFails(t *testing.T) {
 			}
 			return false
 		},
+		"namespaces": func(w http.ResponseWriter, r *http.Request) bool { // as without that right
+			if strings.Contains(r.URL.Path, "/namespaces/") {
+				http.Error(w, "etcd is on fire", 403)
+				return true
+			}
+			return false
+		},
 	} {
 		t.Run(name, func(t *testing.T) {
 			f, g := newFake(t, Options{})
 			f.fault = fault
-			err := g.Allow(request("GET", "Authorization", "Bearer good-admin"), "a")
-			if status(err) != 503 || strings.Contains(err.Error(), "fire") {
-				t.Errorf("%v", err)
+			reach, err := g.Allow(request("GET", "Authorization", "Bearer good-a"), "a")
+			none := reach == backend.Reach{}
+			if !none || status(err) != 503 || strings.Contains(err.Error(), "fire") {
+				t.Errorf("%+v, %v", reach, err)
 			}
 			f.mu.Lock()
 			f.fault = nil
 			f.mu.Unlock()
-			if err := g.Allow(request("GET", "Authorization", "Bearer good-admin"), "a"); err != nil {
+			if _, err := g.Allow(request("GET", "Authorization", "Bearer good-a"), "a"); err != nil {
 				t.Errorf("when it is back: %v", err)
 			}
 		})
 	}
+}
+
+// TestReach: who may read a namespace reads what is in the one of that name now.
+func TestReach(t *testing.T) {
+	all := backend.Reach{All: true}
+	of := func(uid string) backend.Reach {
+		return backend.Reach{Namespace: backend.Namespace{UID: uid, Created: made}}
+	}
+	for _, c := range []struct {
+		name         string
+		options      Options
+		gone         bool
+		token        string
+		want         backend.Reach
+		present      backend.Reach // whoever looks
+		namespaces   int           // how often it is asked for, at two requests
+		reviewsAsked int
+	}{
+		{"who may read it", Options{}, false, "good-a", of("uid-a"), of("uid-a"), 1, 2},
+		{"who may read all", Options{}, false, "good-admin", all, of("uid-a"), 0, 2},
+		{"a namespace that is gone", Options{}, true, "good-a", all, all, 1, 2},
+		{
+			"where former ones are shown", Options{FormerNamespaces: true}, false, "good-a",
+			all, all, 0, 1,
+		},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			f, g := newFake(t, c.options)
+			if c.gone {
+				f.makeAnew("a", "")
+			}
+			for range 2 {
+				got, err := g.Allow(request("GET", "Authorization", "Bearer "+c.token), "a")
+				if diff := cmp.Diff(c.want, got); err != nil || diff != "" {
+					t.Errorf("%v (-want +got):\n%s", err, diff)
+				}
+			}
+			if n := f.count("a"); n != c.namespaces {
+				t.Errorf("the namespace was asked for %d times, want %d", n, c.namespaces)
+			}
+			if n := f.count("subjectaccessreviews"); n != c.reviewsAsked {
+				t.Errorf("%d reviews, want %d", n, c.reviewsAsked)
+			}
+			got, err := g.Present(t.Context(), "a")
+			if diff := cmp.Diff(c.present, got); err != nil || diff != "" {
+				t.Errorf("whoever looks: %v (-want +got):\n%s", err, diff)
+			}
+		})
+	}
+}
+
+// TestReachAnew: who gets a role in a namespace that was made anew meets no answer about the former
+// one, though others have asked for that a moment ago.
+func TestReachAnew(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f, g := newFakeInProcess(t, Options{})
+		f.makeAnew("a", "old")
+		everybody := false
+		f.fault = func(w http.ResponseWriter, r *http.Request) bool {
+			if !everybody || !strings.HasSuffix(r.URL.Path, "/subjectaccessreviews") {
+				return false
+			}
+			var v authorizationv1.SubjectAccessReview
+			_ = json.NewDecoder(r.Body).Decode(&v)
+			v.Status.Allowed = v.Spec.ResourceAttributes.Namespace == "a"
+			w.Header().Set("Content-Type", "application/json")
+			_ = json.NewEncoder(w).Encode(v)
+			return true
+		}
+		allow := func(who, token, want string) {
+			t.Helper()
+			got, err := g.Allow(request("GET", "Authorization", "Bearer "+token), "a")
+			if got.All || got.Namespace.UID != want || (err == nil) != (want != "") {
+				t.Errorf("%s: %+v, %v; want %q", who, got, err, want)
+			}
+		}
+		allow("the former one's people", "good-a", "old")
+		allow("who may not", "good-b", "")
+		f.makeAnew("a", "new")
+		everybody = true
+		time.Sleep(deniedTime)
+		allow("the former one's people, for a moment", "good-a", "old")
+		allow("the new one's people", "good-b", "new")
+		if got, err := g.Present(t.Context(), "a"); err != nil || got.Namespace.UID != "new" {
+			t.Errorf("whoever looks: %+v, %v", got, err)
+		}
+		time.Sleep(CacheTime)
+		allow("all people", "good-a", "new")
+	})
 }
 
 func TestAllowed(t *testing.T) {
@@ -357,7 +503,7 @@ func TestAllowedAgain(t *testing.T) {
 		time.Sleep(2 * deniedTime)
 		list()
 		asked("a list while a no holds", 3)
-		if err := g.Allow(r, "a"); status(err) != 403 {
+		if _, err := g.Allow(r, "a"); status(err) != 403 {
 			t.Error(err)
 		}
 		asked("a namespace alone", 4)
@@ -414,7 +560,7 @@ func TestManyNamespaces(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f, g := newFakeInProcess(t, Options{})
 		other := request("GET", "Authorization", "Bearer good-other")
-		if err := g.Allow(other, "other"); err != nil {
+		if _, err := g.Allow(other, "other"); err != nil {
 			t.Fatal(err)
 		}
 		names := make([]string, 2*reviewBurst)
@@ -430,7 +576,7 @@ func TestManyNamespaces(t *testing.T) {
 			t.Errorf("%d questions in %s", asked, took)
 		}
 		before = f.count("subjectaccessreviews")
-		if err := g.Allow(other, "other"); err != nil || f.count("subjectaccessreviews") != before {
+		if _, err := g.Allow(other, "other"); err != nil || f.count("subjectaccessreviews") != before {
 			t.Errorf("another user is asked for again: %v", err)
 		}
 	})
@@ -474,12 +620,12 @@ func TestSession(t *testing.T) {
 			}
 			r := request("GET")
 			r.AddCookie(k)
-			if err := g.Allow(r, "a"); err != nil {
+			if _, err := g.Allow(r, "a"); err != nil {
 				t.Errorf("the session is nobody's: %v", err)
 			}
 			r = request("POST")
 			r.AddCookie(k)
-			if err := g.Allow(r, "a"); status(err) != 401 {
+			if _, err := g.Allow(r, "a"); status(err) != 401 {
 				t.Errorf("the session does more than read: %v", err)
 			}
 		})
@@ -530,7 +676,7 @@ func TestRealAPIServer(t *testing.T) {
 	}
 	expect := func(what string, g *Gate, token, namespace string, want int) {
 		t.Helper()
-		if err := g.Allow(request("GET", "Authorization", "Bearer "+token), namespace); status(err) != want {
+		if _, err := g.Allow(request("GET", "Authorization", "Bearer "+token), namespace); status(err) != want {
 			t.Errorf("%s: %v, want %d", what, err, want)
 		}
 	}
@@ -550,7 +696,7 @@ func TestRealAPIServer(t *testing.T) {
 	expect("without the role, as far as is known", g, good, "mine", 200)
 	// The API server's own view of its roles is a moment behind.
 	for deadline := time.Now().Add(time.Minute); ; {
-		err := newGate(Options{}).Allow(request("GET", "Authorization", "Bearer "+good), "mine")
+		_, err := newGate(Options{}).Allow(request("GET", "Authorization", "Bearer "+good), "mine")
 		if status(err) == 403 {
 			break
 		}
@@ -562,12 +708,111 @@ func TestRealAPIServer(t *testing.T) {
 		t.Fatal(err)
 	}
 	for deadline := time.Now().Add(time.Minute); ; {
-		err := newGate(Options{}).Allow(request("GET", "Authorization", "Bearer "+good), "mine")
+		_, err := newGate(Options{}).Allow(request("GET", "Authorization", "Bearer "+good), "mine")
 		if status(err) == 401 {
 			break
 		}
 		if time.Now().After(deadline) {
 			t.Fatalf("a token of an account that is gone: %v", err)
+		}
+	}
+}
+
+// TestMadeAnew: with the rights of the manifest, a real API server says which namespace it is,
+// when it was deleted and made anew too.
+func TestMadeAnew(t *testing.T) {
+	api := apiserver.Start(t)
+	config := rest.CopyConfig(api.Admin)
+	const account = "system:serviceaccount:shiplog-system:shiplog-backend"
+	config.Impersonate = rest.ImpersonationConfig{UserName: account}
+	asBackend, err := kubernetes.NewForConfig(config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	grant(t, api.Core)
+	namespaces := api.Core.CoreV1().Namespaces()
+	create := func() *corev1.Namespace {
+		t.Helper()
+		ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "team"}}
+		ns, err := namespaces.Create(t.Context(), ns, metav1.CreateOptions{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return ns
+	}
+	reach := func() backend.Reach {
+		t.Helper()
+		g, err := New(Options{Client: asBackend})
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := g.reach(t.Context(), Identity{User: "reader"}, "team")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return got
+	}
+	expect := func(when string, want *corev1.Namespace) {
+		t.Helper()
+		got := reach()
+		if got.All || got.Namespace.UID != string(want.UID) ||
+			!got.Namespace.Created.Equal(want.CreationTimestamp.Time) {
+			t.Errorf("%s: %+v, want %s of %s", when, got, want.UID, want.CreationTimestamp)
+		}
+	}
+	former := create()
+	expect("at first", former)
+	if err := namespaces.Delete(t.Context(), "team", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	expect("while it is being deleted", former)
+	// As the controller does when nothing is left in it.
+	empty, err := namespaces.Get(t.Context(), "team", metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	empty.Spec.Finalizers = nil
+	if _, err := namespaces.Finalize(t.Context(), empty, metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	if got := reach(); !got.All {
+		t.Errorf("while there is none: %+v", got)
+	}
+	anew := create()
+	expect("when it was made anew", anew)
+	run := record.Run{NamespaceUID: string(former.UID), Created: time.Now().Add(time.Hour)}
+	if anew.UID == former.UID || reach().Namespace.Holds(run) {
+		t.Error("a run of the former one is the new one's")
+	}
+}
+
+// grant makes the ClusterRole of manifests/base/backend.yaml, and binds it.
+func grant(t *testing.T, core kubernetes.Interface) {
+	t.Helper()
+	text, err := os.ReadFile("../../manifests/base/backend.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	rbac := core.RbacV1()
+	for doc := range strings.SplitSeq(string(text), "\n---\n") {
+		var kind metav1.TypeMeta
+		if err := yaml.Unmarshal([]byte(doc), &kind); err != nil {
+			t.Fatal(err)
+		}
+		switch kind.Kind {
+		case "ClusterRole":
+			var v rbacv1.ClusterRole
+			if err = yaml.UnmarshalStrict([]byte(doc), &v); err == nil {
+				_, err = rbac.ClusterRoles().Create(t.Context(), &v, metav1.CreateOptions{})
+			}
+		case "ClusterRoleBinding":
+			var v rbacv1.ClusterRoleBinding
+			if err = yaml.UnmarshalStrict([]byte(doc), &v); err == nil {
+				_, err = rbac.ClusterRoleBindings().Create(t.Context(), &v, metav1.CreateOptions{})
+			}
+		}
+		if err != nil {
+			t.Fatal(err)
 		}
 	}
 }

@@ -29,7 +29,7 @@ func small() Limits {
 // behind serves what only those may read who may read namespace a.
 func behind(g *Gate, h http.HandlerFunc) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if err := g.Allow(r, "a"); err != nil {
+		if _, err := g.Allow(r, "a"); err != nil {
 			var e *Error
 			if !errors.As(err, &e) {
 				e = &Error{Status: 500, Message: err.Error()}

@@ -25,8 +25,9 @@ const Base = "/api/v1"
 
 // Gate says who may read. An error with a method HTTPStatus() int says what its sender is told; of any other it is told nothing.
 type Gate interface {
-	// Allow returns nil if who sent the request may read the logs of a namespace.
-	Allow(r *http.Request, namespace string) error
+	// Allow returns which runs of a namespace who sent the request may read. Where they may read
+	// none of it, there is an error.
+	Allow(r *http.Request, namespace string) (backend.Reach, error)
 	// Allowed returns those of the namespaces that who sent the request may read.
 	Allowed(r *http.Request, namespaces []string) ([]string, error)
 }
@@ -94,33 +95,43 @@ func (a *api) routes() map[string]handler {
 			return err
 		},
 	}
-	// in asks the gate before anything of the namespace is looked at.
-	in := func(path string, h handler) {
+	// in asks the gate before anything of the namespace is looked at. What answers has an archive
+	// that holds nothing else than who asks may read.
+	in := func(path string, h func(*api, http.ResponseWriter, *http.Request) error) {
 		routes[path] = func(w http.ResponseWriter, r *http.Request) error {
 			namespace := r.PathValue("namespace")
 			if err := layout.CheckName("namespace", namespace); err != nil {
 				return badRequest(err)
 			}
-			if err := a.Gate.Allow(r, namespace); err != nil {
+			reach, err := a.Gate.Allow(r, namespace)
+			if err != nil {
 				return err
 			}
-			return h(w, r)
+			within := *a
+			within.Archive = a.Archive.Within(reach)
+			return h(&within, w, r)
 		}
 	}
 	for _, kind := range []string{"runs", "pipelineruns", "taskruns"} {
 		of := "/namespaces/{namespace}/" + kind + "/{run}"
-		in("/namespaces/{namespace}/"+kind, a.runs(kind))
-		in(of, a.tree(kind))
-		in(of+"/objects", a.objects(kind))
-		in(of+"/logs", a.severalLogs(kind))
-		in(of+"/logs.zip", a.zip(kind))
-		in(of+"/search", a.searchSeveral(kind))
+		for path, answers := range map[string]func(a *api, kind string) handler{
+			"/namespaces/{namespace}/" + kind: (*api).runs,
+			of:                                (*api).tree,
+			of + "/objects":                   (*api).objects,
+			of + "/logs":                      (*api).severalLogs,
+			of + "/logs.zip":                  (*api).zip,
+			of + "/search":                    (*api).searchSeveral,
+		} {
+			in(path, func(a *api, w http.ResponseWriter, r *http.Request) error {
+				return answers(a, kind)(w, r)
+			})
+		}
 	}
-	in("/namespaces/{namespace}/taskruns/{run}/steps/{step}/logs", a.stepLog)
-	in("/namespaces/{namespace}/pods/{pod}/containers/{container}/logs", a.podLog)
-	in("/containers/{namespace}/{run}/{uid}/{taskRun}/{pod}/{container}/logs", a.containerLog)
-	in("/containers/{namespace}/{run}/{uid}/{taskRun}/{pod}/{container}/search", a.searchOne)
-	in("/containers/{namespace}/{run}/{uid}/{taskRun}/{pod}/{container}", a.container)
+	in("/namespaces/{namespace}/taskruns/{run}/steps/{step}/logs", (*api).stepLog)
+	in("/namespaces/{namespace}/pods/{pod}/containers/{container}/logs", (*api).podLog)
+	in("/containers/{namespace}/{run}/{uid}/{taskRun}/{pod}/{container}/logs", (*api).containerLog)
+	in("/containers/{namespace}/{run}/{uid}/{taskRun}/{pod}/{container}/search", (*api).searchOne)
+	in("/containers/{namespace}/{run}/{uid}/{taskRun}/{pod}/{container}", (*api).container)
 	return routes
 }
 

@@ -46,12 +46,12 @@ var start = time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)
 // keys opens the namespaces that the bearer token names.
 type keys struct{}
 
-func (keys) Allow(r *http.Request, namespace string) error {
+func (keys) Allow(r *http.Request, namespace string) (backend.Reach, error) {
 	allowed, err := keys{}.Allowed(r, []string{namespace})
 	if err == nil && len(allowed) == 0 {
 		err = &Error{http.StatusForbidden, "no"}
 	}
-	return err
+	return backend.Reach{All: err == nil}, err
 }
 
 func (keys) Allowed(r *http.Request, namespaces []string) ([]string, error) {

@@ -88,7 +88,7 @@ func (f filter) late(r Run) bool {
 }
 
 // runs answers with a page of a namespace's runs, newest first.
-func (a *api) runs(kind string) func(http.ResponseWriter, *http.Request) error {
+func (a *api) runs(kind string) handler {
 	return func(w http.ResponseWriter, r *http.Request) error {
 		page, err := a.ListRuns(r, r.PathValue("namespace"), kind)
 		if err != nil {
@@ -201,14 +201,14 @@ func (o Options) page(r *http.Request, namespace string, f filter, after *layout
 			return false, err
 		}
 		for i, run := range runs {
-			if !f.late(run) {
+			if run == nil || !f.late(*run) {
 				continue
 			}
 			if len(page.Runs) == limit {
 				page.Continue = cursor(batch[i-1])
 				return false, nil
 			}
-			page.Runs = append(page.Runs, run)
+			page.Runs = append(page.Runs, *run)
 		}
 		batch = batch[:0]
 		return true, nil
@@ -241,22 +241,28 @@ func (o Options) page(r *http.Request, namespace string, f filter, after *layout
 	return page, err
 }
 
-// records reads the records of runs. One without a record has what its name says.
-func (o Options) records(r *http.Request, batch []layout.RunIndex) ([]Run, error) {
-	runs := make([]Run, len(batch))
+// records reads the records of runs. One without a record has what its name says, and one that is
+// out of reach is nil.
+func (o Options) records(r *http.Request, batch []layout.RunIndex) ([]*Run, error) {
+	runs := make([]*Run, len(batch))
 	group, ctx := errgroup.WithContext(r.Context())
 	group.SetLimit(recordsAtOnce)
 	for i, x := range batch {
-		runs[i] = Run{Kind: x.Kind, Name: x.Name, UID: x.UID, Created: x.Created, Prefix: x.Run().Prefix()}
 		group.Go(func() error {
 			have, err := o.Archive.Run(ctx, x.Run())
+			if errors.Is(err, backend.ErrFormer) {
+				return nil
+			}
+			run := &Run{
+				Kind: x.Kind, Name: x.Name, UID: x.UID, Created: x.Created, Prefix: x.Run().Prefix(),
+			}
+			runs[i] = run
 			if errors.Is(err, fs.ErrNotExist) {
 				return nil
 			}
 			if err != nil {
 				return err
 			}
-			run := &runs[i]
 			run.Pipeline, run.State, run.Reason, run.Labels = have.Pipeline, have.State, have.Reason, have.Labels
 			run.Started, run.Completed = have.Started, have.Completed
 			return nil
@@ -303,7 +309,7 @@ func treeOf(t *backend.Tree) Tree {
 }
 
 // tree answers with a run, or a TaskRun, as a tree.
-func (a *api) tree(kind string) func(http.ResponseWriter, *http.Request) error {
+func (a *api) tree(kind string) handler {
 	return func(w http.ResponseWriter, r *http.Request) error {
 		if err := readParams(r).done(); err != nil {
 			return err
@@ -339,7 +345,7 @@ func (a *api) container(w http.ResponseWriter, r *http.Request) error {
 }
 
 // objects answers with where a run is in the bucket: its prefix, and its objects, for who reads S3 itself.
-func (a *api) objects(kind string) func(http.ResponseWriter, *http.Request) error {
+func (a *api) objects(kind string) handler {
 	return func(w http.ResponseWriter, r *http.Request) error {
 		if err := readParams(r).done(); err != nil {
 			return err

@@ -60,7 +60,7 @@ func (a *api) searchOne(w http.ResponseWriter, r *http.Request) error {
 }
 
 // searchSeveral searches the logs of a run.
-func (a *api) searchSeveral(kind string) func(http.ResponseWriter, *http.Request) error {
+func (a *api) searchSeveral(kind string) handler {
 	return func(w http.ResponseWriter, r *http.Request) error {
 		p := readParams(r)
 		wanted := choiceOf(p)

@@ -36,7 +36,7 @@ func choiceOf(p *params) backend.Choice {
 }
 
 // severalLogs answers with the logs of a run, one after the other, or as they come.
-func (a *api) severalLogs(kind string) func(http.ResponseWriter, *http.Request) error {
+func (a *api) severalLogs(kind string) handler {
 	return func(w http.ResponseWriter, r *http.Request) error {
 		p := readParams(r)
 		l, wanted := logParamsOf(r, p), choiceOf(p)
@@ -157,7 +157,7 @@ func (a *api) streamSeveral(w http.ResponseWriter, r *http.Request, tree *backen
 const treeFile = "tree.json"
 
 // zip answers with a file for each container of a run, all of them, and the tree as tree.json.
-func (a *api) zip(kind string) func(http.ResponseWriter, *http.Request) error {
+func (a *api) zip(kind string) handler {
 	return func(w http.ResponseWriter, r *http.Request) error {
 		p := readParams(r)
 		timestamps, wanted := p.flag("timestamps"), choiceOf(p)

@@ -5,6 +5,7 @@
 package dashboard
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -24,7 +25,16 @@ const Base = "/external-logs"
 type Options struct {
 	Archive *backend.Archive
 	Tenants *Tenants
-	Log     *slog.Logger
+	// Gate says which runs are read of a namespace. What a tenant may read goes by the namespace's
+	// name, and a Dashboard does not say who looks.
+	Gate Gate
+	Log  *slog.Logger
+}
+
+// Gate knows namespaces.
+type Gate interface {
+	// Present says which runs are read for somebody who does not say who looks.
+	Present(ctx context.Context, namespace string) (backend.Reach, error)
 }
 
 type handler struct{ Options }
@@ -130,9 +140,15 @@ func count(r *http.Request, q request, who *tenant) error {
 	return nil
 }
 
-// find reads the state of the container's log: two LISTs, and a GET for the pod's place and the seal.
+// find reads the state of the container's log: two LISTs, and a GET for the pod's place, its
+// record, the run's and the seal.
 func (h *handler) find(r *http.Request, q request) (backend.Container, error) {
-	target, err := h.Archive.FindPod(r.Context(), q.namespace, q.pod)
+	reach, err := h.Gate.Present(r.Context(), q.namespace)
+	if err != nil {
+		return backend.Container{}, err
+	}
+	archive := h.Archive.Within(reach)
+	target, err := archive.FindPod(r.Context(), q.namespace, q.pod)
 	var none *backend.NotFoundError
 	if errors.As(err, &none) {
 		return backend.Container{}, fmt.Errorf("%w: %w", fs.ErrNotExist, err)
@@ -140,7 +156,7 @@ func (h *handler) find(r *http.Request, q request) (backend.Container, error) {
 	if err != nil {
 		return backend.Container{}, err
 	}
-	return h.Archive.Container(r.Context(), layout.Container{
+	return archive.Container(r.Context(), layout.Container{
 		Pod: layout.Pod{Run: target.Run, TaskRun: target.TaskRun, PodUID: target.PodUID}, Container: q.container,
 	})
 }

@@ -80,6 +80,20 @@ func (f *faulty) List(ctx context.Context, prefix, delimiter, startAfter string,
 	}
 }
 
+// gone is a Gate of namespaces that are not there any more.
+type gone struct{}
+
+func (gone) Present(context.Context, string) (backend.Reach, error) {
+	return backend.Reach{All: true}, nil
+}
+
+// present is a Gate of a namespace.
+type present struct{ namespace backend.Namespace }
+
+func (p present) Present(context.Context, string) (backend.Reach, error) {
+	return backend.Reach{Namespace: p.namespace}, nil
+}
+
 // world is a real archive, and what a Dashboard asks.
 type world struct {
 	store  *objectstore.Store
@@ -99,7 +113,10 @@ func newWorld(t *testing.T) *world {
 		t.Fatal(err)
 	}
 	mux := http.NewServeMux()
-	mux.Handle(Base+"/", New(Options{Archive: backend.New(w.faulty), Tenants: tenants, Log: slog.New(slog.NewTextHandler(&w.log, nil))}))
+	mux.Handle(Base+"/", New(Options{
+		Archive: backend.New(w.faulty), Tenants: tenants, Gate: gone{},
+		Log: slog.New(slog.NewTextHandler(&w.log, nil)),
+	}))
 	w.server = httptest.NewServer(mux)
 	t.Cleanup(w.server.Close)
 	t.Cleanup(http.DefaultClient.CloseIdleConnections)
@@ -298,6 +315,49 @@ func TestExact(t *testing.T) {
 	}
 }
 
+// TestFormerNamespace: a Dashboard shows nothing of a namespace that had the name before, also
+// where it may show every namespace: it does not say who looks.
+func TestFormerNamespace(t *testing.T) {
+	w := newWorld(t)
+	w.put(t)
+	tenants, err := parseTenants(fmt.Appendf(nil,
+		`{"tenants":[{"name":"all","namespaces":["*"],"pathSecretSHA256":"%s"}]}`, sha(secret)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	madeAt := func(at time.Time) Gate { return present{backend.Namespace{UID: "u", Created: at}} }
+	for _, c := range []struct {
+		name string
+		gate Gate
+		want int
+	}{
+		{"made before the run", madeAt(start.Add(-time.Hour)), 200},
+		{"made anew", madeAt(start.Add(time.Hour)), 404},
+		{"gone", gone{}, 200},
+		{"the API server is away", away{}, 503},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			h := New(Options{
+				Archive: backend.New(w.store), Tenants: tenants, Gate: c.gate,
+				Log: slog.New(slog.DiscardHandler),
+			})
+			got := httptest.NewRecorder()
+			path := Base + "/" + secret + "/ns/run-build-pod/step-plain"
+			h.ServeHTTP(got, httptest.NewRequest(http.MethodGet, path, nil))
+			if got.Code != c.want || c.want == 404 && got.Body.String() != notFound+"\n" {
+				t.Errorf("%d %q, want %d", got.Code, got.Body, c.want)
+			}
+		})
+	}
+}
+
+// away is a Gate that cannot be asked.
+type away struct{}
+
+func (away) Present(context.Context, string) (backend.Reach, error) {
+	return backend.Reach{}, errors.New("the API server is away")
+}
+
 func TestWhoMayRead(t *testing.T) {
 	w := newWorld(t)
 	w.put(t)
@@ -486,7 +546,9 @@ func TestMemory(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	handler := New(Options{Archive: backend.New(store), Tenants: tenants, Log: slog.New(slog.DiscardHandler)})
+	handler := New(Options{
+		Archive: backend.New(store), Tenants: tenants, Gate: gone{}, Log: slog.New(slog.DiscardHandler),
+	})
 	handler.ServeHTTP(client, httptest.NewRequest(http.MethodGet, Base+"/"+secret+"/ns/run-build-pod/step-large", nil))
 	if store.segments != segments || client.got < segments*each {
 		t.Errorf("%d segments were read, and %d bytes written", store.segments, client.got)

@@ -5,6 +5,7 @@
 package loki
 
 import (
+	"context"
 	"fmt"
 	"log/slog"
 	"net/http"
@@ -25,8 +26,12 @@ const (
 
 // Gate says who may read. An error with a method HTTPStatus() int says what its sender is told; of any other it is told nothing.
 type Gate interface {
-	// Allow returns nil if who sent the request may read the logs of a namespace. Results sends the token of its own service account, whoever asks it: it has asked itself what they may.
-	Allow(r *http.Request, namespace string) error
+	// Allow returns no error if who sent the request may read the logs of a namespace. Results
+	// sends the token of its own service account, whoever asks it: it has asked itself what they
+	// may.
+	Allow(r *http.Request, namespace string) (backend.Reach, error)
+	// Present says which runs are read for somebody who does not say who looks.
+	Present(ctx context.Context, namespace string) (backend.Reach, error)
 }
 
 // Options make a handler.
@@ -89,18 +94,23 @@ func (h *handler) find(r *http.Request) (selection, query, error) {
 	if err != nil {
 		return selection{}, q, err
 	}
-	if err := h.Gate.Allow(r, q.namespace); err != nil {
+	if _, err := h.Gate.Allow(r, q.namespace); err != nil { // it is Results whose reach that is
 		return selection{}, q, err
 	}
-	look := h.Archive.FindPipelineRun
+	reach, err := h.Gate.Present(r.Context(), q.namespace)
+	if err != nil {
+		return selection{}, q, err
+	}
+	archive := h.Archive.Within(reach)
+	look := archive.FindPipelineRun
 	if q.kind == layout.TaskRun {
-		look = h.Archive.FindTaskRun
+		look = archive.FindTaskRun
 	}
 	target, err := look(r.Context(), q.namespace, q.uid)
 	if err != nil {
 		return selection{}, q, err
 	}
-	tree, err := h.Archive.Tree(r.Context(), target)
+	tree, err := archive.Tree(r.Context(), target)
 	if err != nil {
 		return selection{}, q, err
 	}

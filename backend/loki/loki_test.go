@@ -33,17 +33,26 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // key opens the namespace that the bearer token names.
-type key struct{}
+type key struct {
+	present *backend.Namespace // nil: there is none of the name any more
+}
 
-func (key) Allow(r *http.Request, namespace string) error {
+func (key) Allow(r *http.Request, namespace string) (backend.Reach, error) {
 	switch r.Header.Get("Authorization") {
 	case "Bearer " + namespace:
-		return nil
+		return backend.Reach{All: true}, nil
 	case "":
-		return &api.Error{Status: http.StatusUnauthorized, Message: "who are you"}
+		return backend.Reach{}, &api.Error{Status: http.StatusUnauthorized, Message: "who are you"}
 	default:
-		return &api.Error{Status: http.StatusForbidden, Message: "no"}
+		return backend.Reach{}, &api.Error{Status: http.StatusForbidden, Message: "no"}
 	}
+}
+
+func (k key) Present(context.Context, string) (backend.Reach, error) {
+	if k.present == nil {
+		return backend.Reach{All: true}, nil
+	}
+	return backend.Reach{Namespace: *k.present}, nil
 }
 
 // faulty is a store with a fault.
@@ -204,6 +213,39 @@ func (w *world) putRun(t *testing.T) {
 		map[string][]byte{"step-a": numbered("a", 3), "step-b": nil, "sidecar-db": numbered("db", 1), "sidecar-quiet": nil})
 	w.pod(t, test, record.Pod{PodName: "run-test-pod", TaskRunUID: "test-uid", PipelineTask: "test", Created: start}, []string{"step-a"}, map[string][]byte{"step-a": numbered("test", 30)})
 	w.pod(t, alone, record.Pod{PodName: "alone-pod", TaskRunUID: alone.Run.UID, Created: start}, []string{"step-a", "step-b"}, map[string][]byte{"step-a": numbered("alone a", 2), "step-b": numbered("alone b", 1)})
+}
+
+// TestFormerNamespace: Results is given nothing of a namespace that had the name before, though
+// it may read everything itself: it does not say who looks.
+func TestFormerNamespace(t *testing.T) {
+	w := newWorld(t)
+	w.putRun(t)
+	madeAt := func(at time.Time) key { return key{&backend.Namespace{UID: "u", Created: at}} }
+	for _, c := range []struct {
+		name string
+		gate key
+		want int
+	}{
+		{"made before the run", madeAt(start.Add(-time.Hour)), 200},
+		{"made anew", madeAt(start.Add(time.Hour)), 404},
+		{"gone", key{}, 200},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			w.server.Config.Handler = New(Options{
+				Archive: backend.New(w.store), Gate: c.gate, Log: slog.New(slog.DiscardHandler),
+			})
+			for _, q := range []request{
+				{namespace: "ns", kind: pipelineRunKey, uid: run.UID, limit: 100},
+				{namespace: "ns", kind: taskRunKey, uid: "build-uid", limit: 100},
+			} {
+				res, body, err := w.send(t, q)
+				read := strings.Contains(body, "a 1")
+				if err != nil || res.StatusCode != c.want || read != (c.want == 200) {
+					t.Errorf("%s: %s, %v: %s; want %d", q.uid, res.Status, err, body, c.want)
+				}
+			}
+		})
+	}
 }
 
 func TestAnswers(t *testing.T) {

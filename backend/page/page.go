@@ -83,17 +83,21 @@ func New(o Options) http.Handler {
 			}
 		})
 	}
-	// in asks the gate before anything of the namespace is looked at.
-	in := func(pattern string, h func(w http.ResponseWriter, r *http.Request) error) {
+	// in asks the gate before anything of the namespace is looked at. What answers has an archive
+	// that holds nothing else than who asks may read.
+	in := func(pattern string, h func(*page, http.ResponseWriter, *http.Request) error) {
 		handle("GET "+pattern, func(w http.ResponseWriter, r *http.Request) error {
 			namespace := r.PathValue("namespace")
 			if err := layout.CheckName("namespace", namespace); err != nil {
 				return &api.Error{Status: http.StatusBadRequest, Message: err.Error()}
 			}
-			if err := p.Gate.Allow(r, namespace); err != nil {
+			reach, err := p.Gate.Allow(r, namespace)
+			if err != nil {
 				return err
 			}
-			return h(w, r)
+			within := *p
+			within.Archive = p.Archive.Within(reach)
+			return h(&within, w, r)
 		})
 	}
 	const container = "/{namespace}/{run}/{uid}/{taskRun}/{pod}/{container}"
@@ -106,10 +110,10 @@ func New(o Options) http.Handler {
 	handle("POST "+own+"/login", p.loggedIn)
 	handle("POST "+own+"/logout", p.logout)
 	mux.Handle("GET "+own+"/static/", p.files())
-	in(own+"/lines"+container, p.lines)
-	in(own+"/marks"+container, p.marks)
-	in(Base+"/{namespace}", p.runs)
-	in(Base+"/{namespace}/{run}", p.run)
+	in(own+"/lines"+container, (*page).lines)
+	in(own+"/marks"+container, (*page).marks)
+	in(Base+"/{namespace}", (*page).runs)
+	in(Base+"/{namespace}/{run}", (*page).run)
 	handle("/", func(http.ResponseWriter, *http.Request) error {
 		return &api.Error{Status: http.StatusNotFound, Message: "there is no such page"}
 	})

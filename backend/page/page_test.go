@@ -29,7 +29,10 @@ import (
 func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // door is a Gate that knows one token, and lets it into one namespace. What the real one does is tested in package access, and with the page in TestBrowser.
-type door struct{ down bool }
+type door struct {
+	down      bool
+	namespace backend.Namespace // what may be read; without a UID all
+}
 
 func (d *door) who(r *http.Request) error {
 	switch {
@@ -41,14 +44,19 @@ func (d *door) who(r *http.Request) error {
 	return nil
 }
 
-func (d *door) Allow(r *http.Request, namespace string) error {
+func (d *door) Allow(r *http.Request, namespace string) (backend.Reach, error) {
 	if err := d.who(r); err != nil {
-		return err
+		return backend.Reach{}, err
 	}
 	if namespace != "builds" {
-		return &access.Error{Status: http.StatusForbidden, Message: "you may not read " + namespace}
+		return backend.Reach{}, &access.Error{
+			Status: http.StatusForbidden, Message: "you may not read " + namespace,
+		}
 	}
-	return nil
+	if d.namespace.UID != "" {
+		return backend.Reach{Namespace: d.namespace}, nil
+	}
+	return backend.Reach{All: true}, nil
 }
 
 func (d *door) Allowed(r *http.Request, all []string) ([]string, error) { return all, d.who(r) }
@@ -137,6 +145,55 @@ func TestLines(t *testing.T) {
 		if got := ask(t, h, http.MethodGet, path+query, nil); got.StatusCode != want {
 			t.Errorf("%s: %d %s, want %d", query, got.StatusCode, body(t, got), want)
 		}
+	}
+}
+
+// TestFormerNamespace: of a run of a former namespace, no page tells its people's successors more
+// than of one that is not there.
+func TestFormerNamespace(t *testing.T) {
+	store, _ := archivetest.Start(t)
+	gate := &door{}
+	h := New(Options{Archive: backend.New(store), Gate: gate, Log: slog.New(slog.DiscardHandler)})
+	run := archivetest.PutRun(t, store, record.Run{
+		Kind: layout.PipelineRun, Namespace: "builds", Name: "former", UID: "former-uid",
+		Created: begin,
+	})
+	p := layout.Pod{Run: run, TaskRun: "former-t", PodUID: "pod"}
+	c := layout.Container{Pod: p, Container: "step-a"}
+	archivetest.PutPod(t, store, p, record.Pod{
+		PodName: "former-t-pod", TaskRunUID: "task-uid", Created: begin,
+	})
+	lines := archivetest.Lines(begin, 3, func(int) string { return "a secret" })
+	archivetest.PutLog(t, store, c, lines, 0)
+	archivetest.PutRecord(t, store, c.SealKey(), archivetest.Seal(t, lines))
+	const place = "/builds/former/former-uid/former-t/pod/step-a"
+	for _, path := range []string{
+		"/ui/builds/former", "/ui/builds/former-uid", "/ui/builds/former-t", "/ui/builds/task-uid",
+		own + "/lines" + place + "?from=1&count=9", own + "/marks" + place + "?from=1",
+		"/ui/builds",
+	} {
+		t.Run(path, func(t *testing.T) {
+			gate.namespace = backend.Namespace{UID: "u", Created: begin.Add(-time.Hour)}
+			if r := ask(t, h, http.MethodGet, path, nil); r.StatusCode != 200 {
+				t.Errorf("its own people get %d", r.StatusCode)
+			}
+			gate.namespace = backend.Namespace{UID: "u", Created: begin.Add(time.Hour)}
+			r := ask(t, h, http.MethodGet, path, nil)
+			text, want := body(t, r), http.StatusNotFound
+			other := strings.NewReplacer("former", "absent", "task-uid", "fast-uid").Replace(path)
+			absent := ask(t, h, http.MethodGet, other, nil)
+			if path == "/ui/builds" {
+				want = http.StatusOK
+			}
+			if r.StatusCode != want || absent.StatusCode != want {
+				t.Errorf("%d, and %d of what is not there", r.StatusCode, absent.StatusCode)
+			}
+			back := strings.NewReplacer("absent", "former", "fast-uid", "task-uid")
+			said := back.Replace(body(t, absent))
+			if diff := cmp.Diff(said, text); diff != "" {
+				t.Errorf("(-what is not there +it):\n%s", diff)
+			}
+		})
 	}
 }
 

@@ -78,7 +78,10 @@ func newWorld(t *testing.T, settings map[string]string, everywhere bool) *world 
 	cluster := apiserver.Start(t)
 	w := &world{home: t.TempDir()}
 	w.store, _ = archivetest.Start(t)
-	gate, err := access.New(access.Options{Client: cluster.Core})
+	gate, err := access.New(access.Options{
+		Client:           cluster.Core,
+		FormerNamespaces: true, // the runs of these tests are older than their namespaces
+	})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -57,6 +57,7 @@ type options struct {
 
 	audiences string
 	tenants   string // file of the Dashboard's tenants
+	former    bool
 	proxyFrom string
 	proxy     access.Proxy
 	limits    access.Limits
@@ -117,6 +118,8 @@ func parseFlags(args []string) (options, error) {
 	f.DurationVar(&o.shutdownDelay, "shutdown-delay", 5*time.Second, "time to go on serving after SIGTERM, while the Service still routes here")
 	f.StringVar(&o.audiences, "audiences", "", "audiences that a token must have one of, separated by commas (default: the API server's own)")
 	f.StringVar(&o.tenants, "dashboard-tenants", "", "file that says which namespaces a Tekton Dashboard may show, and by which password or secret it is known; without such a file none may")
+	f.BoolVar(&o.former, "former-namespaces", false, "let who may read a namespace read the logs "+
+		"of those, too, that were deleted and had its name before")
 	f.StringVar(&o.proxyFrom, "proxy-from", "", "addresses, as 10.1.2.3/32,…, from which an authenticating proxy's headers are believed, and X-Forwarded-For too (default: none)")
 	f.StringVar(&o.proxy.UserHeader, "proxy-user-header", "X-Forwarded-User", "header in which the proxy names the user")
 	f.StringVar(&o.proxy.GroupsHeader, "proxy-groups-header", "X-Forwarded-Groups", "header in which the proxy names the user's groups, separated by commas")
@@ -234,7 +237,10 @@ func newHandler(ctx context.Context, o options, registry prometheus.Registerer, 
 	if err != nil {
 		return nil, nil, fmt.Errorf("make a client of the API server: %w", err)
 	}
-	gateOptions := access.Options{Client: client, Proxy: o.proxy, Insecure: o.plainCookie}
+	gateOptions := access.Options{
+		Client: client, Proxy: o.proxy, Insecure: o.plainCookie, Log: log,
+		FormerNamespaces: o.former,
+	}
 	for a := range strings.SplitSeq(o.audiences, ",") {
 		if a = strings.TrimSpace(a); a != "" {
 			gateOptions.Audiences = append(gateOptions.Audiences, a)
@@ -268,7 +274,9 @@ func newHandler(ctx context.Context, o options, registry prometheus.Registerer, 
 	mux.Handle(page.Base+"/", web)
 	mux.Handle("/{$}", web)
 	if tenants != nil {
-		mux.Handle(dashboard.Base+"/", dashboard.New(dashboard.Options{Archive: archive, Tenants: tenants, Log: log}))
+		mux.Handle(dashboard.Base+"/", dashboard.New(dashboard.Options{
+			Archive: archive, Tenants: tenants, Gate: gate, Log: log,
+		}))
 	}
 	return m.requests(log, neverKept(gate.Wrap(o.limits, compressed(mux)))), archive.Close, nil
 }

@@ -45,6 +45,7 @@ func TestFlags(t *testing.T) {
 	}{
 		{"none", nil, ""},
 		{"a proxy", []string{"--proxy-from=10.0.0.1/32, fd00::/8"}, ""},
+		{"former namespaces", []string{"--former-namespaces"}, ""},
 		{"a proxy's address that is none", []string{"--proxy-from=10.0.0.1"}, "is not like"},
 		{"an argument", []string{"serve"}, "everything is a flag"},
 		{"no time", []string{"--request-time=0s"}, "must be positive"},
