@@ -42,6 +42,7 @@ type Archive struct {
 	trees   *budget
 	reach   *Reach // nil is all
 	origins *origins
+	looks   *looks
 }
 
 // New makes an Archive. A store with a method Now() time.Time says what time it is for the store,
@@ -50,6 +51,7 @@ func New(store Store) *Archive {
 	a := &Archive{
 		store: store, now: time.Now, spare: &sync.Pool{}, trees: newBudget(),
 		origins: &origins{runs: map[layout.Run]record.Run{}},
+		looks:   &looks{followed: map[layout.Pod]*followed{}},
 	}
 	if s, ok := store.(interface{ Now() time.Time }); ok {
 		a.now = s.Now

@@ -88,19 +88,11 @@ func (l *lease) take(n int64) error {
 	return nil
 }
 
-// reset gives back all, and begins anew.
-func (l *lease) reset() {
+// end gives back all.
+func (l *lease) end() {
 	if l.of == nil {
 		return
 	}
-	l.of.mu.Lock()
-	defer l.of.mu.Unlock()
-	l.of.free += l.held
-	l.held = 0
-}
-
-// end gives back all.
-func (l *lease) end() {
 	l.of.mu.Lock()
 	defer l.of.mu.Unlock()
 	l.of.free += l.held

@@ -44,7 +44,7 @@ func (a *Archive) one(ctx context.Context, key layout.Container, l *lease) (Cont
 
 // containerInTree reads a container by way of its pod.
 func (a *Archive) containerInTree(ctx context.Context, key layout.Container, l *lease) (Container, error) {
-	tree, err := a.tree(ctx, Target{Run: key.Run, TaskRun: key.TaskRun, PodUID: key.PodUID}, l)
+	tree, err := a.tree(ctx, Target{Run: key.Run, TaskRun: key.TaskRun, PodUID: key.PodUID}, l, nil)
 	if err != nil {
 		return Container{}, err
 	}
@@ -177,7 +177,7 @@ func (a *Archive) Follow(ctx context.Context, c *Container, o LogOptions) iter.S
 				r.check(*c, yield)
 				return
 			}
-			if err := o.pause(ctx); err != nil {
+			if err := o.pause(ctx, FollowInterval); err != nil {
 				yield(Line{}, err)
 				return
 			}
@@ -212,13 +212,13 @@ func (a *Archive) refresh(ctx context.Context, c *Container, p *Pod, l *lease) e
 }
 
 // pause waits until it is time to look again, or returns ctx's error.
-func (o LogOptions) pause(ctx context.Context) error {
+func (o LogOptions) pause(ctx context.Context, d time.Duration) error {
 	if o.Idle != nil {
 		if err := o.Idle(); err != nil {
 			return err
 		}
 	}
-	timer := time.NewTimer(FollowInterval)
+	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {
 	case <-ctx.Done():
@@ -237,25 +237,34 @@ type Place struct {
 }
 
 // FollowRun yields the lines of a target's containers for which choose is true, as they are archived. It ends when the run has ended, and all of them are sealed or not heard of any more; of a run whose end nobody has recorded, when that is so of
-// all its pods for AliveWithin. A state is yielded for each container when it has its final one, with a line of no stream. tree is kept up to date.
-// Each FollowInterval costs what Tree does: a LIST for each 1000 objects of the run, and a GET for each
-// record.
+// all its pods for AliveWithin. A state is yielded for each container when it has its final one, with
+// a line of no stream.
+//
+// Each FollowInterval costs a LIST for each 1000 objects of the run, and a GET for each record that
+// is new or has changed, however many follow the same target here at the same time. What is yielded
+// is theirs too, and not to be changed.
 func (a *Archive) FollowRun(ctx context.Context, target Target, choose func(TaskRun, Container) bool, o LogOptions) iter.Seq2[PlacedLine, error] {
 	return func(yield func(PlacedLine, error) bool) {
+		f, err := a.join(ctx, target)
+		if err != nil {
+			yield(PlacedLine{}, err)
+			return
+		}
+		defer f.leave()
 		readings := map[layout.Container]*reading{}
 		ended := map[layout.Container]bool{}
 		shared := a.take() // only one log is read at a time
 		defer a.spare.Put(shared)
-		l := a.lease(ctx)
+		var now *look
+		defer func() { now.drop() }()
 		for {
-			l.reset() // the tree before is dropped
-			tree, err := a.tree(ctx, target, l)
-			if err != nil {
+			var err error
+			if now, err = f.next(ctx, now); err != nil {
 				yield(PlacedLine{}, err)
 				return
 			}
-			running := !tree.Over(a.now())
-			for place := range tree.Containers() {
+			running := !now.tree.Over(a.now())
+			for place := range now.tree.Containers() {
 				c := place.Container
 				if ended[c.Key] || !choose(place.TaskRun, c) {
 					continue
@@ -289,7 +298,7 @@ func (a *Archive) FollowRun(ctx context.Context, target Target, choose func(Task
 				return
 			}
 			o.None, o.Tail = false, 0 // of what comes from now on, nothing was there
-			if err := o.pause(ctx); err != nil {
+			if err := o.pause(ctx, time.Until(now.done.Add(FollowInterval))); err != nil {
 				yield(PlacedLine{}, err)
 				return
 			}

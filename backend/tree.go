@@ -49,6 +49,9 @@ type Tree struct {
 	Record   *record.Run `json:"record,omitempty"` // nil if run.json is missing
 	TaskRuns []TaskRun   `json:"taskRuns"`         // in the order of their start
 	At       time.Time   `json:"at"`               // when it was read, by the store's clock
+
+	target Target
+	stamp  stamp // of Record
 }
 
 // TaskRun is one TaskRun of a run. Each retry is another pod.
@@ -72,6 +75,8 @@ type Pod struct {
 	Record     *record.Pod `json:"record,omitempty"` // nil if pod.json is missing
 	LastSeen   time.Time   `json:"lastSeen"`         // when the store last got something of the pod
 	Containers []Container `json:"containers"`       // in the pod's order
+
+	stamp stamp // of Record
 }
 
 // Container is one container's log.
@@ -98,6 +103,8 @@ type Container struct {
 	starts  []position       // where each of Segments begins
 	badSeal string           // why there is a seal and it is not in Seal
 	heard   time.Time        // when the store last got something of the pod, as far as was looked at
+
+	sealStamp, waitingStamp stamp // of Seal, or badSeal, and of Waiting
 }
 
 // Label is what a person calls the container: a step without its prefix.
@@ -134,10 +141,11 @@ var (
 
 // listed is what the listing of a run holds.
 type listed struct {
+	run             stamp // of run.json
 	pods            map[layout.Pod]*Pod
 	containers      map[layout.Container]int // where in their pods' Containers they are
-	sealed, waiting map[layout.Container]bool
-	records         map[layout.Pod]bool // pod.json is there
+	sealed, waiting map[layout.Container]stamp
+	records         map[layout.Pod]stamp // of pod.json
 	segments        int
 	recordBytes     int64
 	lease           *lease
@@ -192,7 +200,9 @@ func (l *listed) note(key layout.Key, e objectstore.Entry) {
 	p := l.pod(key.Container.Pod)
 	p.heard(e.LastModified)
 	if key.Kind == layout.KindPod {
-		l.records[p.Key] = l.fits(e)
+		if l.fits(e) {
+			l.records[p.Key] = stampOf(e)
+		}
 		return
 	}
 	if key.Kind != layout.KindSeal && key.Kind != layout.KindWaiting && key.Kind != layout.KindSegment {
@@ -204,11 +214,15 @@ func (l *listed) note(key layout.Key, e objectstore.Entry) {
 	}
 	switch key.Kind {
 	case layout.KindSeal:
-		if l.sealed[key.Container] = l.fits(e); !l.sealed[key.Container] {
+		if l.fits(e) {
+			l.sealed[key.Container] = stampOf(e)
+		} else {
 			c.badSeal = overRecords
 		}
 	case layout.KindWaiting:
-		l.waiting[key.Container] = l.fits(e)
+		if l.fits(e) {
+			l.waiting[key.Container] = stampOf(e)
+		}
 	case layout.KindSegment:
 		if l.segments++; l.segments > maxSegments {
 			c.over = overSegments
@@ -219,24 +233,45 @@ func (l *listed) note(key layout.Key, e objectstore.Entry) {
 	}
 }
 
+// stamp tells an object from what was there under its name before, as far as a LIST tells them
+// apart. The zero value is of no object.
+type stamp struct {
+	size, modified int64
+	tag            string
+}
+
+func stampOf(e objectstore.Entry) stamp {
+	return stamp{e.Size, e.LastModified.UnixNano(), e.ETag}
+}
+
+// unlisted is the stamp of a record that is not among what was listed, and will not change.
+var unlisted = stamp{tag: "unlisted"}
+
 // Tree reads what there is of a target: one LIST for each 1000 objects, and a GET for run.json and for each pod's and container's record. An archive without any object
 // of the run is an error that wraps fs.ErrNotExist.
 //
 // Where the process's memory is bounded (GOMEMLIMIT), trees share a part of it, and one that does not
 // fit now is a *BusyError. A tree holds its part until ctx ends, so ctx must be no longer than its use.
 func (a *Archive) Tree(ctx context.Context, target Target) (*Tree, error) {
-	return a.tree(ctx, target, a.lease(ctx))
+	return a.tree(ctx, target, a.lease(ctx), nil)
 }
 
-// tree is Tree, paid for by l.
-func (a *Archive) tree(ctx context.Context, target Target, l *lease) (*Tree, error) {
+// Again reads the target of one of the Archive's trees anew. It is Tree, but of the records only
+// those are read that are new or have changed. The others are the earlier tree's.
+func (a *Archive) Again(ctx context.Context, earlier *Tree) (*Tree, error) {
+	return a.tree(ctx, earlier.target, a.lease(ctx), earlier)
+}
+
+// tree is Tree, or with an earlier one Again, paid for by l.
+func (a *Archive) tree(ctx context.Context, target Target, l *lease, earlier *Tree) (*Tree, error) {
 	if err := a.admit(ctx, target.Run); err != nil {
 		return nil, err
 	}
-	tree := &Tree{Run: target.Run}
+	tree := &Tree{Run: target.Run, target: target}
 	all := listed{
-		pods: map[layout.Pod]*Pod{}, containers: map[layout.Container]int{}, sealed: map[layout.Container]bool{}, waiting: map[layout.Container]bool{}, records: map[layout.Pod]bool{},
-		lease: l,
+		pods: map[layout.Pod]*Pod{}, containers: map[layout.Container]int{},
+		sealed: map[layout.Container]stamp{}, waiting: map[layout.Container]stamp{},
+		records: map[layout.Pod]stamp{}, lease: l,
 	}
 	found := false
 	for e, err := range a.store.List(ctx, target.Prefix(), "", "", 0) {
@@ -248,7 +283,9 @@ func (a *Archive) tree(ctx context.Context, target Target, l *lease) (*Tree, err
 			continue // not ours; a later version may put other objects there
 		}
 		found = true
-		if key.Kind != layout.KindRun && target.holds(key.Container.Pod) {
+		if key.Kind == layout.KindRun {
+			all.run = stampOf(e)
+		} else if target.holds(key.Container.Pod) {
 			if err := all.add(key, e); err != nil {
 				return nil, fmt.Errorf("list run: %w", err)
 			}
@@ -258,53 +295,20 @@ func (a *Archive) tree(ctx context.Context, target Target, l *lease) (*Tree, err
 		return nil, nothingUnder(target.Prefix())
 	}
 
+	if earlier == nil {
+		earlier = &Tree{}
+	}
+	before := map[layout.Pod]*Pod{}
+	for _, tr := range earlier.TaskRuns {
+		for i := range tr.Pods {
+			before[tr.Pods[i].Key] = &tr.Pods[i]
+		}
+	}
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(recordConcurrency)
-	group.Go(func() error {
-		r, err := readRecord[record.Run](ctx, a.store, target.Run.RunKey())
-		if err == nil {
-			tree.Record = &r
-		}
-		return ignoreAbsent(err)
-	})
+	group.Go(func() error { return a.readRun(ctx, tree, all.run, earlier) })
 	for key, p := range all.pods {
-		group.Go(func() error {
-			if all.records[key] {
-				r, err := readRecord[record.Pod](ctx, a.store, key.PodKey())
-				if ignoreAbsent(err) != nil {
-					return err
-				}
-				if err == nil {
-					r = known(r, key)
-					p.Record = &r
-				}
-			}
-			p.order()
-			for i := range p.Containers {
-				c := &p.Containers[i]
-				if all.sealed[c.Key] {
-					if err := a.readSeal(ctx, c); err != nil {
-						return err
-					}
-				}
-				if all.waiting[c.Key] && len(c.Segments) == 0 {
-					w, err := readRecord[record.Waiting](ctx, a.store, c.Key.WaitingKey())
-					if ignoreAbsent(err) != nil {
-						return err
-					}
-					if err == nil {
-						c.Waiting = &w
-					}
-				}
-			}
-			for i := range p.Containers { // now that all that is known of the pod is read
-				p.Containers[i].judge(p, a.now())
-				if err := a.lookAgain(ctx, &p.Containers[i], p); err != nil {
-					return err
-				}
-			}
-			return nil
-		})
+		group.Go(func() error { return a.readPod(ctx, p, &all, before[key]) })
 	}
 	if err := group.Wait(); err != nil {
 		return nil, err
@@ -312,6 +316,98 @@ func (a *Archive) tree(ctx context.Context, target Target, l *lease) (*Tree, err
 	tree.arrange(all.pods)
 	tree.At = a.now()
 	return tree, nil
+}
+
+// readRun reads run.json, which is not among the objects of a part of a run.
+func (a *Archive) readRun(ctx context.Context, t *Tree, now stamp, earlier *Tree) (err error) {
+	part := t.target.TaskRun != ""
+	if part {
+		now = unlisted
+	}
+	t.Record, t.stamp, err = reread(ctx, a.store, t.Run.RunKey(), now, earlier.Record,
+		earlier.stamp)
+	if part && (t.Record == nil || t.Record.Completed.IsZero()) {
+		t.stamp = stamp{} // it will change
+	}
+	return err
+}
+
+// readPod reads the records of a pod and of its containers, and judges their logs.
+func (a *Archive) readPod(ctx context.Context, p *Pod, all *listed, earlier *Pod) (err error) {
+	if earlier == nil {
+		earlier = &Pod{}
+	}
+	p.Record, p.stamp, err = reread(ctx, a.store, p.Key.PodKey(), all.records[p.Key],
+		earlier.Record, earlier.stamp)
+	if err != nil {
+		return err
+	}
+	if p.Record != nil && p.Record != earlier.Record {
+		*p.Record = known(*p.Record, p.Key)
+	}
+	p.order()
+	before := make(map[string]*Container, len(earlier.Containers))
+	for i := range earlier.Containers {
+		before[earlier.Containers[i].Name] = &earlier.Containers[i]
+	}
+	sealed := make([]bool, len(p.Containers)) // since then
+	for i := range p.Containers {
+		c := &p.Containers[i]
+		was := before[c.Name]
+		if was == nil {
+			was = &Container{}
+		}
+		switch now := all.sealed[c.Key]; {
+		case now == stamp{}:
+		case now == was.sealStamp:
+			c.Seal, c.badSeal, c.sealStamp = was.Seal, was.badSeal, now
+		default:
+			if err := a.readSeal(ctx, c); err != nil {
+				return err
+			}
+			if sealed[i] = c.Seal != nil || c.badSeal != ""; sealed[i] {
+				c.sealStamp = now
+			}
+		}
+		if len(c.Segments) == 0 {
+			c.Waiting, c.waitingStamp, err = reread(ctx, a.store, c.Key.WaitingKey(),
+				all.waiting[c.Key], was.Waiting, was.waitingStamp)
+			if err != nil {
+				return err
+			}
+		}
+	}
+	for i := range p.Containers { // now that all that is known of the pod is read
+		p.Containers[i].judge(p, a.now())
+		if !sealed[i] {
+			continue // all that a seal of before counts was there before the list
+		}
+		if err := a.lookAgain(ctx, &p.Containers[i], p); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// reread returns a record as it was read before where its object has the same stamp, and otherwise
+// as it is now, with the stamp of what was read. Without an object, and where that is no record, it
+// is nil.
+func reread[T record.Run | record.Pod | record.Waiting](ctx context.Context, store Store,
+	key string, now stamp, was *T, before stamp) (*T, stamp, error) {
+	switch now {
+	case before:
+		return was, now, nil
+	case stamp{}:
+		return nil, now, nil
+	}
+	r, err := readRecord[T](ctx, store, key)
+	switch {
+	case err == nil:
+		return &r, now, nil
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, stamp{}, nil
+	}
+	return nil, now, ignoreAbsent(err)
 }
 
 // readSeal reads a container's seal, if it is one.
@@ -416,7 +512,8 @@ func (c *Container) judge(p *Pod, now time.Time) {
 	}
 	c.Why = ""
 	segments, covered, whole := contiguous(slices.Concat(c.Segments, c.covered, c.early))
-	c.Segments, c.covered, c.early = segments, covered, nil
+	// Several may read the same tree, and one of them add what comes: not to the others' array.
+	c.Segments, c.covered, c.early = slices.Clip(segments), slices.Clip(covered), nil
 	hole, alive := "", now.Sub(p.LastSeen) < AliveWithin
 	if i := slices.IndexFunc(segments,
 		func(s layout.Segment) bool { return s.Offset > whole }); i >= 0 {
@@ -666,11 +763,15 @@ func (t *Tree) arrange(pods map[layout.Pod]*Pod) {
 // Sort finds out what each TaskRun is called, and puts them into the order of their start: as their first pods were made, and of those that were made within the same second, as the pipeline has them.
 func (t *Tree) Sort() {
 	t.label()
+	ranks := map[string]int{}
+	if t.Record != nil {
+		for i, task := range slices.Backward(t.Record.Tasks) {
+			ranks[task] = i // of a task that is there twice, the first place
+		}
+	}
 	rank := func(tr TaskRun) int {
-		if t.Record != nil {
-			if i := slices.Index(t.Record.Tasks, tr.PipelineTask); i >= 0 {
-				return i
-			}
+		if i, ok := ranks[tr.PipelineTask]; ok {
+			return i
 		}
 		return math.MaxInt
 	}

@@ -50,7 +50,13 @@ func (a *api) severalLogs(kind string) handler {
 		if err != nil {
 			return err
 		}
-		tree, err := a.Archive.Tree(r.Context(), target)
+		read := a.Archive.Tree
+		if l.follow {
+			read = a.Archive.TreeToFollow
+		}
+		ctx, seen := context.WithCancel(r.Context())
+		defer seen()
+		tree, err := read(ctx, target)
 		if err != nil {
 			return err
 		}
@@ -69,7 +75,7 @@ func (a *api) severalLogs(kind string) handler {
 		if l.download {
 			attach(h, runName(tree)+".log")
 		}
-		return a.streamSeveral(w, r, tree, target, l, wanted)
+		return a.streamSeveral(w, r, tree, seen, target, l, wanted)
 	}
 }
 
@@ -105,7 +111,9 @@ func (t *labelled) at(p backend.Place)                   { t.label = p.Label(t.r
 func (t *labelled) line(l backend.Line, err error) error { return t.printer.Line(t.label, l, err) }
 func (t *labelled) end(c backend.Container) error        { return t.printer.End(t.label, c) }
 
-func (a *api) streamSeveral(w http.ResponseWriter, r *http.Request, tree *backend.Tree, target backend.Target, l logParams, wanted backend.Choice) error {
+// streamSeveral calls seen when the tree is needed no more: who follows may stay for hours.
+func (a *api) streamSeveral(w http.ResponseWriter, r *http.Request, tree *backend.Tree,
+	seen func(), target backend.Target, l logParams, wanted backend.Choice) error {
 	l.notices = true // who reads several logs in one text, would take what is missing of one for silence
 	var to severalWriter
 	switch l.format {
@@ -128,7 +136,10 @@ func (a *api) streamSeveral(w http.ResponseWriter, r *http.Request, tree *backen
 		// The first flush sends the headers, when the run has been looked at: a client that has them
 		// gets what is printed from then on.
 		unbuffered(w)
-		l.options.Idle = to.flush
+		l.options.Idle = func() error {
+			seen()
+			return to.flush()
+		}
 		lines = a.Archive.FollowRun(r.Context(), target, wanted.Includes, l.options)
 	}
 	worst := backend.Status("")

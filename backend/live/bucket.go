@@ -27,10 +27,22 @@ func (b Bucket) Tree(ctx context.Context, namespace string, kind layout.RunKind,
 		return nil, target, err
 	}
 	tree, err := b.Archive.Tree(ctx, target)
-	if errors.Is(err, fs.ErrNotExist) { // the index comes before the logs
-		err = &backend.NotFoundError{Namespace: namespace, Ref: ref}
+	return tree, target, notFound(err, namespace, ref)
+}
+
+// Again reads what an earlier tree is of anew, as backend.Archive does.
+func (b Bucket) Again(ctx context.Context, earlier *backend.Tree) (*backend.Tree, error) {
+	tree, err := b.Archive.Again(ctx, earlier)
+	return tree, notFound(err, earlier.Run.Namespace, earlier.Run.UID)
+}
+
+// notFound makes a *backend.NotFoundError where nothing is there: the index comes before the logs,
+// and goes behind them.
+func notFound(err error, namespace, ref string) error {
+	if errors.Is(err, fs.ErrNotExist) {
+		return &backend.NotFoundError{Namespace: namespace, Ref: ref}
 	}
-	return tree, target, err
+	return err
 }
 
 // Lines implements Archive.

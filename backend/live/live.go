@@ -49,6 +49,9 @@ type View struct {
 	// Failures are the TaskRuns of the run that have failed, as far as the cluster has them, in the order in which tkn prints their logs.
 	Failures []Failure
 
+	asked    string        // of the archive
+	archived *backend.Tree // as the archive has it; nil where it has nothing
+
 	over bool                      // no more pods are to be expected
 	pods map[layout.Pod]corev1.Pod // that are there
 	kept map[layout.Container]bool // in the archive
@@ -59,6 +62,12 @@ func (v *View) Pods() bool { return len(v.pods) > 0 }
 
 // Look reads what there is of a run. Where neither knows it, the error is a *backend.NotFoundError.
 func (r *Reader) Look(ctx context.Context, namespace string, kind layout.RunKind, ref string) (*View, error) {
+	return r.look(ctx, namespace, kind, ref, &View{})
+}
+
+// look is Look for who has looked before.
+func (r *Reader) look(ctx context.Context, namespace string, kind layout.RunKind, ref string,
+	earlier *View) (*View, error) {
 	v := &View{pods: map[layout.Pod]corev1.Pod{}, kept: map[layout.Container]bool{}}
 	var now *present
 	var clusterErr, archiveErr error
@@ -71,9 +80,7 @@ func (r *Reader) Look(ctx context.Context, namespace string, kind layout.RunKind
 		if now != nil {
 			asked = now.uid // an older run may have had the same name
 		}
-		var target backend.Target
-		v.Tree, target, archiveErr = r.Archive.Tree(ctx, namespace, kind, asked)
-		v.Others = target.Others
+		archiveErr = r.readArchive(ctx, v, namespace, kind, asked, earlier)
 		if errors.As(archiveErr, &notFound) {
 			archiveErr = nil
 		}
@@ -109,6 +116,28 @@ func (r *Reader) Look(ctx context.Context, namespace string, kind layout.RunKind
 	return v, nil
 }
 
+// again is an Archive for which it is cheaper to read a tree for the second time: of what an
+// earlier one is of, it reads what is new.
+type again interface {
+	Again(ctx context.Context, earlier *backend.Tree) (*backend.Tree, error)
+}
+
+// readArchive reads a run's tree, from the archive alone.
+func (r *Reader) readArchive(ctx context.Context, v *View, namespace string, kind layout.RunKind,
+	ref string, earlier *View) (err error) {
+	v.asked = ref
+	if archive, ok := r.Archive.(again); ok && earlier.archived != nil && earlier.asked == ref {
+		v.archived, err = archive.Again(ctx, earlier.archived)
+		v.Others = earlier.Others
+	} else {
+		var target backend.Target
+		v.archived, target, err = r.Archive.Tree(ctx, namespace, kind, ref)
+		v.Others = target.Others
+	}
+	v.Tree = v.archived
+	return err
+}
+
 func (r *Reader) notice(err error) {
 	if r.Notice != nil {
 		r.Notice(err)
@@ -129,8 +158,18 @@ func outcomeOfRecord(rec *backend.RunRecord) (Outcome, string) {
 // add puts what the cluster has into the tree.
 func (v *View) add(now *present) {
 	v.over, v.Outcome, v.Reason, v.Failures = now.done, now.outcome, now.reason, now.failures
-	if v.Tree == nil {
-		v.Tree = &backend.Tree{Run: now.run}
+	own := backend.Tree{Run: now.run}
+	if v.archived != nil { // which stays as it is
+		own = *v.archived
+		own.TaskRuns = slices.Clone(own.TaskRuns)
+		for i := range own.TaskRuns {
+			own.TaskRuns[i].Pods = slices.Clone(own.TaskRuns[i].Pods)
+		}
+	}
+	v.Tree = &own
+	taskRuns := map[string]int{} // where they are
+	for i, tr := range own.TaskRuns {
+		taskRuns[tr.Name] = i
 	}
 	for _, pod := range now.pods {
 		key, ok := podKey(&pod)
@@ -138,25 +177,32 @@ func (v *View) add(now *present) {
 			continue
 		}
 		v.pods[key] = pod
-		v.addPod(key, &pod)
+		i, ok := taskRuns[key.TaskRun]
+		if !ok {
+			i = len(own.TaskRuns)
+			taskRuns[key.TaskRun] = i
+			own.TaskRuns = append(own.TaskRuns, backend.TaskRun{Name: key.TaskRun,
+				PipelineTask: pod.Labels["tekton.dev/pipelineTask"]})
+		}
+		addPod(&own.TaskRuns[i], key, &pod)
 	}
-	v.Tree.Sort()
+	own.Sort()
+	places := map[string]int{}
+	for i, name := range now.order {
+		places[name] = i
+	}
 	place := func(tr backend.TaskRun) int {
-		if i := slices.Index(now.order, tr.Name); i >= 0 {
+		if i, ok := places[tr.Name]; ok {
 			return i
 		}
 		return len(now.order)
 	}
-	slices.SortStableFunc(v.Tree.TaskRuns, func(a, b backend.TaskRun) int { return place(a) - place(b) })
+	slices.SortStableFunc(own.TaskRuns, func(a, b backend.TaskRun) int {
+		return place(a) - place(b)
+	})
 }
 
-func (v *View) addPod(key layout.Pod, pod *corev1.Pod) {
-	i := slices.IndexFunc(v.Tree.TaskRuns, func(tr backend.TaskRun) bool { return tr.Name == key.TaskRun })
-	if i < 0 {
-		v.Tree.TaskRuns = append(v.Tree.TaskRuns, backend.TaskRun{Name: key.TaskRun, PipelineTask: pod.Labels["tekton.dev/pipelineTask"]})
-		i = len(v.Tree.TaskRuns) - 1
-	}
-	tr := &v.Tree.TaskRuns[i]
+func addPod(tr *backend.TaskRun, key layout.Pod, pod *corev1.Pod) {
 	j := slices.IndexFunc(tr.Pods, func(p backend.Pod) bool { return p.Key == key })
 	if j < 0 {
 		tr.Pods = append(tr.Pods, backend.Pod{Key: key})
@@ -484,8 +530,13 @@ func (f *following) send(ctx context.Context, x item) bool {
 
 // watch looks at the run until it is over, and has each TaskRun's containers read in their order.
 func (f *following) watch(ctx context.Context, namespace string, kind layout.RunKind, ref string) error {
+	earlier, drop := &View{}, func() {}
+	defer func() { drop() }()
 	for first := true; ; first = false {
-		v, err := f.Look(ctx, namespace, kind, ref)
+		drop() // what the look before holds of the memory
+		looks, end := context.WithCancel(ctx)
+		drop = end
+		v, err := f.look(looks, namespace, kind, ref, earlier)
 		var gone *backend.NotFoundError
 		if errors.As(err, &gone) && !first {
 			return nil // and there is no archive
@@ -495,7 +546,7 @@ func (f *following) watch(ctx context.Context, namespace string, kind layout.Run
 		}
 		if err != nil { // the store, or the cluster, for the moment
 			f.notice(err)
-		} else if f.begin(ctx, v) {
+		} else if earlier = v; f.begin(ctx, v) {
 			return nil
 		}
 		timer := time.NewTimer(lookAgain)

@@ -229,7 +229,8 @@ func (b *body) Read(p []byte) (int, error) {
 type Entry struct {
 	Key          string    // with IsPrefix: the common prefix, which ends with the delimiter
 	Size         int64     // bytes; 0 with IsPrefix
-	LastModified time.Time // by the store's clock; zero with IsPrefix
+	LastModified time.Time // by the store's clock, in whole seconds; zero with IsPrefix
+	ETag         string    // of what is in it, with its quotes; "" with IsPrefix, and of some stores
 	IsPrefix     bool      // stands for all keys that begin with Key
 }
 
@@ -312,7 +313,8 @@ func (s *Store) merge(page *s3.ListObjectsV2Output) iter.Seq[Entry] {
 			var e Entry
 			if len(prefixes) == 0 || len(objects) > 0 && aws.ToString(objects[0].Key) < aws.ToString(prefixes[0].Prefix) {
 				o := objects[0]
-				e = Entry{Key: aws.ToString(o.Key), Size: aws.ToInt64(o.Size), LastModified: aws.ToTime(o.LastModified)}
+				e = Entry{Key: aws.ToString(o.Key), Size: aws.ToInt64(o.Size),
+					LastModified: aws.ToTime(o.LastModified), ETag: aws.ToString(o.ETag)}
 				objects = objects[1:]
 			} else {
 				e = Entry{Key: aws.ToString(prefixes[0].Prefix), IsPrefix: true}
