@@ -9,6 +9,7 @@ import (
 	"maps"
 	"math/rand/v2"
 	"os"
+	"reflect"
 	"runtime"
 	"runtime/debug"
 	"slices"
@@ -121,17 +122,18 @@ func readings(ctx context.Context, seed uint64, writer *segment.Writer) error {
 	s := newStore(w.events, func() time.Time { return now })
 	s.page = 2 + rnd.IntN(20)
 	a := backend.New(s)
+	earlier := map[layout.Run]*backend.Tree{}
 	for _, now = range moments {
-		if err := w.compare(ctx, s, a, rnd, now); err != nil {
+		if err := w.compare(ctx, s, a, rnd, now, earlier); err != nil {
 			return fmt.Errorf("at %s: %w", now.Sub(w.begin), err)
 		}
 	}
 	return nil
 }
 
-// compare asks all that can be asked at a moment.
+// compare asks all that can be asked at a moment. earlier are the trees of the last moment.
 func (w *world) compare(ctx context.Context, s *store, a *backend.Archive, rnd *rand.Rand,
-	now time.Time) error {
+	now time.Time, earlier map[layout.Run]*backend.Tree) error {
 	if err := w.compareFind(ctx, s, a, rnd); err != nil {
 		return err
 	}
@@ -144,6 +146,13 @@ func (w *world) compare(ctx context.Context, s *store, a *backend.Archive, rnd *
 		if !have {
 			continue
 		}
+		if earlier[r.Run] != nil {
+			again, err := a.Again(ctx, earlier[r.Run])
+			if err != nil || !reflect.DeepEqual(again, tree) {
+				return fmt.Errorf("Again of %v is %+v (%w), want %+v", r.Run, again, err, tree)
+			}
+		}
+		earlier[r.Run] = tree
 		places := map[layout.Container]backend.Place{}
 		for p := range tree.Containers() {
 			places[p.Container.Key] = p
