@@ -37,6 +37,7 @@ var parts = []struct {
 	{"tee", "tee: a step's output to the spool", tee},
 	{"read", "Reading a log, and searching it", read},
 	{"list", "Listing runs", list},
+	{"large", "Large runs and namespaces", large},
 	{"cluster", "Builds on a cluster, with shiplog and without", cluster},
 	{"webhook", "The webhook: admission and tickets", webhook},
 	{"hot", "Hot paths, and what they allocate", hot},

@@ -29,6 +29,7 @@ import (
 	"github.com/shiplog-dev/shiplog/backend/api"
 	"github.com/shiplog-dev/shiplog/backend/archivetest"
 	"github.com/shiplog-dev/shiplog/backend/compact"
+	webpage "github.com/shiplog-dev/shiplog/backend/page"
 	"github.com/shiplog-dev/shiplog/internal/layout"
 	"github.com/shiplog-dev/shiplog/internal/objectstore"
 )
@@ -89,8 +90,10 @@ func (open) Allow(*http.Request, string) (backend.Reach, error) {
 func (open) Allowed(_ *http.Request, namespaces []string) ([]string, error) {
 	return namespaces, nil
 }
+func (open) Login(http.ResponseWriter, *http.Request, string) error { return nil }
+func (open) Logout(http.ResponseWriter, *http.Request) error        { return nil }
 
-// serve is the backend's HTTP API without the rest of the backend.
+// serve is the backend's HTTP API and its page, without the rest of the backend.
 func serve(addr string) error {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM)
 	defer stop()
@@ -106,7 +109,10 @@ func serve(addr string) error {
 	if err != nil {
 		return err
 	}
-	handler := api.New(api.Options{Archive: backend.New(&distant{store, delay}), Gate: open{}, Log: slog.New(slog.DiscardHandler)})
+	archive, quiet := backend.New(&distant{store, delay}), slog.New(slog.DiscardHandler)
+	handler := http.NewServeMux()
+	handler.Handle("/", webpage.New(webpage.Options{Archive: archive, Gate: open{}, Log: quiet}))
+	handler.Handle(api.Base+"/", api.New(api.Options{Archive: archive, Gate: open{}, Log: quiet}))
 	if name := os.Getenv(profileEnv); name != "" {
 		f, err := os.Create(name)
 		if err != nil {
