@@ -207,7 +207,9 @@ func TestFollowersShareLooks(t *testing.T) {
 			}
 			wait(ctx, 5*time.Second+FollowInterval/5) // not when they look
 			s.asked()
+			a.trees.mu.Lock()
 			held := a.trees.total - a.trees.free
+			a.trees.mu.Unlock()
 			if one := int64(5*4*(entryCost+segmentCost) + 5*entryCost); held < one || held > 2*one {
 				t.Errorf("%d bytes of memory are held, want about %d", held, one)
 			}
