@@ -62,15 +62,31 @@ func New(store Store) *Archive {
 // Now is what time it is for the store.
 func (a *Archive) Now() time.Time { return a.now() }
 
+// anyRecord is what readRecord reads.
+type anyRecord interface {
+	record.Run | record.Pod | record.Alive | record.Waiting | record.Pointer | record.Seal
+}
+
 // readRecord reads and decodes a JSON object.
-func readRecord[T record.Run | record.Pod | record.Alive | record.Waiting | record.Pointer | record.Seal](ctx context.Context, store Store, key string) (T, error) {
+func readRecord[T anyRecord](ctx context.Context, store Store, key string) (T, error) {
+	return readListed[T](ctx, store, key, record.Limit[T](), &lease{})
+}
+
+// readListed is readRecord for an object of which so many bytes are paid for, as the listing had it.
+// What it has more, since it was overwritten, is paid for as it is read.
+func readListed[T anyRecord](ctx context.Context, store Store, key string, paid int64,
+	l *lease) (T, error) {
 	var zero T
 	r, err := store.Get(ctx, key)
 	if err != nil {
 		return zero, err
 	}
 	defer r.Close()
-	b, err := io.ReadAll(io.LimitReader(r, record.Limit[T]()+1)) // one more than Decode takes
+	// One byte more says that this is the end, and one more than the limit that Decode is to refuse it.
+	b, err := io.ReadAll(io.LimitReader(&paying{r, paid + 1, l}, record.Limit[T]()+1))
+	if errors.Is(err, errOverwritten) {
+		return zero, &recordError{key, err}
+	}
 	if err != nil {
 		return zero, fmt.Errorf("read %s: %w", key, err)
 	}
@@ -240,9 +256,9 @@ func (a *Archive) Namespaces(ctx context.Context, after string) iter.Seq2[string
 }
 
 // Run reads a run's record. Where there is none, the error wraps fs.ErrNotExist, and where the
-// run is out of the archive's reach it is ErrFormer.
+// run is out of the archive's reach it is ErrFormer. It holds memory as Tree does, until ctx ends.
 func (a *Archive) Run(ctx context.Context, run layout.Run) (record.Run, error) {
-	r, err := readRecord[record.Run](ctx, a.store, run.RunKey())
+	r, err := readListed[record.Run](ctx, a.store, run.RunKey(), 0, a.lease(ctx, run.Namespace))
 	if !a.all() && ignoreAbsent(err) == nil && (err != nil || !a.reach.Namespace.Holds(r)) {
 		return record.Run{}, ErrFormer
 	}

@@ -16,6 +16,8 @@ type Content struct {
 	ctx       context.Context
 	container Container
 
+	done func() // gives back what is held
+
 	offset int64 // of the next Read
 	rest   []byte
 	next   func() ([]byte, error, bool) // nil while nothing is read
@@ -23,8 +25,13 @@ type Content struct {
 }
 
 // Content opens a container's log. Its size is Container.Bytes. A Read fails where bytes of the archive are missing that Container.Status does not tell of, and at the end of a log whose digest is not the seal's.
-func (a *Archive) Content(ctx context.Context, c Container) *Content {
-	return &Content{archive: a, ctx: ctx, container: c}
+// It holds memory until it is closed; where there is none, the error is a *BusyError.
+func (a *Archive) Content(ctx context.Context, c Container) (*Content, error) {
+	done, err := a.hold(c.Key.Namespace, readCost)
+	if err != nil {
+		return nil, fmt.Errorf("read %s: %w", c.Key.Prefix(), err)
+	}
+	return &Content{archive: a, ctx: ctx, container: c, done: done}, nil
 }
 
 // Seek implements io.Seeker.
@@ -39,7 +46,7 @@ func (c *Content) Seek(offset int64, whence int) (int64, error) {
 		return 0, fmt.Errorf("seek to %d: is before the beginning", offset)
 	}
 	if offset != c.offset {
-		c.Close()
+		c.end()
 		c.offset = offset
 	}
 	return offset, nil
@@ -47,6 +54,12 @@ func (c *Content) Seek(offset int64, whence int) (int64, error) {
 
 // Close ends the reading.
 func (c *Content) Close() {
+	c.end()
+	c.done()
+}
+
+// end ends the reading at a place.
+func (c *Content) end() {
 	if c.stop != nil {
 		c.stop()
 	}
@@ -83,7 +96,7 @@ func (c *Content) text() iter.Seq2[[]byte, error] {
 	from := c.offset
 	return func(yield func([]byte, error) bool) {
 		text := make([]byte, 0, blockBytes)
-		o := LogOptions{FromByte: from, block: func() bool {
+		o := LogOptions{FromByte: from, paid: true, block: func() bool {
 			more := len(text) == 0 || yield(text, nil)
 			text = text[:0]
 			return more

@@ -2,6 +2,7 @@ package backend
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io/fs"
 	"iter"
@@ -16,7 +17,7 @@ const FollowInterval = 500 * time.Millisecond
 // Container reads the state of one container's log, without the rest of its run: one LIST for each 1000 segments, and a GET of its seal. Where it has none, another LIST asks when its pod was last heard of;
 // where it has no segment either, it costs what Tree costs for its pod. A container of which nothing is known is an error that wraps fs.ErrNotExist.
 func (a *Archive) Container(ctx context.Context, key layout.Container) (Container, error) {
-	return a.one(ctx, key, a.lease(ctx))
+	return a.one(ctx, key, a.lease(ctx, key.Namespace))
 }
 
 // one is Container, paid for by l.
@@ -36,7 +37,7 @@ func (a *Archive) one(ctx context.Context, key layout.Container, l *lease) (Cont
 	if len(c.Segments) == 0 { // why that is, the rest of the pod says
 		return a.containerInTree(ctx, key, l)
 	}
-	if err := a.judgeOne(ctx, &c, &p, sealed); err != nil {
+	if err := a.judgeOne(ctx, &c, &p, sealed, l); err != nil {
 		return Container{}, err
 	}
 	return c, nil
@@ -99,10 +100,11 @@ func (p *Pod) heard(t time.Time) {
 	}
 }
 
-// judgeOne reads what a container's status depends on beside its segments.
-func (a *Archive) judgeOne(ctx context.Context, c *Container, p *Pod, sealed bool) error {
+// judgeOne reads what a container's status depends on beside its segments, and pays for it.
+func (a *Archive) judgeOne(ctx context.Context, c *Container, p *Pod, sealed bool,
+	l *lease) error {
 	if sealed {
-		if err := a.readSeal(ctx, c); err != nil {
+		if err := a.readSeal(ctx, c, 0, l); err != nil {
 			return err
 		}
 	}
@@ -165,17 +167,23 @@ func (a *Archive) listen(ctx context.Context, p *Pod) error {
 func (a *Archive) Follow(ctx context.Context, c *Container, o LogOptions) iter.Seq2[Line, error] {
 	return func(yield func(Line, error) bool) {
 		p := Pod{Key: c.Key.Pod, LastSeen: c.heard}
-		l := a.lease(ctx) // for what comes
-		b := a.take()
-		defer a.spare.Put(b)
-		r := a.begin(*c, o, b)
-		for {
-			if !r.read(ctx, *c, yield) {
+		l := a.lease(ctx, c.Key.Namespace) // for what comes
+		r := a.begin(*c, o)
+		for begun := false; ; {
+			more, err := r.once(ctx, *c, yield)
+			var busy *BusyError
+			switch {
+			case errors.As(err, &busy) && begun: // it goes on when there is memory again
+			case err != nil:
+				yield(Line{}, err)
 				return
-			}
-			if c.Status != Running {
+			case !more:
+				return
+			case c.Status != Running:
 				r.check(*c, yield)
 				return
+			default:
+				begun = true
 			}
 			if err := o.pause(ctx, FollowInterval); err != nil {
 				yield(Line{}, err)
@@ -187,6 +195,19 @@ func (a *Archive) Follow(ctx context.Context, c *Container, o LogOptions) iter.S
 			}
 		}
 	}
+}
+
+// once is read, and holds what that takes no longer than it lasts: a follow waits most of the time.
+func (r *reading) once(ctx context.Context, c Container, yield func(Line, error) bool) (more bool,
+	err error) {
+	done, err := r.archive.hold(c.Key.Namespace, readCost)
+	if err != nil {
+		return false, fmt.Errorf("read %s: %w", c.Key.Prefix(), err)
+	}
+	defer done()
+	r.blocks = r.archive.take()
+	defer r.archive.spare.Put(r.blocks)
+	return r.read(ctx, c, yield), nil
 }
 
 // refresh looks for what has come to a container, and pays for it.
@@ -208,7 +229,7 @@ func (a *Archive) refresh(ctx context.Context, c *Container, p *Pod, l *lease) e
 		p.heard(c.heard)
 		return nil
 	}
-	return a.judgeOne(ctx, c, p, false)
+	return a.judgeOne(ctx, c, p, false, l)
 }
 
 // pause waits until it is time to look again, or returns ctx's error.
@@ -251,59 +272,96 @@ func (a *Archive) FollowRun(ctx context.Context, target Target, choose func(Task
 			return
 		}
 		defer f.leave()
-		readings := map[layout.Container]*reading{}
-		ended := map[layout.Container]bool{}
-		shared := a.take() // only one log is read at a time
-		defer a.spare.Put(shared)
-		var now *look
-		defer func() { now.drop() }()
+		r := &runFollow{
+			archive: a, followed: f, choose: choose, yield: yield,
+			readings: map[layout.Container]*reading{}, ended: map[layout.Container]bool{},
+		}
+		defer func() { r.now.drop() }()
 		for {
-			var err error
-			if now, err = f.next(ctx, now); err != nil {
-				yield(PlacedLine{}, err)
+			running, more := r.look(ctx, o)
+			if !more {
 				return
-			}
-			running := !now.tree.Over(a.now())
-			for place := range now.tree.Containers() {
-				c := place.Container
-				if ended[c.Key] || !choose(place.TaskRun, c) {
-					continue
-				}
-				if readings[c.Key] == nil {
-					readings[c.Key] = a.begin(c, o, shared)
-				}
-				show := func(l Line, err error) bool { return yield(PlacedLine{place, l}, err) }
-				stopped := false
-				more := readings[c.Key].read(ctx, c, func(l Line, err error) bool {
-					stopped = !show(l, err) || err != nil
-					return !stopped
-				})
-				if stopped {
-					return
-				}
-				if more && c.Status == Running {
-					running = true
-					continue
-				}
-				ended[c.Key] = true
-				if more {
-					readings[c.Key].check(c, show)
-				}
-				delete(readings, c.Key)
-				if !yield(PlacedLine{Place: place}, nil) {
-					return
-				}
 			}
 			if !running {
 				return
 			}
 			o.None, o.Tail = false, 0 // of what comes from now on, nothing was there
-			if err := o.pause(ctx, time.Until(now.done.Add(FollowInterval))); err != nil {
+			if err := o.pause(ctx, time.Until(r.now.done.Add(FollowInterval))); err != nil {
 				yield(PlacedLine{}, err)
 				return
 			}
 		}
 	}
+}
+
+// runFollow is what FollowRun knows from one look to the next.
+type runFollow struct {
+	archive  *Archive
+	followed *followed
+	choose   func(TaskRun, Container) bool
+	yield    func(PlacedLine, error) bool
+	readings map[layout.Container]*reading
+	ended    map[layout.Container]bool
+	now      *look // the last one, of an error too
+	begun    bool  // lines of one look were read
+}
+
+// look yields what has come to the run. It says whether the run still runs, and whether to go on.
+func (f *runFollow) look(ctx context.Context, o LogOptions) (running, more bool) {
+	a := f.archive
+	done := func() {}
+	var err error
+	if f.now, err = f.followed.next(ctx, f.now); err == nil {
+		done, err = a.hold(f.followed.target.Run.Namespace, readCost)
+	}
+	var busy *BusyError
+	if errors.As(err, &busy) && f.begun { // it goes on when there is memory again
+		return true, true
+	}
+	if err != nil {
+		f.yield(PlacedLine{}, err)
+		return false, false
+	}
+	defer done()
+	f.begun = true
+	shared := a.take() // only one log is read at a time
+	defer a.spare.Put(shared)
+	tree := f.now.tree
+	running = !tree.Over(a.now())
+	for place := range tree.Containers() {
+		c := place.Container
+		if f.ended[c.Key] || !f.choose(place.TaskRun, c) {
+			continue
+		}
+		r := f.readings[c.Key]
+		if r == nil {
+			r = a.begin(c, o)
+			f.readings[c.Key] = r
+		}
+		r.blocks = shared
+		show := func(l Line, err error) bool { return f.yield(PlacedLine{place, l}, err) }
+		stopped := false
+		more := r.read(ctx, c, func(l Line, err error) bool {
+			stopped = !show(l, err) || err != nil
+			return !stopped
+		})
+		if stopped {
+			return false, false
+		}
+		if more && c.Status == Running {
+			running = true
+			continue
+		}
+		f.ended[c.Key] = true
+		if more {
+			r.check(c, show)
+		}
+		delete(f.readings, c.Key)
+		if !f.yield(PlacedLine{Place: place}, nil) {
+			return false, false
+		}
+	}
+	return running, true
 }
 
 // RunLines yields the lines of a tree's containers for which choose is true, one log after the other, in the way of FollowRun.

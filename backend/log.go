@@ -64,6 +64,8 @@ type LogOptions struct {
 	unchecked bool
 	// dull, if set, says of whole lines with their prefixes that none of them is of interest by itself. Then of these only lines are yielded that are put together of pieces.
 	dull func(block []byte) bool
+	// paid says that what it takes to read is paid for.
+	paid bool
 	// block, if set, is called behind lines that were read at once, where those that follow take longer. It returns false where no more are wanted.
 	block func() bool
 }
@@ -75,9 +77,17 @@ type LogOptions struct {
 // error is the store's, and ends the log.
 func (a *Archive) Lines(ctx context.Context, c Container, o LogOptions) iter.Seq2[Line, error] {
 	return func(yield func(Line, error) bool) {
-		b := a.take()
-		defer a.spare.Put(b)
-		r := a.begin(c, o, b)
+		if !o.paid {
+			done, err := a.hold(c.Key.Namespace, readCost)
+			if err != nil {
+				yield(Line{}, fmt.Errorf("read %s: %w", c.Key.Prefix(), err))
+				return
+			}
+			defer done()
+		}
+		r := a.begin(c, o)
+		r.blocks = a.take()
+		defer a.spare.Put(r.blocks)
 		if r.read(ctx, c, yield) {
 			r.check(c, yield)
 		}
@@ -96,8 +106,8 @@ type reading struct {
 
 	unplaced bool // of the segment that is read; see placed
 	digest   hash.Hash
-	whole    bool // nothing is missing up to end
-	blocks   *blocks
+	whole    bool    // nothing is missing up to end
+	blocks   *blocks // while it is read
 	parser   criline.Parser
 	// the last line of that stream has not ended; where options.dull is set
 	pieces map[criline.Stream]bool
@@ -112,7 +122,7 @@ type reading struct {
 const mostLists = 3
 
 // begin chooses where to begin.
-func (a *Archive) begin(c Container, o LogOptions, b *blocks) *reading {
+func (a *Archive) begin(c Container, o LogOptions) *reading {
 	if o.None {
 		o.FromByte = max(o.FromByte, c.Bytes)
 	}
@@ -120,7 +130,7 @@ func (a *Archive) begin(c Container, o LogOptions, b *blocks) *reading {
 		o.FromLine = max(o.FromLine, c.Lines-o.Tail+1)
 	}
 	r := &reading{archive: a, options: o, digest: sha256.New(), since: o.Since.IsZero(),
-		blocks: b, pieces: map[criline.Stream]bool{}}
+		pieces: map[criline.Stream]bool{}}
 	if first := c.first(o); first > 0 {
 		before, at := c.Segments[first-1], c.starts[first-1]
 		r.end, r.named = before.End(), before.PrintedOffset+before.Printed

@@ -96,7 +96,7 @@ func (f *followed) next(ctx context.Context, have *look) (*look, error) {
 	}
 	f.last.drop()
 	f.last = nil
-	l := &look{lease: &lease{of: f.archive.trees}}
+	l := &look{lease: &lease{of: f.archive.trees, namespace: f.target.Run.Namespace}}
 	l.tree, l.err = f.archive.tree(ctx, f.target, l.lease, f.earlier)
 	if ctx.Err() != nil {
 		l.lease.end()

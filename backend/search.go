@@ -184,7 +184,13 @@ func (e *MissingError) Error() string {
 func (s *Search) In(ctx context.Context, a *Archive, c Container, o LogOptions) iter.Seq2[Match, error] {
 	return func(yield func(Match, error) bool) {
 		f := finder{search: s, open: map[criline.Stream]*openLine{}}
-		o.unchecked = true
+		done, err := a.hold(c.Key.Namespace, readCost+searchCost)
+		if err != nil {
+			yield(Match{}, fmt.Errorf("search %s: %w", c.Key.Prefix(), err))
+			return
+		}
+		defer done()
+		o.unchecked, o.paid = true, true
 		// Most lines hold nothing. They are looked through many at once, where nothing depends on each: no context, and no end but the log's.
 		if len(s.literal.text) > 0 && s.query.Before == 0 && s.query.After == 0 && o.ToLine <= 0 && o.ToByte <= 0 && o.Since.IsZero() {
 			o.dull = func(block []byte) bool { return !s.literal.in(block) }

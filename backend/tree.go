@@ -101,6 +101,7 @@ type Container struct {
 	covered []layout.Segment // by Segments: read where one of these is corrupt
 	early   []layout.Segment // behind a hole that the shipper is at: not read yet
 	starts  []position       // where each of Segments begins
+	anew    bool             // a shipper has numbered anew, as far as names of segments show
 	badSeal string           // why there is a seal and it is not in Seal
 	heard   time.Time        // when the store last got something of the pod, as far as was looked at
 
@@ -253,13 +254,13 @@ var unlisted = stamp{tag: "unlisted"}
 // Where the process's memory is bounded (GOMEMLIMIT), trees share a part of it, and one that does not
 // fit now is a *BusyError. A tree holds its part until ctx ends, so ctx must be no longer than its use.
 func (a *Archive) Tree(ctx context.Context, target Target) (*Tree, error) {
-	return a.tree(ctx, target, a.lease(ctx), nil)
+	return a.tree(ctx, target, a.lease(ctx, target.Run.Namespace), nil)
 }
 
 // Again reads the target of one of the Archive's trees anew. It is Tree, but of the records only
 // those are read that are new or have changed. The others are the earlier tree's.
 func (a *Archive) Again(ctx context.Context, earlier *Tree) (*Tree, error) {
-	return a.tree(ctx, earlier.target, a.lease(ctx), earlier)
+	return a.tree(ctx, earlier.target, a.lease(ctx, earlier.Run.Namespace), earlier)
 }
 
 // tree is Tree, or with an earlier one Again, paid for by l.
@@ -306,7 +307,7 @@ func (a *Archive) tree(ctx context.Context, target Target, l *lease, earlier *Tr
 	}
 	group, ctx := errgroup.WithContext(ctx)
 	group.SetLimit(recordConcurrency)
-	group.Go(func() error { return a.readRun(ctx, tree, all.run, earlier) })
+	group.Go(func() error { return a.readRun(ctx, tree, all.run, earlier, l) })
 	for key, p := range all.pods {
 		group.Go(func() error { return a.readPod(ctx, p, &all, before[key]) })
 	}
@@ -319,13 +320,14 @@ func (a *Archive) tree(ctx context.Context, target Target, l *lease, earlier *Tr
 }
 
 // readRun reads run.json, which is not among the objects of a part of a run.
-func (a *Archive) readRun(ctx context.Context, t *Tree, now stamp, earlier *Tree) (err error) {
+func (a *Archive) readRun(ctx context.Context, t *Tree, now stamp, earlier *Tree, l *lease,
+) (err error) {
 	part := t.target.TaskRun != ""
 	if part {
 		now = unlisted
 	}
 	t.Record, t.stamp, err = reread(ctx, a.store, t.Run.RunKey(), now, earlier.Record,
-		earlier.stamp)
+		earlier.stamp, l)
 	if part && (t.Record == nil || t.Record.Completed.IsZero()) {
 		t.stamp = stamp{} // it will change
 	}
@@ -338,7 +340,7 @@ func (a *Archive) readPod(ctx context.Context, p *Pod, all *listed, earlier *Pod
 		earlier = &Pod{}
 	}
 	p.Record, p.stamp, err = reread(ctx, a.store, p.Key.PodKey(), all.records[p.Key],
-		earlier.Record, earlier.stamp)
+		earlier.Record, earlier.stamp, all.lease)
 	if err != nil {
 		return err
 	}
@@ -362,7 +364,7 @@ func (a *Archive) readPod(ctx context.Context, p *Pod, all *listed, earlier *Pod
 		case now == was.sealStamp:
 			c.Seal, c.badSeal, c.sealStamp = was.Seal, was.badSeal, now
 		default:
-			if err := a.readSeal(ctx, c); err != nil {
+			if err := a.readSeal(ctx, c, now.size, all.lease); err != nil {
 				return err
 			}
 			if sealed[i] = c.Seal != nil || c.badSeal != ""; sealed[i] {
@@ -371,7 +373,7 @@ func (a *Archive) readPod(ctx context.Context, p *Pod, all *listed, earlier *Pod
 		}
 		if len(c.Segments) == 0 {
 			c.Waiting, c.waitingStamp, err = reread(ctx, a.store, c.Key.WaitingKey(),
-				all.waiting[c.Key], was.Waiting, was.waitingStamp)
+				all.waiting[c.Key], was.Waiting, was.waitingStamp, all.lease)
 			if err != nil {
 				return err
 			}
@@ -393,14 +395,14 @@ func (a *Archive) readPod(ctx context.Context, p *Pod, all *listed, earlier *Pod
 // as it is now, with the stamp of what was read. Without an object, and where that is no record, it
 // is nil.
 func reread[T record.Run | record.Pod | record.Waiting](ctx context.Context, store Store,
-	key string, now stamp, was *T, before stamp) (*T, stamp, error) {
+	key string, now stamp, was *T, before stamp, l *lease) (*T, stamp, error) {
 	switch now {
 	case before:
 		return was, now, nil
 	case stamp{}:
 		return nil, now, nil
 	}
-	r, err := readRecord[T](ctx, store, key)
+	r, err := readListed[T](ctx, store, key, now.size, l)
 	switch {
 	case err == nil:
 		return &r, now, nil
@@ -410,9 +412,9 @@ func reread[T record.Run | record.Pod | record.Waiting](ctx context.Context, sto
 	return nil, now, ignoreAbsent(err)
 }
 
-// readSeal reads a container's seal, if it is one.
-func (a *Archive) readSeal(ctx context.Context, c *Container) error {
-	s, err := readRecord[record.Seal](ctx, a.store, c.Key.SealKey())
+// readSeal reads a container's seal, if it is one. So many bytes of it are paid for.
+func (a *Archive) readSeal(ctx context.Context, c *Container, paid int64, l *lease) error {
+	s, err := readListed[record.Seal](ctx, a.store, c.Key.SealKey(), paid, l)
 	var bad *recordError
 	switch {
 	case err == nil:
@@ -594,6 +596,8 @@ func (p position) behind(o position) position {
 // as far as names tell; see Container.Estimated for the rest.
 func (c *Container) count() {
 	c.Bytes, c.Lines, c.Archive, c.Estimated, c.starts = 0, 0, 0, false, nil
+	c.anew = slices.ContainsFunc(c.Segments, beginsAnew) ||
+		slices.ContainsFunc(c.covered, beginsAnew)
 	var known *places // needed where segments overlap
 	end := int64(0)
 	for _, s := range c.Segments {
@@ -618,7 +622,7 @@ func (c *Container) count() {
 				start = at
 			} else { // it counts twice what both hold, and numbers of before do not fit any more
 				c.Estimated = true
-				clear(known.anchors)
+				known.anchors = map[int32]position{} // to clear it takes as long as it ever was large
 			}
 		}
 		if known != nil {
@@ -638,16 +642,16 @@ func (c *Container) count() {
 func (c *Container) within(by, s layout.Segment) (position, bool) {
 	between := position{s.Line - by.Line, s.PrintedOffset - by.PrintedOffset}
 	pieces := s.Offset - by.Offset - between.printed - between.lines*int64(criline.PrefixLen)
-	anew := func(s layout.Segment) bool {
-		return s.Offset > 0 && s.PrintedOffset == 0 &&
-			s.Line == 0
-	}
 	if between.lines < 0 || between.lines > by.Lines || between.printed < 0 ||
-		between.printed > by.Printed || pieces < 0 || pieces > 0 &&
-		(slices.ContainsFunc(c.Segments, anew) || slices.ContainsFunc(c.covered, anew)) {
+		between.printed > by.Printed || pieces < 0 || pieces > 0 && c.anew {
 		return position{}, false
 	}
 	return between, true
+}
+
+// beginsAnew says whether a segment shows that a shipper has numbered anew.
+func beginsAnew(s layout.Segment) bool {
+	return s.Offset > 0 && s.PrintedOffset == 0 && s.Line == 0
 }
 
 // whyEmpty explains a sealed log without a byte.

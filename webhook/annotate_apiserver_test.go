@@ -5,9 +5,6 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -17,54 +14,18 @@ import (
 	"github.com/prometheus/client_golang/prometheus/testutil"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
-	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
-	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/rest"
 	"k8s.io/utils/ptr"
-	"sigs.k8s.io/yaml"
 
 	"github.com/shiplog-dev/shiplog/backend"
 	"github.com/shiplog-dev/shiplog/internal/contract"
 	"github.com/shiplog-dev/shiplog/internal/layout"
 	"github.com/shiplog-dev/shiplog/internal/record"
 )
-
-// tektonOn installs Tekton's own definitions of PipelineRun and TaskRun, and returns the administrator's client of them. Tekton's controller and webhook are not there: the tests are these.
-func (a realAPI) tektonOn(t *testing.T) dynamic.Interface {
-	t.Helper()
-	out, err := exec.CommandContext(t.Context(), "go", "list", "-m", "-f", "{{.Dir}}", "github.com/tektoncd/pipeline").Output()
-	if err != nil {
-		t.Fatalf("find Tekton's module: %v", err)
-	}
-	client, err := dynamic.NewForConfig(a.Admin)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, o := range []owner{pipelineRunOwner, taskRunOwner} {
-		text, err := os.ReadFile(filepath.Join(strings.TrimSpace(string(out)), "config", "300-crds", "300-"+strings.ToLower(o.kind)+".yaml"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		crd := &unstructured.Unstructured{}
-		if err := yaml.Unmarshal(text, crd); err != nil {
-			t.Fatal(err)
-		}
-		unstructured.RemoveNestedField(crd.Object, "spec", "conversion") // by Tekton's webhook
-		crds := client.Resource(schema.GroupVersionResource{Group: "apiextensions.k8s.io", Version: "v1", Resource: "customresourcedefinitions"})
-		if _, err := crds.Create(t.Context(), crd, metav1.CreateOptions{}); err != nil && !apierrors.IsAlreadyExists(err) {
-			t.Fatal(err)
-		}
-		until(t, "the API server to serve "+o.resource, func() bool {
-			_, err := client.Resource(tektonV1.WithResource(o.resource)).List(t.Context(), metav1.ListOptions{})
-			return err == nil
-		})
-	}
-	return client
-}
 
 // realRuns makes and changes runs as Tekton does.
 type realRuns struct {
@@ -132,7 +93,7 @@ func (r realRuns) annotations(kind, name string) map[string]string {
 // runsAreAnnotated follows a run on a real API server with Tekton's own definitions and the rights of the manifest, with two replicas, from its first ticket to the event on what it lost.
 func runsAreAnnotated(t *testing.T, api realAPI) {
 	api.namespace(t, "runs")
-	runs := realRuns{api.tektonOn(t), t}
+	runs := realRuns{api.Tekton(t), t}
 	store := &memoryStore{}
 	put := func(key string, body []byte, err error) {
 		t.Helper()

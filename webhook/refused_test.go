@@ -173,7 +173,7 @@ func TestTaskRunRefused(t *testing.T) {
 // as it is installed, with the rights of the manifest. Tekton's part, which is to fail the TaskRun
 // with the API server's words, is the test's.
 func podsRefused(t *testing.T, api realAPI) {
-	tekton := api.tektonOn(t)
+	tekton := api.Tekton(t)
 	config := api.asWebhook(t)
 	var ahead atomic.Int64
 	begin := time.Now()

@@ -185,6 +185,11 @@ func attach(h http.Header, name string) {
 
 // serveContent answers with exactly what was printed, whole or in ranges.
 func (a *api) serveContent(w http.ResponseWriter, r *http.Request, c backend.Container) error {
+	content, err := a.Archive.Content(r.Context(), c)
+	if err != nil {
+		return err
+	}
+	defer content.Close()
 	if c.Seal != nil && c.Seal.SHA256 != "" {
 		w.Header().Set("ETag", `"`+c.Seal.SHA256+`"`)
 	}
@@ -194,8 +199,6 @@ func (a *api) serveContent(w http.ResponseWriter, r *http.Request, c backend.Con
 		r = r.Clone(r.Context())
 		r.Header.Del("Range")
 	}
-	content := a.Archive.Content(r.Context(), c)
-	defer content.Close()
 	kept, out := &keptError{ReadSeeker: content}, &rangeWriter{ResponseWriter: w}
 	http.ServeContent(out, r, "", c.Seal.Sealed, kept)
 	if out.refused {

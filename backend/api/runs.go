@@ -245,11 +245,11 @@ func (o Options) page(r *http.Request, namespace string, f filter, after *layout
 // out of reach is nil.
 func (o Options) records(r *http.Request, batch []layout.RunIndex) ([]*Run, error) {
 	runs := make([]*Run, len(batch))
-	group, ctx := errgroup.WithContext(r.Context())
+	var group errgroup.Group
 	group.SetLimit(recordsAtOnce)
 	for i, x := range batch {
 		group.Go(func() error {
-			have, err := o.Archive.Run(ctx, x.Run())
+			have, err := o.Archive.Run(r.Context(), x.Run())
 			if errors.Is(err, backend.ErrFormer) {
 				return nil
 			}

@@ -58,13 +58,15 @@ func (s style) span(text string) Span {
 
 // spans makes of a line what is shown of it. Log text is hostile: of all escape sequences, SGR (ECMA-48, 8.3.117) sets colours, and any other one that is whole is left out: links, titles, cursor movements. What only begins like one, control
 // characters, and characters that change the order of what is read, are shown by their names. Of text that carriage returns overwrite, the last is shown, as a terminal does.
-func spans(line string) []Span {
+//
+// There are at most so many, and rest is how many bytes of the line are behind them.
+func spans(line string, most int) (all []Span, rest int) {
 	line = strings.TrimRight(line, "\r")
 	if i := strings.LastIndexByte(line, '\r'); i >= 0 {
 		line = line[i+1:]
 	}
 	w := &spanWriter{}
-	for len(line) > 0 {
+	for len(line) > 0 && len(w.out) < most {
 		switch c := line[0]; {
 		case c == 0x1b:
 			n, sgr := sequence(line)
@@ -99,7 +101,7 @@ func spans(line string) []Span {
 		}
 	}
 	w.flush()
-	return w.out
+	return w.out, len(line)
 }
 
 // controls are the names of the C0 control characters (ECMA-48, 5.2).

@@ -1,6 +1,7 @@
 package page
 
 import (
+	"bufio"
 	"bytes"
 	"cmp"
 	"encoding/json"
@@ -27,6 +28,9 @@ const (
 	// mostGaps is how many gaps of a line are described. A container can forge any number in its own
 	// log.
 	mostGaps = 20
+	// mostSpans is how many pieces a line is shown in. One of control characters alone has a piece for
+	// each, and one of colours some hundreds.
+	mostSpans = 1000
 	// mostMarks is how many beginnings and ends of groups are found in a log.
 	mostMarks = 5000
 	// maxMarked is how much of a line that came in pieces is looked at, in bytes.
@@ -49,7 +53,12 @@ type Row struct {
 
 // Rows is an answer to the viewer.
 type Rows struct {
-	Rows  []Row `json:"rows"`
+	Rows []Row `json:"rows"`
+	rowsEnd
+}
+
+// rowsEnd is what stands behind the rows.
+type rowsEnd struct {
 	Lines int64 `json:"lines"` // of the log that have ended
 	State
 }
@@ -76,48 +85,128 @@ func (p *page) lines(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	out := Rows{Rows: []Row{}, Lines: c.Lines, State: State{Status: string(c.Status), Says: c.Describe(), Bytes: c.Bytes}}
-	for l, err := range p.Archive.Lines(r.Context(), c, backend.LogOptions{FromLine: from, ToLine: from + count - 1}) {
+	w.Header().Set("Content-Type", "application/json")
+	out := &rowWriter{to: bufio.NewWriterSize(w, rowBuffer)}
+	end := rowsEnd{c.Lines, State{Status: string(c.Status), Says: c.Describe(), Bytes: c.Bytes}}
+	o := backend.LogOptions{FromLine: from, ToLine: from + count - 1}
+	for l, err := range p.Archive.Lines(r.Context(), c, o) {
 		var digest *backend.DigestError
 		switch {
 		case errors.As(err, &digest):
-			out.Damage = "what is archived is not what was sealed"
-		case err != nil:
+			end.Damage = "what is archived is not what was sealed"
+			continue
+		case err == nil:
+			err = out.add(l)
+		}
+		switch {
+		case err == nil:
+		case !out.sent():
 			return err
-		default:
-			out.add(l)
+		default: // it must not look whole
+			if r.Context().Err() == nil {
+				p.Log.Error("broke an answer off", "path", r.URL.Path, "error", err)
+			}
+			panic(http.ErrAbortHandler)
 		}
 	}
-	for i := range out.Rows {
-		out.Rows[i].show()
+	if err := out.end(end); err != nil {
+		panic(http.ErrAbortHandler)
 	}
-	return writeJSON(w, out)
+	return nil
 }
 
+// rowBuffer is how much of an answer is collected before it is sent, in bytes.
+const rowBuffer = 64 << 10
+
+// rowWriter writes Rows as JSON, each row when it is whole: all of them together can take a hundred
+// times the memory of what they show.
+type rowWriter struct {
+	to      *bufio.Writer
+	row     *Row // the last one, of which pieces may come
+	written int  // bytes
+}
+
+// sent says whether something of the answer is on its way.
+func (o *rowWriter) sent() bool { return o.written > o.to.Buffered() }
+
 // add puts a piece of a line to the others that have its number.
-func (o *Rows) add(l backend.Line) {
-	if len(o.Rows) == 0 || o.Rows[len(o.Rows)-1].Number != l.Number {
-		o.Rows = append(o.Rows, Row{Number: l.Number, Time: l.Time})
+func (o *rowWriter) add(l backend.Line) error {
+	if o.row != nil && o.row.Number != l.Number {
+		if err := o.flush(); err != nil {
+			return err
+		}
 	}
-	row := &o.Rows[len(o.Rows)-1]
+	if o.row == nil {
+		o.row = &Row{Number: l.Number, Time: l.Time}
+	}
+	o.row.add(l)
+	return nil
+}
+
+// flush writes the last row.
+func (o *rowWriter) flush() error {
+	before := ","
+	if o.written == 0 {
+		before = `{"rows":[`
+	}
+	var b []byte
+	if o.row != nil {
+		o.row.show()
+		var err error
+		if b, err = json.Marshal(o.row); err != nil {
+			return err
+		}
+		o.row = nil
+	}
+	return o.write(before, b)
+}
+
+func (o *rowWriter) write(before string, b []byte) error {
+	o.written += len(before) + len(b)
+	if _, err := o.to.WriteString(before); err != nil {
+		return err
+	}
+	_, err := o.to.Write(b)
+	return err
+}
+
+// end writes what is behind the rows, and sends all.
+func (o *rowWriter) end(end rowsEnd) error {
+	if o.row != nil || o.written == 0 {
+		if err := o.flush(); err != nil {
+			return err
+		}
+	}
+	b, err := json.Marshal(end)
+	if err != nil {
+		return err
+	}
+	if err := o.write("],", append(b[1:], '\n')); err != nil {
+		return err
+	}
+	return o.to.Flush()
+}
+
+// add puts a piece of the line to it.
+func (r *Row) add(l backend.Line) {
 	if l.Stream == criline.Markers {
-		if len(row.Gaps) == mostGaps {
-			row.more++
+		if len(r.Gaps) == mostGaps {
+			r.more++
 			return
 		}
 		m, err := criline.ParseMarker(l.Text)
 		if err != nil {
-			row.Gaps = append(row.Gaps, "bytes are missing here")
+			r.Gaps = append(r.Gaps, "bytes are missing here")
 			return
 		}
-		row.Gaps = append(row.Gaps, backend.DescribeGap(m))
+		r.Gaps = append(r.Gaps, backend.DescribeGap(m))
 		return
 	}
-	row.Stderr = row.Stderr || l.Stream == criline.Stderr
-	room := max(0, maxRow-len(row.text))
+	r.Stderr = r.Stderr || l.Stream == criline.Stderr
+	room := max(0, maxRow-len(r.text))
 	n := min(len(l.Text), room)
-	row.text = append(row.text, l.Text[:n]...)
-	row.Cut += int64(len(l.Text) - n)
+	r.text = append(r.text, l.Text[:n]...)
+	r.Cut += int64(len(l.Text) - n)
 }
 
 // command is a line that a workflow command begins, as GitHub Actions, Azure Pipelines and others write them.
@@ -146,7 +235,9 @@ func (r *Row) show() {
 		}
 		text = text[len(m[0]):]
 	}
-	r.Spans = spans(text)
+	var rest int
+	r.Spans, rest = spans(text, mostSpans)
+	r.Cut += int64(rest)
 	if r.Spans == nil {
 		r.Spans = []Span{}
 	}

@@ -328,7 +328,10 @@ func (l *log) compareContent(ctx context.Context, a *backend.Archive, rnd *rand.
 			text.WriteByte('\n')
 		}
 	}
-	content := a.Content(ctx, c)
+	content, err := a.Content(ctx, c)
+	if err != nil {
+		return err
+	}
 	defer content.Close()
 	from := int64(0)
 	if !missing && text.Len() > 0 && rnd.IntN(2) == 0 {
