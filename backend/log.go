@@ -10,6 +10,7 @@ import (
 	"io"
 	"io/fs"
 	"iter"
+	"runtime"
 	"slices"
 	"time"
 
@@ -280,6 +281,10 @@ func (r *reading) again(ctx context.Context, c Container, gone layout.Segment, w
 	return r.read(ctx, now, yield)
 }
 
+// linesAtOnce is how many lines are read before others get the processor. Who reads little takes
+// many steps, each of which waits for all who read much.
+const linesAtOnce = 128
+
 // lines yields the lines of a block that begins at an offset in the archive bytes, and adds to that offset and to the printed bytes of the segment.
 func (r *reading) lines(block []byte, offset, shown *int64, malformed func([]byte, error) bool, yield func(Line, error) bool) bool {
 	known := *offset < r.end // an earlier segment held some of it
@@ -287,7 +292,10 @@ func (r *reading) lines(block []byte, offset, shown *int64, malformed func([]byt
 		r.digest.Write(block)
 	}
 	dull := r.options.dull != nil && r.options.dull(block)
-	for len(block) > 0 {
+	for n := 1; len(block) > 0; n++ {
+		if n%linesAtOnce == 0 {
+			runtime.Gosched()
+		}
 		raw := block[:bytes.IndexByte(block, '\n')+1]
 		block = block[len(raw):]
 		if *offset >= r.end {

@@ -94,7 +94,7 @@ func (a *api) runs(kind string) handler {
 		if err != nil {
 			return err
 		}
-		return writeJSON(w, page)
+		return writeRuns(w, page)
 	}
 }
 
@@ -324,7 +324,8 @@ func (a *api) tree(kind string) handler {
 		}
 		out := treeOf(tree)
 		out.Others, out.TaskRun, out.PodUID = target.Others, target.TaskRun, target.PodUID
-		return writeJSON(w, out)
+		w.Header().Set("Content-Type", "application/json")
+		return writeTree(w, out)
 	}
 }
 

@@ -4,7 +4,6 @@ import (
 	"archive/zip"
 	"bufio"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -204,9 +203,7 @@ func (a *api) zipTree(ctx context.Context, z *zip.Writer, tree *backend.Tree, wa
 	if err != nil {
 		return err
 	}
-	e := json.NewEncoder(f)
-	e.SetIndent("", "  ")
-	if err := e.Encode(treeOf(tree)); err != nil {
+	if err := writeTree(f, treeOf(tree)); err != nil {
 		return err
 	}
 	for place := range tree.Containers() {

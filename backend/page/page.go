@@ -147,14 +147,50 @@ func (p *page) files() http.Handler {
 
 // show makes a page of a template.
 func (p *page) show(w http.ResponseWriter, status int, name string, data any) error {
-	var b bytes.Buffer // an error in it must not end in half a page
-	if err := templates.ExecuteTemplate(&b, name, data); err != nil {
+	w.Header().Set("Content-Type", "text/html; charset=utf-8")
+	to := &late{response: w, status: status}
+	if err := templates.ExecuteTemplate(to, name, data); err != nil && to.gone == nil {
+		if to.sent { // half a page must not look whole
+			p.Log.Error("broke a page off", "page", name, "error", err)
+			panic(http.ErrAbortHandler)
+		}
 		return fmt.Errorf("make the page %s: %w", name, err)
 	}
-	w.Header().Set("Content-Type", "text/html; charset=utf-8")
-	w.WriteHeader(status)
-	_, _ = w.Write(b.Bytes()) // who asked may be gone
+	to.end()
 	return nil
+}
+
+// lateBytes is how much of a page is collected before it is sent.
+const lateBytes = 256 << 10
+
+// late sends a page once there is much of it: an error before that is answered with another page.
+type late struct {
+	response http.ResponseWriter
+	status   int
+	b        bytes.Buffer
+	sent     bool
+	gone     error // who asked is
+}
+
+func (l *late) Write(b []byte) (int, error) {
+	l.b.Write(b)
+	if l.b.Len() < lateBytes {
+		return len(b), nil
+	}
+	l.end()
+	return len(b), l.gone
+}
+
+// end sends what there is.
+func (l *late) end() {
+	if !l.sent {
+		l.sent = true
+		l.response.WriteHeader(l.status)
+	}
+	if l.gone == nil {
+		_, l.gone = l.response.Write(l.b.Bytes())
+	}
+	l.b.Reset()
 }
 
 // fail answers with an error: to the viewer as JSON, and otherwise as a page. Who is nobody is led to the login.

@@ -15,6 +15,7 @@ import (
 	"github.com/shiplog-dev/shiplog/backend/api"
 	"github.com/shiplog-dev/shiplog/internal/layout"
 	"github.com/shiplog-dev/shiplog/internal/record"
+	"github.com/shiplog-dev/shiplog/internal/visible"
 )
 
 type runPage struct {
@@ -171,11 +172,15 @@ func nameOf(place backend.Place) string {
 	return label
 }
 
+// maxSays is how much of what a log's state means a run's page tells, in bytes. The log's own tells
+// all.
+const maxSays = 500
+
 func stepOf(place backend.Place, task string) step {
 	c := place.Container
 	s := step{
 		Task: task, Name: nameOf(place),
-		Container: c.Name, Retry: place.Retry, Path: api.PathOf(c.Key), Kind: string(c.Kind), Status: string(c.Status), Says: c.Describe(), Bytes: c.Bytes, Lines: c.Lines,
+		Container: c.Name, Retry: place.Retry, Path: api.PathOf(c.Key), Kind: string(c.Kind), Status: string(c.Status), Says: visible.Line(c.Describe(), maxSays), Bytes: c.Bytes, Lines: c.Lines,
 		Empty: c.Bytes == 0, Estimated: c.Estimated, Took: -1,
 	}
 	s.ID = task + "/" + s.Name

@@ -116,10 +116,10 @@ func annotatorAttacks() []tenantAttack {
 	return []tenantAttack{
 		{name: "none", bound: "nobody attacks"},
 		{
-			name: "100,000 segments" + eight, bound: bound,
+			name: "40,000 segments" + eight, bound: bound,
 			store: func(r *hostileRun) {
 				c := r.container(stepName)
-				r.mass(mass{n: 100_000, key: func(i int) string {
+				r.mass(mass{n: 40_000, key: func(i int) string {
 					return c.SegmentKey(segmentOf(int64(i), 1))
 				}, body: func(int) []byte { return nil }})
 			},

@@ -119,6 +119,8 @@ func (w *world) below(t *testing.T, prefix string) *world {
 	other := *w
 	other.t, other.under = t, prefix+"/"
 	other.settings.Prefix = prefix
+	other.writes = &errgroup.Group{}
+	other.writes.SetLimit(16)
 	direct := w.settings
 	direct.Prefix = prefix
 	store, err := objectstore.New(t.Context(), direct)
@@ -201,10 +203,14 @@ func (w *world) run(namespace, name string) layout.Run {
 // record is run, with a UID.
 func (w *world) record(namespace, name, uid string) layout.Run {
 	w.t.Helper()
-	return archivetest.PutRun(w.t, w.store, record.Run{
+	r := record.Run{
 		Kind: layout.PipelineRun, Namespace: namespace, Name: name, UID: uid,
-		Created: w.now, Started: w.now, Completed: w.now, State: record.Succeeded,
-	})
+		Created: w.now, Started: w.now,
+	}
+	if namespace == innocent { // the tenant's is followed
+		r.Completed, r.State = w.now, record.Succeeded
+	}
+	return archivetest.PutRun(w.t, w.store, r)
 }
 
 // innocentLines are what the other tenant's step has printed.
@@ -408,9 +414,16 @@ type measured struct {
 func TestTenant(t *testing.T) {
 	w := newWorld(t)
 	backend := build(t, "./backend/cmd/backend")
+	compactor := compactorAttacks()
+	last := len(compactor) - 1
+	var stalled []measured
+	var group sync.WaitGroup
+	group.Go(func() { stalled = w.compactorRows(t, backend, compactor[last:]) })
 	rows := w.serverRows(t, backend)
-	rows = append(rows, w.compactorRows(t, backend)...)
-	rows = append(rows, w.annotatorRows(t)...)
+	rows = append(rows, w.compactorRows(t, backend, compactor[:last])...)
+	annotator := w.annotatorRows(t)
+	group.Wait()
+	rows = append(append(rows, stalled...), annotator...)
 	if t.Failed() || t.Skipped() {
 		return
 	}
