@@ -186,7 +186,7 @@ func TestFollowersShareLooks(t *testing.T) {
 			rest, b := segmentOf(t, whole, lineEnd(whole, 1), len(whole))
 			s.put(t, c.SegmentKey(rest), start.Add(10*time.Second), b)
 			a := New(s)
-			a.trees = &budget{total: 1 << 30, free: 1 << 30}
+			a.trees = budgetOf(1 << 30)
 			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 			defer cancel()
 			var wg sync.WaitGroup
