@@ -105,7 +105,8 @@ type reading struct {
 	// Of what is behind end: in a log that is followed, what was counted twice may turn out to be.
 	least position
 
-	unplaced bool // of the segment that is read; see placed
+	unplaced  bool // of the segment that is read; see placed
+	malformed int  // how many of its lines are none
 	digest   hash.Hash
 	whole    bool    // nothing is missing up to end
 	blocks   *blocks // while it is read
@@ -219,6 +220,7 @@ func (r *reading) read(ctx context.Context, c Container, yield func(Line, error)
 			r.at = p.start
 		}
 		offset, shown := s.Offset, int64(0)
+		r.malformed = 0
 		get := next.take(s)
 		if get == nil {
 			get = func() (io.ReadCloser, error) { return r.archive.store.Get(ctx, c.Key.SegmentKey(s)) }
@@ -253,8 +255,20 @@ func (r *reading) read(ctx context.Context, c Container, yield func(Line, error)
 				yield(Line{}, err)
 				return false
 			}
-			if !r.lines(block, &offset, &shown, func(raw []byte, err error) bool { return missing(s.First, int64(len(raw)), err) }, yield) {
+			more := r.lines(block, &offset, &shown, func(raw []byte, err error) bool {
+				if r.malformed++; r.malformed > mostMalformed {
+					return true
+				}
+				return missing(s.First, int64(len(raw)), err)
+			}, yield)
+			if !more {
 				return false
+			}
+			if r.malformed > mostMalformed { // it was never meant to be read
+				if !missing(s.First, s.Printed-shown, errMalformed) {
+					return false
+				}
+				break
 			}
 		}
 		r.end, r.named, r.least = s.End(), s.PrintedOffset+s.Printed, r.at
@@ -280,6 +294,12 @@ func (r *reading) again(ctx context.Context, c Container, gone layout.Segment, w
 	r.lists++
 	return r.read(ctx, now, yield)
 }
+
+// mostMalformed is how many lines of a segment may be none before the rest of it is taken for missing:
+// in a small object there can be a billion, and each is told of.
+const mostMalformed = 1000
+
+var errMalformed = fmt.Errorf("more than %d lines of the segment are none", mostMalformed)
 
 // linesAtOnce is how many lines are read before others get the processor. Who reads little takes
 // many steps, each of which waits for all who read much.
@@ -323,6 +343,9 @@ func (r *reading) lines(block []byte, offset, shown *int64, malformed func([]byt
 		if err != nil {
 			if !malformed(raw, err) {
 				return false
+			}
+			if r.malformed > mostMalformed {
+				return true
 			}
 			continue
 		}

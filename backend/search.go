@@ -17,7 +17,8 @@ import (
 )
 
 const (
-	// MaxSearchLine is how much of a line is searched at once, in bytes. In a longer line, what spans two such pieces is not found.
+	// MaxSearchLine is how much of a line is searched at once, in bytes: less for a large regular
+	// expression. In a longer line, what spans two such pieces is not found.
 	MaxSearchLine = 1 << 20
 	// MaxMatchText is how many bytes of a line a match shows.
 	MaxMatchText = 4 << 10
@@ -27,6 +28,9 @@ const (
 	maxPattern = 1 << 10
 	// maxProgram bounds a regular expression's instructions, since the time for a line grows with them: counted repetitions multiply them.
 	maxProgram = 2000
+	// cheapProgram is how many it may have to be looked for in MaxSearchLine at once. A larger one is
+	// looked for in so much less.
+	cheapProgram = 64
 )
 
 // PatternError says that a pattern cannot be searched for.
@@ -52,6 +56,7 @@ type Search struct {
 	query   Query
 	find    func([]byte) []int // where the first match is, or nil
 	literal literal            // what is in each match; empty if that is not known
+	atOnce  int                // how many bytes of a line are searched at once
 }
 
 // NewSearch checks a query. What is wrong with it is a *PatternError.
@@ -66,7 +71,7 @@ func NewSearch(q Query) (*Search, error) {
 	if q.Before < 0 || q.Before > MaxContext || q.After < 0 || q.After > MaxContext {
 		return bad(fmt.Errorf("%d and %d lines of context are asked for, 0 to %d are allowed", q.Before, q.After, MaxContext))
 	}
-	s := &Search{query: q}
+	s := &Search{query: q, atOnce: MaxSearchLine}
 	if !q.Regexp && !q.IgnoreCase {
 		needle := []byte(q.Pattern)
 		s.literal = newLiteral(q.Pattern)
@@ -101,6 +106,7 @@ func NewSearch(q Query) (*Search, error) {
 		return bad(err)
 	}
 	s.find = re.FindIndex
+	s.atOnce = MaxSearchLine / max(cheapProgram, len(program.Inst)) * cheapProgram
 	prefix, _ := re.LiteralPrefix()
 	s.literal = newLiteral(prefix)
 	return s, nil
@@ -245,7 +251,7 @@ func (f *finder) add(l Line, yield func(Match, error) bool) bool {
 		f.open[l.Stream] = open
 	}
 	open.text = append(open.text, l.Text...)
-	if !l.Full && len(open.text) < MaxSearchLine {
+	if !l.Full && len(open.text) < f.search.atOnce {
 		return true
 	}
 	delete(f.open, l.Stream)

@@ -22,7 +22,7 @@ func (w *world) compactorRows(t *testing.T, binary string,
 	d := deployment(t, "compactor.yaml")
 	for _, a := range attacks {
 		t.Run("compactor-"+strings.ReplaceAll(a.name, " ", "-"), func(t *testing.T) {
-			w := w.below(t, "compacted-"+strings.ReplaceAll(a.name, " ", "-"))
+			w := w.below(t, fmt.Sprintf("compacted-%x", sha256.Sum256([]byte(a.name))))
 			c := w.innocentRun("run", 200)
 			if a.store != nil {
 				a.store(&hostileRun{w, w.run(tenant, "run")})

@@ -54,7 +54,7 @@ const (
 // attackTime is how long an attack lasts. For the page it is longer, so that figures are of worse.
 func attackTime() time.Duration {
 	if *update {
-		return 10 * time.Second
+		return 4 * time.Second
 	}
 	return 1500 * time.Millisecond
 }
