@@ -107,10 +107,10 @@ type reading struct {
 
 	unplaced  bool // of the segment that is read; see placed
 	malformed int  // how many of its lines are none
-	digest   hash.Hash
-	whole    bool    // nothing is missing up to end
-	blocks   *blocks // while it is read
-	parser   criline.Parser
+	digest    hash.Hash
+	whole     bool    // nothing is missing up to end
+	blocks    *blocks // while it is read
+	parser    criline.Parser
 	// the last line of that stream has not ended; where options.dull is set
 	pieces map[criline.Stream]bool
 	since  bool // a line at or behind options.Since was there
