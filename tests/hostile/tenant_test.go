@@ -539,7 +539,7 @@ func (r *reading) states(t *testing.T) (states []string) {
 // The table is between these lines of the page.
 const (
 	securityPage = "../../docs/security.md"
-	tableBegins  = "<!-- measured by go test ./tests/hostile -run TestTenant -update -->\n"
+	tableBegins  = "<!-- measured by go test ./tests/hostile -run Tenant -update -->\n"
 	tableEnds    = "<!-- end of what is measured -->\n"
 )
 
