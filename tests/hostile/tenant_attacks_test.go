@@ -180,7 +180,7 @@ func everything(run layout.Run) []string {
 		"/ui/-/lines/" + step + "?from=1&count=1000", "/ui/-/marks/" + step + "?from=1",
 		"/api/v1/containers/" + step, "/api/v1/containers/" + step + "/logs",
 		"/api/v1/containers/" + step + "/logs?tailLines=10&format=ndjson",
-		"/api/v1/namespaces/" + tenant + "/runs?limit=500", "/ui/" + tenant + "/",
+		"/api/v1/namespaces/" + tenant + "/runs?limit=500", "/ui/" + tenant,
 		lokiQuery(run),
 	}
 }
@@ -495,7 +495,7 @@ func tenantAttacks() []tenantAttack {
 		},
 		{
 			name:  "a line of 1 GB that never ends",
-			bound: "a line is searched 1 MiB at once, and shown up to 8 KiB",
+			bound: "of a line at most 1 MiB is searched at once, and 8 KiB are shown",
 			store: func(r *hostileRun) {
 				r.long(r.container(stepName), 16_000, false, 'e')
 			},
@@ -562,7 +562,7 @@ func tenantAttacks() []tenantAttack {
 			},
 			paths: func(layout.Run) []string {
 				return []string{"/api/v1/namespaces/" + tenant + "/runs?limit=500&name=labels",
-					"/ui/" + tenant + "/?limit=500&name=labels"}
+					"/ui/" + tenant + "?limit=500&name=labels"}
 			},
 			follows: nothing,
 		},

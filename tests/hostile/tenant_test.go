@@ -474,6 +474,9 @@ func (w *world) serverRows(t *testing.T, binary string) (rows []measured) {
 			if strings.Contains(said, "panic") {
 				t.Errorf("the process has panicked:\n%s", tail(said))
 			}
+			if statuses[http.StatusNotFound] > 0 {
+				t.Errorf("the tenant asks for what there is not: %v", statuses)
+			}
 			most := s.stop()
 			t.Logf("%.0f MiB of %d, another waits %s; answers: %v", mib(most), d.limit>>20, waits,
 				statuses)
