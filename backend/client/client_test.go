@@ -112,7 +112,8 @@ func TestSameAsArchive(t *testing.T) {
 			t.Fatal(err)
 		}
 		ignore := cmp.Options{
-			cmpopts.IgnoreUnexported(backend.Container{}, backend.TaskRun{}),
+			cmpopts.IgnoreUnexported(backend.Container{}, backend.TaskRun{}, backend.Pod{},
+				backend.Tree{}),
 			cmpopts.IgnoreFields(backend.Container{}, "Segments"),
 			cmpopts.IgnoreFields(backend.Tree{}, "At"), cmpopts.IgnoreFields(record.Pod{},
 				"TaskRunUID", "Containers"), cmpopts.EquateEmpty(),
