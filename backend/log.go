@@ -345,7 +345,7 @@ func (r *reading) lines(block []byte, offset, shown *int64, malformed func([]byt
 				return false
 			}
 			if r.malformed > mostMalformed {
-				return true
+				break // what is before it was read all the same
 			}
 			continue
 		}
