@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -222,4 +223,153 @@ func largeLog(b testing.TB) (memory, Container, int64) {
 		b.Fatal(err)
 	}
 	return m, k, int64(len(whole))
+}
+
+// TestSearchedAtOnce: what is cheap is looked for in MaxSearchLine at once, and what is not in so
+// much less that it takes no longer.
+func TestSearchedAtOnce(t *testing.T) {
+	const all = MaxSearchLine
+	for _, c := range []struct {
+		name        string
+		query       Query
+		least, most int // each instruction's number depends on the version of package regexp
+	}{
+		{"a text", Query{Pattern: "needle"}, all, all},
+		{"a long text", Query{Pattern: strings.Repeat("x", maxPattern)}, all, all},
+		{"a text in any case", Query{Pattern: "needle", IgnoreCase: true}, all, all},
+		{"a long text in any case", Query{Pattern: strings.Repeat("x", 512), IgnoreCase: true},
+			all / 9, all / 8},
+		{"a small expression", Query{Pattern: "^(error|warning): .*$", Regexp: true}, all, all},
+		{"nearly as many as are cheap", Query{Pattern: "x{50}", Regexp: true}, all, all},
+		{"a few more than are cheap", Query{Pattern: "x{70}", Regexp: true}, all * 3 / 4, all - 1},
+		{"twice as many", Query{Pattern: "x{128}", Regexp: true}, all * 2 / 5, all / 2},
+		{"as many as are allowed", Query{Pattern: "x{900}y{900}z{90}", Regexp: true},
+			all / 32, all / 28},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			s, err := NewSearch(c.query)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if s.atOnce < c.least || s.atOnce > c.most {
+				t.Errorf("it is looked for in %d bytes at once, want %d to %d", s.atOnce, c.least,
+					c.most)
+			}
+		})
+	}
+}
+
+// largeExpression is one that is looked for in less than MaxText at once.
+const largeExpression = "x{900}|y{900}"
+
+// TestSearchInPieces: in a line that does not end, a match is found in each of the pieces that are
+// searched at once, and what is behind the line's end is another line.
+func TestSearchInPieces(t *testing.T) {
+	const needle, both = "a needle", "a needle|the end.*another line"
+	for _, c := range []struct {
+		name   string
+		query  Query
+		pieces int
+		want   []string // the line, and of the long one which piece
+	}{
+		{"a text, in all of the line", Query{Pattern: needle}, 12,
+			[]string{"2 000", "3 999"}},
+		{"an expression, in all of the line", Query{Pattern: both, Regexp: true}, 12,
+			[]string{"2 000", "3 999"}},
+		{"a text, in a longer line", Query{Pattern: needle}, 40,
+			[]string{"2 000", "2 016", "2 032", "3 999"}},
+		{"an expression, in a longer line", Query{Pattern: both, Regexp: true}, 40,
+			[]string{"2 000", "2 016", "2 032", "3 999"}},
+		{"a large expression", Query{Pattern: both + "|" + largeExpression, Regexp: true}, 4,
+			[]string{"2 000", "2 001", "2 002", "2 003", "3 999"}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			whole := criline.Append(nil, now, criline.Stdout, true, []byte("before"))
+			for i := range c.pieces {
+				text := bytes.Repeat([]byte{'-'}, criline.MaxText)
+				copy(text[len(text)/2:], fmt.Sprintf("a needle %03d", i))
+				whole = criline.Append(whole, now, criline.Stdout, false, text)
+			}
+			whole = criline.Append(whole, now, criline.Stdout, true, []byte("the end"))
+			whole = criline.Append(whole, now, criline.Stdout, true,
+				[]byte("another line with a needle 999"))
+			m := memory{}
+			m.putLog(t, step, now, whole, len(whole))
+			s, err := NewSearch(c.query)
+			if err != nil {
+				t.Fatal(err)
+			}
+			k := onlyContainer(t, m)
+			var got []string
+			for match, err := range s.In(t.Context(), archive(m), k, LogOptions{}) {
+				if err != nil {
+					t.Fatal(err)
+				}
+				text := match.Text[match.Start:]
+				if len(text) < len("a needle 000") || !bytes.HasPrefix(text, []byte(needle)) {
+					t.Fatalf("found %.100q", text)
+				}
+				got = append(got, fmt.Sprintf("%d %s", match.Number, text[9:12]))
+			}
+			if !slices.Equal(got, c.want) {
+				t.Errorf("got %q, want %q", got, c.want)
+			}
+		})
+	}
+}
+
+// TestSearchSeesAll: whatever the pieces of lines are, all of each line is searched, once, no other
+// with it, and no more at once than the query allows and the piece that went beyond.
+func TestSearchSeesAll(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		query Query
+	}{
+		{"a small expression", Query{Pattern: "needle|pin", Regexp: true}},
+		{"a large expression", Query{Pattern: largeExpression, Regexp: true}},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			random := rand.New(rand.NewPCG(1, 2))
+			streams := []criline.Stream{criline.Stdout, criline.Stderr}
+			line := []byte{'a', 'A'} // of each stream the letter that the line is made of
+			printed, seen := map[byte]int{}, map[byte]int{}
+			var whole []byte
+			for range 300 {
+				i := random.IntN(len(streams))
+				size, full := 1+random.IntN(criline.MaxText), random.IntN(20) == 0
+				if random.IntN(3) == 0 {
+					size = 1 + random.IntN(100)
+				}
+				whole = criline.Append(whole, now, streams[i], full,
+					bytes.Repeat(line[i:i+1], size))
+				printed[line[i]] += size
+				if full {
+					line[i]++
+				}
+			}
+			m := memory{}
+			m.putLog(t, step, now, whole, len(whole))
+			s, err := NewSearch(c.query)
+			if err != nil {
+				t.Fatal(err)
+			}
+			s.find = func(text []byte) []int {
+				if of := bytes.Trim(text, string(text[:1])); len(of) > 0 {
+					t.Errorf("beside %.1q, %.100q is searched", text, of)
+				}
+				if len(text) >= s.atOnce+criline.MaxText {
+					t.Errorf("%d bytes are searched at once", len(text))
+				}
+				seen[text[0]] += len(text)
+				return nil
+			}
+			k := onlyContainer(t, m)
+			for match, err := range s.In(t.Context(), archive(m), k, LogOptions{}) {
+				t.Errorf("found %d, error %v", match.Number, err)
+			}
+			if !maps.Equal(seen, printed) {
+				t.Errorf("searched %v, printed %v", seen, printed)
+			}
+		})
+	}
 }
