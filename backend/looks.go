@@ -2,6 +2,7 @@ package backend
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -102,10 +103,14 @@ func (f *followed) next(ctx context.Context, have *look) (*look, error) {
 		l.lease.end()
 		return nil, context.Cause(ctx)
 	}
-	if l.err != nil {
-		l.lease.end()
-	} else {
+	var busy *BusyError
+	if l.err == nil {
 		f.earlier = l.tree
+	} else {
+		l.lease.end()
+	}
+	if errors.As(l.err, &busy) {
+		f.earlier = nil // nobody pays for it any more, and that may be so for long
 	}
 	l.done = time.Now()
 	l.users.Store(2) // f, and the caller
