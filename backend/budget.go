@@ -125,6 +125,20 @@ func (l *lease) giveBack() {
 	l.held = 0
 }
 
+// join has the lease hold what another held, of the same namespace.
+func (l *lease) join(o *lease) {
+	if l.of == nil {
+		return
+	}
+	l.of.mu.Lock()
+	defer l.of.mu.Unlock()
+	l.held += o.held
+	o.held = 0
+	if l.ended {
+		l.giveBack()
+	}
+}
+
 // end gives back all.
 func (l *lease) end() {
 	if l.of == nil {

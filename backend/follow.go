@@ -189,7 +189,11 @@ func (a *Archive) Follow(ctx context.Context, c *Container, o LogOptions) iter.S
 				yield(Line{}, err)
 				return
 			}
-			if err := a.refresh(ctx, c, &p, l); err != nil {
+			err = a.refreshOrNot(ctx, c, &p, l)
+			if errors.As(err, &busy) { // it goes on when there is memory again
+				continue
+			}
+			if err != nil {
 				yield(Line{}, err)
 				return
 			}
@@ -208,6 +212,18 @@ func (r *reading) once(ctx context.Context, c Container, yield func(Line, error)
 	r.blocks = r.archive.take()
 	defer r.archive.spare.Put(r.blocks)
 	return r.read(ctx, c, yield), nil
+}
+
+// refreshOrNot is refresh. With an error, the container is as it was, and so is what l holds.
+func (a *Archive) refreshOrNot(ctx context.Context, c *Container, p *Pod, l *lease) error {
+	now, come := *c, &lease{of: l.of, namespace: l.namespace}
+	if err := a.refresh(ctx, &now, p, come); err != nil {
+		come.end()
+		return err
+	}
+	*c = now
+	l.join(come)
+	return nil
 }
 
 // refresh looks for what has come to a container, and pays for it.
