@@ -552,7 +552,8 @@ func tenantAttacks() []tenantAttack {
 					x := layout.RunIndex{Namespace: tenant, Created: r.now, Kind: layout.PipelineRun,
 						Name: "labels", UID: fmt.Sprintf("labels-%d", i)}
 					b, err := record.Encode(record.Run{Kind: x.Kind, Namespace: tenant, Name: x.Name,
-						UID: x.UID, Created: x.Created, Labels: labels})
+						UID: x.UID, Created: x.Created, Labels: labels,
+						NamespaceUID: string(r.uids[tenant])})
 					if err != nil {
 						r.t.Fatal(err)
 					}
@@ -565,6 +566,12 @@ func tenantAttacks() []tenantAttack {
 					"/ui/" + tenant + "?limit=500&name=labels"}
 			},
 			follows: nothing,
+			says: func(t *testing.T, r *reading) {
+				list := r.read(t, "/api/v1/namespaces/"+tenant+"/runs?limit=500&name=labels")
+				if n := bytes.Count(list, []byte(`"name":"labels"`)); n != 200 {
+					t.Errorf("%d runs are listed, want 200", n)
+				}
+			},
 		},
 		{
 			name:  "16 users read lines of 64 KiB with as many requests as each may have, and follow as many",

@@ -23,6 +23,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/types"
 	"k8s.io/client-go/tools/clientcmd"
 	clientcmdapi "k8s.io/client-go/tools/clientcmd/api"
 
@@ -69,14 +70,18 @@ type world struct {
 	cluster  apiserver.Server
 	config   string // kubeconfig file of the administrator
 	now      time.Time
-	tokens   []string // the tenant's
-	good     string   // the other tenant's
+	uids     map[string]types.UID // of namespaces
+	tokens   []string             // the tenant's
+	good     string               // the other tenant's
 	writes   *errgroup.Group
 }
 
 func newWorld(t *testing.T) *world {
 	t.Helper()
-	w := &world{t: t, now: time.Now().UTC().Truncate(time.Second), writes: &errgroup.Group{}}
+	w := &world{
+		t: t, now: time.Now().UTC().Truncate(time.Second), uids: map[string]types.UID{},
+		writes: &errgroup.Group{},
+	}
 	w.cluster = apiserver.Start(t)
 	store, config := archivetest.Start(t)
 	w.store = store
@@ -136,9 +141,11 @@ func (w *world) namespace(name string) {
 	w.t.Helper()
 	core := w.cluster.Core.CoreV1()
 	o := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: name}}
-	if _, err := core.Namespaces().Create(w.t.Context(), o, metav1.CreateOptions{}); err != nil {
+	made, err := core.Namespaces().Create(w.t.Context(), o, metav1.CreateOptions{})
+	if err != nil {
 		w.t.Fatal(err)
 	}
+	w.uids[name] = made.UID
 }
 
 // token makes a service account in a namespace, and a token for it.
@@ -205,7 +212,7 @@ func (w *world) record(namespace, name, uid string) layout.Run {
 	w.t.Helper()
 	r := record.Run{
 		Kind: layout.PipelineRun, Namespace: namespace, Name: name, UID: uid,
-		Created: w.now, Started: w.now,
+		NamespaceUID: string(w.uids[namespace]), Created: w.now, Started: w.now,
 	}
 	if namespace == innocent { // the tenant's is followed
 		r.Completed, r.State = w.now, record.Succeeded
@@ -359,7 +366,8 @@ func (s *server) innocentReads(ctx context.Context, token string, want map[strin
 }
 
 // hostileReads reads as the tenant until the context ends: as many requests at once as so many of
-// its users may have, and as many that follow. Some read as slowly as they can.
+// its users may have, and as many that follow. Some read as slowly as they can. Not every attack has
+// the container that is asked for by itself; whatever else is not found fails the test.
 func (s *server) hostileReads(ctx context.Context, tokens []string, paths, follows []string) map[int]int {
 	var group sync.WaitGroup
 	var mu sync.Mutex
@@ -374,6 +382,10 @@ func (s *server) hostileReads(ctx context.Context, tokens []string, paths, follo
 			mu.Lock()
 			statuses[resp.StatusCode]++
 			mu.Unlock()
+			path := resp.Request.URL.Path
+			if resp.StatusCode == http.StatusNotFound && !strings.Contains(path, "/"+stepName) {
+				s.t.Errorf("%s is not found", path)
+			}
 			if n%4 == 1 && resp.StatusCode == http.StatusOK {
 				_, _ = io.CopyN(io.Discard, resp.Body, 1000) // it may be shorter
 				<-ctx.Done()
@@ -473,9 +485,6 @@ func (w *world) serverRows(t *testing.T, binary string) (rows []measured) {
 			said, _ := s.journal.now()
 			if strings.Contains(said, "panic") {
 				t.Errorf("the process has panicked:\n%s", tail(said))
-			}
-			if statuses[http.StatusNotFound] > 0 {
-				t.Errorf("the tenant asks for what there is not: %v", statuses)
 			}
 			most := s.stop()
 			t.Logf("%.0f MiB of %d, another waits %s; answers: %v", mib(most), d.limit>>20, waits,
