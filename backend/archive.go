@@ -62,19 +62,14 @@ func New(store Store) *Archive {
 // Now is what time it is for the store.
 func (a *Archive) Now() time.Time { return a.now() }
 
-// anyRecord is what readRecord reads.
-type anyRecord interface {
-	record.Run | record.Pod | record.Alive | record.Waiting | record.Pointer | record.Seal
-}
-
 // readRecord reads and decodes a JSON object.
-func readRecord[T anyRecord](ctx context.Context, store Store, key string) (T, error) {
+func readRecord[T record.Any](ctx context.Context, store Store, key string) (T, error) {
 	return readListed[T](ctx, store, key, record.Limit[T](), &lease{})
 }
 
 // readListed is readRecord for an object of which so many bytes are paid for, as the listing had it.
 // What it has more, since it was overwritten, is paid for as it is read.
-func readListed[T anyRecord](ctx context.Context, store Store, key string, paid int64,
+func readListed[T record.Any](ctx context.Context, store Store, key string, paid int64,
 	l *lease) (T, error) {
 	var zero T
 	r, err := store.Get(ctx, key)

@@ -6,7 +6,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"net/http"
 )
 
 // pieces writes large JSON element by element: as one text it would take several times the memory of
@@ -86,8 +85,7 @@ func writeTree(w io.Writer, t Tree) error {
 }
 
 // writeRuns writes a page of runs as JSON.
-func writeRuns(w http.ResponseWriter, page Runs) error {
-	w.Header().Set("Content-Type", "application/json")
+func writeRuns(w io.Writer, page Runs) error {
 	p := newPieces(w)
 	runs := page.Runs
 	page.Runs = []Run{}

@@ -94,6 +94,7 @@ func (a *api) runs(kind string) handler {
 		if err != nil {
 			return err
 		}
+		w.Header().Set("Content-Type", "application/json")
 		return writeRuns(w, page)
 	}
 }
@@ -245,7 +246,7 @@ func (o Options) page(r *http.Request, namespace string, f filter, after *layout
 // out of reach is nil.
 func (o Options) records(r *http.Request, batch []layout.RunIndex) ([]*Run, error) {
 	runs := make([]*Run, len(batch))
-	var group errgroup.Group
+	var group errgroup.Group // without a context: what Run holds of the memory would end with it
 	group.SetLimit(recordsAtOnce)
 	for i, x := range batch {
 		group.Go(func() error {

@@ -40,7 +40,7 @@ func Put(t testing.TB, store *objectstore.Store, key string, body []byte) {
 }
 
 // PutRecord stores a record.
-func PutRecord[T record.Run | record.Pod | record.Alive | record.Waiting | record.Pointer | record.Seal](t testing.TB, store *objectstore.Store, key string, v T) {
+func PutRecord[T record.Any](t testing.TB, store *objectstore.Store, key string, v T) {
 	t.Helper()
 	b, err := record.Encode(v)
 	if err != nil {

@@ -305,8 +305,13 @@ func decodeList[T any](b []byte, most int) ([]T, error) {
 	return list, nil
 }
 
+// Any is one of the records.
+type Any interface {
+	Run | Pod | Alive | Waiting | Pointer | Seal
+}
+
 // Limit is the most bytes that a record of this kind may have. What is larger, Decode refuses.
-func Limit[T Run | Pod | Alive | Waiting | Pointer | Seal]() int64 {
+func Limit[T Any]() int64 {
 	var v T
 	switch any(v).(type) {
 	case Run:
@@ -321,7 +326,7 @@ func Limit[T Run | Pod | Alive | Waiting | Pointer | Seal]() int64 {
 }
 
 // Encode makes the object's bytes.
-func Encode[T Run | Pod | Alive | Waiting | Pointer | Seal](v T) ([]byte, error) {
+func Encode[T Any](v T) ([]byte, error) {
 	b, err := json.Marshal(v)
 	if err != nil {
 		return nil, fmt.Errorf("encode %T: %w", v, err)
@@ -331,7 +336,7 @@ func Encode[T Run | Pod | Alive | Waiting | Pointer | Seal](v T) ([]byte, error)
 
 // Decode reads the object's bytes. What it returns takes hardly more memory than they do, and its
 // texts for people are one line each, without what a terminal obeys.
-func Decode[T Run | Pod | Alive | Waiting | Pointer | Seal](b []byte) (T, error) {
+func Decode[T Any](b []byte) (T, error) {
 	var v, zero T
 	if limit := Limit[T](); int64(len(b)) > limit {
 		return zero, fmt.Errorf("decode %T: has more than the %d bytes that are allowed", v, limit)

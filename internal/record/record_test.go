@@ -66,7 +66,7 @@ func TestGolden(t *testing.T) {
 }
 
 // golden checks both ways: what is written is the file, and what is read from the file is the record.
-func golden[T Run | Pod | Alive | Waiting | Pointer | Seal](t *testing.T, v T) {
+func golden[T Any](t *testing.T, v T) {
 	b, err := Encode(v)
 	if err != nil {
 		t.Fatal(err)

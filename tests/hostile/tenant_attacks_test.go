@@ -90,6 +90,16 @@ func (r *hostileRun) log(c layout.Container, chunk []byte, times int) {
 	r.put(c.SegmentKey(s), bytes.Clone(body))
 }
 
+// overwrittenSeals stores seals of 2 bytes, each larger when it is read than when it was listed.
+func (r *hostileRun) overwrittenSeals() {
+	large := markers()
+	for i := range 1000 {
+		key := r.container(fmt.Sprintf("c%03d", i)).SealKey()
+		r.put(key, []byte("{}"))
+		r.front.swap(r.under+key, large)
+	}
+}
+
 // many are so many lines of a text, with their prefixes.
 func many(n int, stream criline.Stream, full bool, text string) (b []byte) {
 	at := time.Date(2026, 11, 23, 1, 2, 3, 0, time.UTC)
@@ -482,16 +492,9 @@ func tenantAttacks() []tenantAttack {
 			},
 		},
 		{
-			name:  "1,000 seals of 10 bytes that have 256 KiB when they are read",
+			name:  "1,000 seals of 2 bytes that have 256 KiB when they are read",
 			bound: "what a record has more than was listed is paid for, too",
-			store: func(r *hostileRun) {
-				large := markers()
-				for i := range 1000 {
-					key := r.container(fmt.Sprintf("c%03d", i)).SealKey()
-					r.put(key, []byte("{}"))
-					r.front.swap(r.under+key, large)
-				}
-			},
+			store: (*hostileRun).overwrittenSeals,
 		},
 		{
 			name:  "a line of 1 GB that never ends",

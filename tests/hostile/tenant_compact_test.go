@@ -122,16 +122,9 @@ func compactorAttacks() []tenantAttack {
 			},
 		},
 		{
-			name:  "1,000 seals of 10 bytes that have 256 KiB when they are read",
+			name:  "1,000 seals of 2 bytes that have 256 KiB when they are read",
 			bound: "what a record has more than was listed is paid for, too",
-			store: func(r *hostileRun) {
-				large := markers()
-				for i := range 1000 {
-					key := r.container(fmt.Sprintf("c%03d", i)).SealKey()
-					r.put(key, []byte("{}"))
-					r.front.swap(r.under+key, large)
-				}
-			},
+			store: (*hostileRun).overwrittenSeals,
 		},
 		{
 			name:  "an object of which no body comes",

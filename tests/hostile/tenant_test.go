@@ -367,7 +367,7 @@ func (s *server) innocentReads(ctx context.Context, token string, want map[strin
 
 // hostileReads reads as the tenant until the context ends: as many requests at once as so many of
 // its users may have, and as many that follow. Some read as slowly as they can. Not every attack has
-// logs; but each run has a page, and what is not found of it fails the test.
+// logs, but every run has a page: one that is not found fails the test.
 func (s *server) hostileReads(ctx context.Context, tokens []string, paths, follows []string) map[int]int {
 	var group sync.WaitGroup
 	var mu sync.Mutex

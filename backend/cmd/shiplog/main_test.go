@@ -90,7 +90,7 @@ func putObject(t *testing.T, store *objectstore.Store, key string, body []byte) 
 	}
 }
 
-func putRecord[T record.Run | record.Pod | record.Alive | record.Waiting | record.Pointer | record.Seal](t *testing.T, store *objectstore.Store, key string, v T) {
+func putRecord[T record.Any](t *testing.T, store *objectstore.Store, key string, v T) {
 	t.Helper()
 	b, err := record.Encode(v)
 	if err != nil {
