@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -18,7 +19,6 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/types"
 	utilrand "k8s.io/apimachinery/pkg/util/rand"
 	"k8s.io/apimachinery/pkg/util/wait"
 	"k8s.io/client-go/kubernetes"
@@ -37,6 +37,8 @@ type cluster struct {
 	vars   map[string]string    // the variables of "cluster env"
 	images images
 	module module
+
+	settings settings // that tests begin with
 }
 
 // module is Tekton's Go module, of the version that runs on the cluster.
@@ -213,31 +215,77 @@ func (c *cluster) cleanUp(ctx context.Context) error {
 	return errors.Join(err, c.client.DeleteAllOf(ctx, &corev1.PersistentVolume{}, mine))
 }
 
-// flags are those of Tekton's features that its examples need beside the defaults.
+// flags are those of Tekton's features that its examples need beside the defaults, and those that
+// its own serial tests change and leave so.
 var flags = map[string]string{
 	"enable-api-fields": "alpha", "enable-artifacts": "true",
 	"enable-cel-in-whenexpression": "true", "enable-param-enum": "true",
+	"results-from": "termination-message",
 }
 
-// setFlags sets them, and returns what sets them back.
-func (c *cluster) setFlags(ctx context.Context) (back func(context.Context) error, err error) {
-	key := client.ObjectKey{Namespace: "tekton-pipelines", Name: "feature-flags"}
-	var config corev1.ConfigMap
-	if err := c.client.Get(ctx, key, &config); err != nil {
+// settings are Tekton's, by the ConfigMap that they are in.
+type settings map[client.ObjectKey]map[string]string
+
+// configure gives Tekton what its tests need: flags, and the right to read the log of a sidecar
+// that prints results. It returns what sets all back.
+func (c *cluster) configure(ctx context.Context) (back func(context.Context) error, err error) {
+	before, err := c.readSettings(ctx)
+	if err != nil {
 		return nil, err
 	}
-	set := func(ctx context.Context, values map[string]string) error {
-		patch, err := json.Marshal(map[string]any{"data": values})
-		if err != nil {
-			return err
+	key := client.ObjectKey{Namespace: "tekton-pipelines", Name: "feature-flags"}
+	if before[key] == nil {
+		return nil, fmt.Errorf("Tekton has no ConfigMap %s", key)
+	}
+	c.settings = maps.Clone(before)
+	c.settings[key] = maps.Clone(before[key])
+	maps.Copy(c.settings[key], flags)
+	access := filepath.Join(c.module.Dir, "optional_config", "enable-log-access-to-controller")
+	back = func(ctx context.Context) error {
+		_, err := c.run(ctx, c.vars["KUBECTL"], "delete", "--ignore-not-found", "-f", access)
+		return errors.Join(err, c.set(ctx, before))
+	}
+	if _, err := c.run(ctx, c.vars["KUBECTL"], "apply", "-f", access); err != nil {
+		return nil, err
+	}
+	return back, c.set(ctx, c.settings)
+}
+
+// readSettings reads how Tekton is set now.
+func (c *cluster) readSettings(ctx context.Context) (settings, error) {
+	now := settings{}
+	for _, namespace := range []string{"tekton-pipelines", "tekton-pipelines-resolvers"} {
+		var all corev1.ConfigMapList
+		if err := c.client.List(ctx, &all, client.InNamespace(namespace)); err != nil {
+			return nil, fmt.Errorf("Tekton's settings: %w", err)
 		}
-		return c.client.Patch(ctx, config.DeepCopy(), client.RawPatch(types.MergePatchType, patch))
+		for i := range all.Items {
+			now[client.ObjectKeyFromObject(&all.Items[i])] = all.Items[i].Data
+		}
 	}
-	before := map[string]string{}
-	for name := range flags {
-		before[name] = config.Data[name]
+	return now, nil
+}
+
+// set makes Tekton's settings what they are wanted to be.
+func (c *cluster) set(ctx context.Context, want settings) error {
+	now, err := c.readSettings(ctx)
+	if err != nil {
+		return err
 	}
-	return func(ctx context.Context) error { return set(ctx, before) }, set(ctx, flags)
+	for key, data := range want {
+		if maps.Equal(now[key], data) {
+			continue
+		}
+		var config corev1.ConfigMap
+		if err := c.client.Get(ctx, key, &config); err != nil {
+			return fmt.Errorf("Tekton's settings: %w", err)
+		}
+		config.Data = data
+		if err := c.client.Update(ctx, &config); err != nil {
+			return fmt.Errorf("Tekton's settings: %w", err)
+		}
+	}
+	return nil
 }
 
 // kubeletLog is what the kubelet has of a container.

@@ -70,9 +70,9 @@ func run(ctx context.Context, o options) (err error) {
 		defer func() { err = errors.Join(err, c.cleanUp(context.WithoutCancel(ctx))) }()
 	}
 	if !o.list {
-		back, flagsErr := c.setFlags(ctx)
-		if flagsErr != nil {
-			return flagsErr
+		back, configErr := c.configure(ctx)
+		if configErr != nil {
+			return configErr
 		}
 		defer func() { err = errors.Join(err, back(context.WithoutCancel(ctx))) }()
 	}

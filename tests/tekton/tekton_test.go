@@ -187,17 +187,75 @@ func TestParseVerify(t *testing.T) {
 build/step-compile   gaps          30 bytes  6e7e  gaps: 1, bytes lost: 17
 build/sidecar-db     not captured  0 bytes   -     no-command
 build/step-verified  running       0 bytes   -
+large/step-a         missed        0 bytes   -     not captured in pod large-pod: results-at-risk
+large/step-b         missed        0 bytes   -     not captured in pod large-pod: no-answer
 `)
 	want := verification{
-		verified:    1,
-		notCaptured: []string{"build/sidecar-db     not captured  0 bytes   -     no-command"},
+		verified: 1,
+		notCaptured: []string{
+			"build/sidecar-db     not captured  0 bytes   -     no-command",
+			"large/step-a         missed        0 bytes   -     " +
+				"not captured in pod large-pod: results-at-risk",
+		},
 		other: []string{
 			"build/step-compile   gaps          30 bytes  6e7e  gaps: 1, bytes lost: 17",
 			"build/step-verified  running       0 bytes   -",
+			"large/step-b         missed        0 bytes   -     not captured in pod large-pod: no-answer",
 		},
 	}
 	if diff := cmp.Diff(want, got, cmp.AllowUnexported(verification{})); diff != "" {
 		t.Errorf("verification (-want +got):\n%s", diff)
+	}
+}
+
+func TestChangedSources(t *testing.T) {
+	dir := t.TempDir()
+	const same = "package test\n"
+	const compares = `package test
+
+func match(t *testing.T, expectedAnnotations, actual map[string]string) {
+	for key, expectedVal := range expectedAnnotations {
+		check(actual[key], expectedVal)
+	}
+}
+`
+	write := func(name, text string) {
+		path := filepath.Join(dir, name)
+		if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("test/same.go", same)
+	write("test/note.txt", "mirror.gcr.io/busybox")
+	write("pkg/testing/factory.go", "package testing\n\nconst image = `mirror.gcr.io/busybox`\n")
+	if _, err := changedSources(dir, testImages); err == nil {
+		t.Error("no test compares annotations, and that is no error")
+	}
+	write("test/match_test.go", compares)
+	got, err := changedSources(dir, testImages)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]string{
+		"pkg/testing/factory.go": "package testing\n\nconst image = `" + testImages.registry +
+			"/tekton-tests/shell:latest`\n",
+		"test/match_test.go": `package test
+
+func match(t *testing.T, expectedAnnotations, actual map[string]string) {
+	for key, expectedVal := range expectedAnnotations {
+		if strings.HasPrefix(key, "shiplog.dev/") {
+			continue
+		}
+		check(actual[key], expectedVal)
+	}
+}
+`,
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("sources (-want +got):\n%s", diff)
 	}
 }
 
