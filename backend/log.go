@@ -414,7 +414,7 @@ func (c Container) readingOrder() []placed {
 			s := &c.covered[j]
 			at, ok := known.at(s.Offset)
 			if i, _ := slices.BinarySearchFunc(c.Segments, *s, compareSegments); !ok && i > 0 {
-				at, ok = c.within(c.Segments[i-1], *s)
+				at, ok = segmentWithin(c.Segments[i-1], *s)
 				at = at.behind(c.starts[i-1])
 			}
 			order = append(order, placed{Segment: s, start: at, unplaced: !ok || c.Estimated})

@@ -101,7 +101,6 @@ type Container struct {
 	covered []layout.Segment // by Segments: read where one of these is corrupt
 	early   []layout.Segment // behind a hole that the shipper is at: not read yet
 	starts  []position       // where each of Segments begins
-	anew    bool             // a shipper has numbered anew, as far as names of segments show
 	badSeal string           // why there is a seal and it is not in Seal
 	heard   time.Time        // when the store last got something of the pod, as far as was looked at
 
@@ -596,8 +595,6 @@ func (p position) behind(o position) position {
 // as far as names tell; see Container.Estimated for the rest.
 func (c *Container) count() {
 	c.Bytes, c.Lines, c.Archive, c.Estimated, c.starts = 0, 0, 0, false, nil
-	c.anew = slices.ContainsFunc(c.Segments, beginsAnew) ||
-		slices.ContainsFunc(c.covered, beginsAnew)
 	var known *places // needed where segments overlap
 	end := int64(0)
 	for _, s := range c.Segments {
@@ -613,7 +610,7 @@ func (c *Container) count() {
 		if s.Offset < end {
 			at, ok := known.at(s.Offset)
 			if !ok {
-				at, ok = c.within(c.Segments[i-1], s)
+				at, ok = segmentWithin(c.Segments[i-1], s)
 				at = at.behind(c.starts[i-1])
 			}
 			ok = ok && at.lines <= c.Lines && at.lines+s.Lines >= c.Lines &&
@@ -636,22 +633,18 @@ func (c *Container) count() {
 	}
 }
 
-// within is how far behind a segment's beginning another begins that meets no other, if both are
-// numbered alike. That is sure where the numbers are those of whole lines that have just the
-// archive bytes between, and where no segment shows that a shipper has numbered anew.
-func (c *Container) within(by, s layout.Segment) (position, bool) {
+// segmentWithin is how far behind a segment's beginning another begins that meets no other, if both are
+// numbered alike. That is sure where the numbers are those of whole lines that take just the
+// archive bytes between: a numbering that began anew later leaves some over. So do pieces of lines
+// and markers.
+func segmentWithin(by, s layout.Segment) (position, bool) {
 	between := position{s.Line - by.Line, s.PrintedOffset - by.PrintedOffset}
-	pieces := s.Offset - by.Offset - between.printed - between.lines*int64(criline.PrefixLen)
 	if between.lines < 0 || between.lines > by.Lines || between.printed < 0 ||
-		between.printed > by.Printed || pieces < 0 || pieces > 0 && c.anew {
+		between.printed > by.Printed ||
+		s.Offset-by.Offset != between.printed+between.lines*int64(criline.PrefixLen) {
 		return position{}, false
 	}
 	return between, true
-}
-
-// beginsAnew says whether a segment shows that a shipper has numbered anew.
-func beginsAnew(s layout.Segment) bool {
-	return s.Offset > 0 && s.PrintedOffset == 0 && s.Line == 0
 }
 
 // whyEmpty explains a sealed log without a byte.

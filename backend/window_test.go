@@ -19,12 +19,13 @@ import (
 	"github.com/shiplog-dev/shiplog/internal/objectstore"
 )
 
-// mixed is a log of two streams with whole lines, pieces, and empty lines, and where each of its lines is.
-func mixed(seed uint64) (whole []byte, model []Line, ends []int) {
+// mixed is a log of two streams with whole lines, empty lines, and pieces if so asked, and where
+// each of its lines is.
+func mixed(seed uint64, pieces bool) (whole []byte, model []Line, ends []int) {
 	r := rand.New(rand.NewPCG(seed, 1))
 	var number, offset int64
 	for i := range 60 {
-		full := r.IntN(3) > 0
+		full := !pieces || r.IntN(3) > 0
 		l := criline.Line{
 			Time: now.Add(time.Duration(i) * time.Second), Stream: []criline.Stream{criline.Stdout, criline.Stderr}[r.IntN(2)], Full: full,
 			Text: []byte("abcdefghijkl"[r.IntN(12):]), // a piece has at least a byte
@@ -45,17 +46,24 @@ func mixed(seed uint64) (whole []byte, model []Line, ends []int) {
 
 // TestWindow compares what the options choose with a model that reads all, in logs whose segments overlap.
 func TestWindow(t *testing.T) {
-	for seed := range uint64(6) {
-		whole, model, ends := mixed(seed)
+	for seed := range uint64(12) {
+		pieces := seed%2 == 0
+		whole, model, ends := mixed(seed, pieces)
 		r := rand.New(rand.NewPCG(seed, 2))
 		m := memory{}
+		var met []int // where segments begin and end
 		for end := 0; end < len(ends); {
 			from := end - r.IntN(min(end, 4)+1)
+			for pieces && from > 0 && !slices.Contains(met, from) {
+				from-- // elsewhere nobody knows how many pieces are before it
+			}
+			met = append(met, from)
 			end = min(len(ends), end+1+r.IntN(7))
 			start := 0
 			if from > 0 {
 				start = ends[from-1]
 			}
+			met = append(met, end)
 			s, b := segmentOf(t, whole, start, ends[end-1])
 			m.put(t, step.SegmentKey(s), now, b)
 		}

@@ -24,8 +24,8 @@ type truth struct {
 	status backend.Status
 	pieces []piece
 	place  // of the end, by what is archived
-	// Numbers that begin anew overlap, or what is lost was where segments met, so that nobody can
-	// know what counts twice.
+	// Numbers that begin anew overlap, or where segments met is lost, so that nobody can know what
+	// counts twice.
 	estimated bool
 }
 
@@ -95,6 +95,7 @@ func (s *store) read(p *pod, l *log, now time.Time) truth {
 	}
 	// Each line that a segment has is archived, and can be read if one of these is sound.
 	archived, sound := make([]bool, len(l.lines)), make([]bool, len(l.lines))
+	t.estimated = l.unsure(cuts)
 	end = 0
 	for _, c := range cuts {
 		for i := c.from; i < c.to; i++ {
@@ -122,6 +123,34 @@ func (s *store) read(p *pod, l *log, now time.Time) truth {
 		}
 	}
 	return t
+}
+
+// unsure says whether names do not tell where each segment begins, though they were all numbered
+// alike. They do where it begins at the end of what is before it, or where others begin or end of
+// which that is known, or behind whole lines alone.
+func (l *log) unsure(cuts []*cut) bool {
+	known := map[int]bool{}
+	end, before := 0, 0
+	for _, c := range cuts {
+		if c.to <= end {
+			continue // others cover it
+		}
+		if c.from < end && !known[c.from] && slices.ContainsFunc(l.lines[before:c.from],
+			func(line criline.Line) bool { return !line.Full || line.Stream == criline.Markers }) {
+			return true
+		}
+		known[c.from] = true
+		for more := true; more; {
+			more = false
+			for _, c := range cuts {
+				if known[c.from] != known[c.to] {
+					known[c.from], known[c.to], more = true, true, true
+				}
+			}
+		}
+		end, before = c.to, c.from
+	}
+	return false
 }
 
 // chosen are the pieces that options choose. Gaps of the archive itself have no sure place.
