@@ -71,6 +71,10 @@ test-tekton: ## Tekton's own tests, with shiplog and without. RUN=regexp, FLAGS=
 fuzz: ## Each fuzz test for FUZZTIME (30s).
 	@tests/fuzz.sh '$(or $(FUZZTIME),30s)'
 
+.PHONY: mutate
+mutate: ## Change the code of PKG in small ways, and list what no test notices. FLAGS=-help.
+	@$(GO) run ./tests/mutate $(FLAGS) $(PKG)
+
 .PHONY: bench
 bench: ## Measure beside what else there is, and write docs/benchmarks.md. RUN=ship for one part alone.
 	@$(CLUSTER) build bench
